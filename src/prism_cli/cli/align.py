@@ -1,0 +1,42 @@
+"""`prism align`."""
+
+from prism_cli.cli import options
+from prism_cli.cli.conduct import conduct, start_from_newest
+from prism_cli.cli.words import sort_words
+
+
+def align(
+    words: options.Words = None,
+    model: options.ModelOption = None,
+    data: options.DataOption = None,
+    from_: options.FromOption = None,
+    output: options.OutputOption = None,
+    teacher_endpoint: options.EndpointOption = None,
+    teacher_model: options.TeacherModelOption = None,
+    max_steps: options.MaxStepsOption = None,
+    seed: options.SeedOption = None,
+    dry_run: options.DryRunOption = False,
+    resume: options.ResumeOption = None,
+) -> None:
+    """Align the policy's own rollouts to a teacher's answers, of which only the text is needed.
+
+    Without RECIPE it takes ./align.yaml if there is one, else the defaults; without --from and --model it starts from
+    the newest finished sft run under ./runs.
+    """
+    from prism_cli.recipes.load import load_recipe
+
+    sorted_words = sort_words(words)
+    chosen = options.given(
+        model=model,
+        data=data,
+        from_=from_,
+        output=output,
+        teacher__endpoint=teacher_endpoint,
+        teacher__model=teacher_model,
+        max_steps=max_steps,
+        seed=seed,
+    )
+    recipe = load_recipe("align", sorted_words.recipe, sorted_words.overrides, chosen)
+    if start := start_from_newest(recipe, "sft"):
+        recipe = load_recipe("align", sorted_words.recipe, sorted_words.overrides, chosen | start)
+    conduct("align", recipe, dry_run, resume)

@@ -1,0 +1,80 @@
+"""Runs a stage for a command, or prints what it would do."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rich import get_console
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from prism_cli.errors import CheckpointError
+
+
+def conduct(stage: str, recipe: Any, dry_run: bool, resume: bool | None, base: Path | None = None) -> None:
+    """Runs a stage, or with `dry_run` prints its recipe (stdout) and plan (stderr).
+
+    Args:
+        stage: sft, align, rl, eval or run.
+        recipe: Its recipe.
+        dry_run: Write nothing.
+        resume: True insists on a run to continue, False starts over, None does what fits.
+        base: Folder of a pipeline's file.
+
+    Raises:
+        PrismError: from the stage; or `resume` and nothing to continue.
+    """
+    from prism_cli.recipes.identity import run_folder, to_yaml
+
+    folder = run_folder(stage, recipe)
+    if resume and not (folder / "run.json").is_file():
+        raise CheckpointError(f"there is no run to continue in {folder}", "leave out --resume to start one")
+    where = () if base is None else (base,)
+    if dry_run:
+        print_yaml(to_yaml(recipe))
+    module = import_module(f"prism_cli.stages.{stage}")  # here, because a wrong recipe should not wait for it
+    if dry_run:
+        _print_plan(stage, [*module.check(recipe, *where), ("writes to", str(folder))])
+        return
+    module.run(recipe, *where, fresh=resume is False, command=["prism", *sys.argv[1:]])
+    get_console().print(f"[bold green]finished[/] {folder}", highlight=False, soft_wrap=True)
+
+
+def start_from_newest(recipe: Any, *stages: str) -> dict[str, str]:
+    """The option `from` for a recipe that says nowhere where to start: the newest finished run of the first stage that
+    has one; said in one line.
+
+    Args:
+        recipe: As loaded so far.
+        stages: Earlier stages, best first.
+    """
+    if recipe.model is not None or recipe.from_ is not None:
+        return {}
+    from prism_cli.runs import newest_finished
+
+    for stage in stages:
+        if (run := newest_finished(stage, Path("runs"))) is not None:
+            text = f"starting from {run}, the newest finished {stage} run here (--from names another)"
+            Console(stderr=True, soft_wrap=True, highlight=False).print(text)
+            return {"from": str(run)}
+    return {}
+
+
+def print_yaml(text: str) -> None:
+    """Prints YAML to stdout, coloured on a terminal and untouched in a pipe."""
+    from rich.syntax import Syntax
+
+    console = get_console()
+    if console.is_terminal:
+        console.print(Syntax(text, "yaml", background_color="default"))
+    else:
+        sys.stdout.write(text)
+
+
+def _print_plan(stage: str, lines: list[tuple[str, str]]) -> None:
+    table = Table(title=f"prism {stage} would do this", title_justify="left", show_header=False)
+    for what, detail in lines:
+        table.add_row(Text(what), Text(detail))
+    Console(stderr=True).print(table)

@@ -1,0 +1,53 @@
+"""Writes docs/cli.md from the commands themselves.
+
+`python -m prism_cli.cli.document --write` writes it, `--check` fails when it is not current.
+"""
+
+import sys
+from pathlib import Path
+
+import typer
+from typer.cli import get_docs_for_click
+
+from prism_cli.cli.app import app
+
+PAGE = Path("docs/cli.md")
+INTRODUCTION = """# Command line
+
+<!-- Written by `python -m prism_cli.cli.document --write` from src/prism_cli/cli. Do not edit. -->
+
+The words after a command, in any order:
+
+- `KEY=VALUE` sets a value of the recipe, whatever its file says: `optimizer.learning_rate=2e-6`, values in YAML. On
+  `prism run` a step's value is `STEP.KEY=VALUE`.
+- `RUN`, on `prism eval` only: a folder that holds a run.json, or `RUN@N` for its checkpoint N, or `RUN@STEP` in a
+  pipeline's folder.
+- `RECIPE` is anything else, and every existing file: a file, a folder that holds the command's file (`align.yaml`), or
+  the name of a shipped recipe (`tiny`). Without it the command takes its file from the current folder if there is one.
+
+Rerunning a command on the same folder continues its run. Exit codes: 0 ok, 1 failed, 2 wrong recipe or usage, 3 a
+budget was reached, 130 interrupted.
+
+"""
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    command = typer.main.get_command(app)
+    text = get_docs_for_click(obj=command, ctx=typer.Context(command), indent=1, name="prism")
+    return INTRODUCTION + text.strip() + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Writes (`--write`) or checks (`--check`) the page; the exit code."""
+    if arguments == ["--write"]:
+        PAGE.write_text(page(), encoding="utf-8")
+        return 0
+    current = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page()
+    if not current:
+        print(f"{PAGE} is not current: run python -m prism_cli.cli.document --write", file=sys.stderr)
+    return 0 if current else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,25 @@
+"""`prism run`."""
+
+from prism_cli.cli import options
+from prism_cli.cli.conduct import conduct
+from prism_cli.cli.words import sort_words
+
+
+def run(
+    words: options.Words = None,
+    output: options.OutputOption = None,
+    seed: options.SeedOption = None,
+    dry_run: options.DryRunOption = False,
+    resume: options.ResumeOption = None,
+) -> None:
+    """Run a pipeline: any list of stages, each starting from the one before, with a report at the end.
+
+    Without RECIPE it takes ./pipeline.yaml. A value of one step is set by the step's name: align.max_steps=30.
+    """
+    from prism_cli.recipes.load import load_recipe
+    from prism_cli.recipes.sources import find_recipe
+
+    sorted_words = sort_words(words)
+    recipe = load_recipe("run", sorted_words.recipe, sorted_words.overrides, options.given(output=output, seed=seed))
+    file = find_recipe("run", sorted_words.recipe)
+    conduct("run", recipe, dry_run, resume, base=file.parent if file else None)

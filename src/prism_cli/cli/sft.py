@@ -1,0 +1,39 @@
+"""`prism sft`."""
+
+from prism_cli.cli import options
+from prism_cli.cli.conduct import conduct
+from prism_cli.cli.words import sort_words
+
+
+def sft(
+    words: options.Words = None,
+    model: options.ModelOption = None,
+    data: options.DataOption = None,
+    from_: options.FromOption = None,
+    output: options.OutputOption = None,
+    teacher_endpoint: options.EndpointOption = None,
+    teacher_model: options.TeacherModelOption = None,
+    max_steps: options.MaxStepsOption = None,
+    seed: options.SeedOption = None,
+    dry_run: options.DryRunOption = False,
+    resume: options.ResumeOption = None,
+) -> None:
+    """Fine-tune on demonstrations: those in the data, or a teacher's answers to its prompts.
+
+    Without RECIPE it takes ./sft.yaml if there is one, else the defaults.
+    """
+    from prism_cli.recipes.load import load_recipe
+
+    sorted_words = sort_words(words)
+    chosen = options.given(
+        model=model,
+        data=data,
+        from_=from_,
+        output=output,
+        teacher__endpoint=teacher_endpoint,
+        teacher__model=teacher_model,
+        max_steps=max_steps,
+        seed=seed,
+    )
+    recipe = load_recipe("sft", sorted_words.recipe, sorted_words.overrides, chosen)
+    conduct("sft", recipe, dry_run, resume)

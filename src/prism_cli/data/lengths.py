@@ -1,0 +1,56 @@
+"""Token lengths of rows, counted from text and picture sizes alone: no picture is resized or encoded."""
+
+import io
+from collections.abc import Sequence
+
+from datasets import Dataset, Image, List
+from PIL import Image as PILImage
+from transformers import ProcessorMixin
+
+from prism_cli.errors import DataError
+
+
+def token_lengths(data: Dataset, processor: ProcessorMixin, texts: Sequence[str] | None = None) -> list[int]:
+    """Tokens of each row's prompt with its images, and of `texts` as the response if given.
+
+    Args:
+        data: Rows.
+        processor: The policy's processor; its pixel budget decides the image tokens.
+        texts: One response a row, or None.
+    """
+    raw = data.cast_column("images", List(Image(decode=False)))
+    tokenizer = processor.tokenizer
+    chats = [
+        processor.apply_chat_template(
+            [{"role": m["role"], "content": [{"type": "text", "text": m["content"]}]} for m in prompt],
+            add_generation_prompt=True,
+        )
+        for prompt in data["prompt"]
+    ]
+    lengths = [len(ids) for ids in tokenizer(chats, add_special_tokens=False)["input_ids"]]
+    if texts is not None:
+        responses = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        lengths = [length + len(ids) + 1 for length, ids in zip(lengths, responses, strict=True)]
+    sizes = [[PILImage.open(io.BytesIO(image["bytes"])).size[::-1] for image in images] for images in raw["images"]]
+    flat = [size for row in sizes for size in row]
+    counts = iter(processor._get_num_multimodal_tokens(image_sizes=flat).num_image_tokens if flat else [])
+    # Two marks stand around each image.
+    return [length + sum(next(counts) + 2 for _ in row) for length, row in zip(lengths, sizes, strict=True)]
+
+
+def refuse_over_long(
+    data: Dataset, processor: ProcessorMixin, limit: int, setting: str, texts: Sequence[str] | None = None
+) -> None:
+    """Stops on rows longer than `limit` tokens: cutting one would cut its image or its answer.
+
+    Raises:
+        DataError: names the rows and the setting.
+    """
+    lengths = token_lengths(data, processor, texts)
+    long = [(id, length) for id, length in zip(data["id"], lengths, strict=True) if length > limit]
+    if long:
+        named = ", ".join(f"{id} ({length} tokens)" for id, length in long[:5])
+        raise DataError(
+            f"{len(long)} of {len(lengths)} rows are longer than {setting} = {limit}: {named}",
+            f"raise {setting}, lower image.max_pixels, or drop these rows",
+        )

@@ -1,0 +1,73 @@
+"""The one shape of a data row inside PRISM, whatever it was read from.
+
+Columns: `id`, `prompt` (messages, text only, the question last), `images`, `answers` (accepted final answers, may be empty),
+`teacher_response`, `demonstration` (the text SFT learns) and `truth` (what a synthetic world knows); the last three may be
+None.
+"""
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from datasets import Dataset, Features, Image, List, Value
+from PIL import Image as PILImage
+
+_MESSAGES = List({"role": Value("string"), "content": Value("string")})
+FEATURES = Features(
+    {
+        "id": Value("string"),
+        "prompt": _MESSAGES,
+        "images": List(Image()),
+        "answers": List(Value("string")),
+        "teacher_response": Value("string"),
+        "demonstration": Value("string"),
+        "truth": Value("string"),
+    }
+)
+
+
+def row(
+    id: str,
+    question: str,
+    images: Sequence[PILImage.Image | bytes],
+    *,
+    system: str | None = None,
+    answers: Sequence[str] = (),
+    teacher_response: str | None = None,
+    demonstration: str | None = None,
+    truth: str | None = None,
+) -> dict[str, Any]:
+    """One row; images as PIL pictures or as the bytes of their files."""
+    prompt = [{"role": "system", "content": system}] if system else []
+    return {
+        "id": id,
+        "prompt": [*prompt, {"role": "user", "content": question}],
+        "images": [{"bytes": image if isinstance(image, bytes) else png(image), "path": None} for image in images],
+        "answers": list(answers),
+        "teacher_response": teacher_response,
+        "demonstration": demonstration,
+        "truth": truth,
+    }
+
+
+def dataset(rows: Iterable[dict[str, Any]]) -> Dataset:
+    """A data set of rows."""
+    rows = list(rows)
+    return Dataset.from_dict({name: [r[name] for r in rows] for name in FEATURES}, features=FEATURES)
+
+
+def with_instruction(data: Dataset, instruction: str | None) -> Dataset:
+    """Puts the instruction in front of each prompt as its system message; a row's own system message stays and wins."""
+    if instruction is None:
+        return data
+    system = [{"role": "system", "content": instruction}]
+    prompts = [p if p[0]["role"] == "system" else [*system, *p] for p in data["prompt"]]
+    features = data.features
+    return data.remove_columns("prompt").add_column("prompt", prompts, feature=features["prompt"])
+
+
+def png(image: PILImage.Image) -> bytes:
+    """The picture as PNG bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

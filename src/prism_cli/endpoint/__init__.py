@@ -1,0 +1,1 @@
+"""Asking an OpenAI-compatible endpoint: each question once, every answer kept, within a budget."""

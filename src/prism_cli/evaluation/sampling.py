@@ -1,0 +1,160 @@
+"""Responses of a policy to prompts, greedy or sampled, in batches."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+
+
+class Sampled(NamedTuple):
+    """One response.
+
+    Attributes:
+        text: Decoded, special tokens dropped.
+        token_ids: The completion's tokens up to its end token, that included.
+    """
+
+    text: str
+    token_ids: list[int]
+
+
+def multimodal(messages: Sequence[dict[str, str]], images: Sequence[Any]) -> list[dict[str, Any]]:
+    """Puts a row's images in front of its first user message, in the form processors take."""
+    result, waiting = [], list(images)
+    for message in messages:
+        content = [{"type": "text", "text": message["content"]}]
+        if message["role"] == "user" and waiting:
+            content = [*({"type": "image", "image": image} for image in waiting), *content]
+            waiting = []
+        result.append({"role": message["role"], "content": content})
+    return result
+
+
+def encode_prompts(processor: ProcessorMixin, conversations: Sequence[list[dict[str, Any]]]) -> dict[str, torch.Tensor]:
+    """Left-padded model inputs for conversations that end where the response begins; (B, P)."""
+    return processor.apply_chat_template(
+        list(conversations),
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        processor_kwargs={"padding": True},
+    )
+
+
+@contextmanager
+def generating(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode before is restored."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def sample_responses(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    conversations: Sequence[list[dict[str, Any]]],
+    *,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    suppress: Sequence[int],
+    batch_size: int,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> list[Sampled]:
+    """Answers each conversation once.
+
+    The random state of the process is left as it was; the same seed gives the same responses.
+
+    Args:
+        model: The policy.
+        processor: Its processor, left padding.
+        conversations: Prompts with their images (`multimodal`).
+        max_tokens: Longest response.
+        temperature: 0 answers greedily.
+        seed: Seed of the sampling.
+        suppress: Tokens never emitted (image and video placeholders).
+        batch_size: Responses generated at once.
+        on_batch: Called with the number of responses done.
+    """
+    tokenizer = processor.tokenizer
+    eos = model.generation_config.eos_token_id
+    ends = [eos] if isinstance(eos, int) else list(eos or [tokenizer.eos_token_id])
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    config = GenerationConfig(
+        max_new_tokens=max_tokens,
+        eos_token_id=ends,
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=list(suppress),
+        disable_compile=True,
+        **sampling,
+    )
+    results: list[Sampled] = []
+    with generating(model), torch.random.fork_rng(devices=_cuda_devices(model)):
+        torch.manual_seed(seed)
+        for start in range(0, len(conversations), batch_size):
+            inputs = encode_prompts(processor, conversations[start : start + batch_size]).to(model.device)
+            output = model.generate(**inputs, generation_config=config)
+            for row in output[:, inputs["input_ids"].shape[1] :].tolist():
+                results.append(_until_end(row, ends, tokenizer))
+            on_batch(len(results))
+    return results
+
+
+def _until_end(row: list[int], ends: Sequence[int], tokenizer) -> Sampled:
+    stop = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+    return Sampled(tokenizer.decode(row[:stop], skip_special_tokens=True), row[:stop])
+
+
+def _cuda_devices(model: PreTrainedModel) -> list[int]:
+    return [model.device.index or 0] if model.device.type == "cuda" else []
+
+
+def mean_log_likelihood(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    conversations: Sequence[list[dict[str, Any]]],
+    texts: Sequence[str],
+    batch_size: int,
+) -> list[float]:
+    """How likely the policy finds given texts: mean log-probability a token, in nats, one number a text.
+
+    Args:
+        model: The policy.
+        processor: Its processor.
+        conversations: Prompts with their images.
+        texts: One text a prompt, scored as its whole response with the end token.
+        batch_size: Texts a forward pass.
+    """
+    tokenizer = processor.tokenizer
+    values: list[float] = []
+    with generating(model):
+        for start in range(0, len(texts), batch_size):
+            batch = slice(start, start + batch_size)
+            inputs = encode_prompts(processor, conversations[batch]).to(model.device)
+            prompt_length = inputs["input_ids"].shape[1]
+            ends = [f"{text}{tokenizer.eos_token}" for text in texts[batch]]
+            answers = tokenizer(
+                ends, padding=True, padding_side="right", return_tensors="pt", add_special_tokens=False
+            ).to(model.device)
+            for key, addition in (
+                ("input_ids", answers["input_ids"]),
+                ("attention_mask", answers["attention_mask"]),
+                ("mm_token_type_ids", torch.zeros_like(answers["input_ids"])),
+            ):
+                if key in inputs:
+                    inputs[key] = torch.cat([inputs[key], addition], dim=1)
+            logits = model(**inputs).logits[:, prompt_length - 1 : -1].float()
+            chosen = logits.log_softmax(-1).gather(-1, answers["input_ids"].unsqueeze(-1)).squeeze(-1)
+            mask = answers["attention_mask"]
+            values += ((chosen * mask).sum(1) / mask.sum(1)).tolist()
+    if not all(map(math.isfinite, values)):
+        raise ValueError("a log-likelihood is not finite")
+    return values

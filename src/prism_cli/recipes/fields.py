@@ -1,0 +1,87 @@
+"""What a recipe type says about a key: which section it leads to, and which keys stand beside it."""
+
+from collections.abc import Sequence
+from types import NoneType
+from typing import Any, get_args, get_origin
+
+from prism_cli.recipes.sections import Section
+
+
+def sections(annotation: Any) -> tuple[type[Section], ...]:
+    """The section types a value may be: several for a union on `type`, none for a plain value or a container."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return (annotation,)
+    if get_origin(annotation) in (dict, tuple):
+        return ()
+    return tuple(found for inner in get_args(annotation) for found in sections(inner))
+
+
+def type_word(section: type[Section]) -> str | None:
+    """The word that stands under `type` for a section of a union, else None."""
+    field = section.model_fields.get("type")
+    return get_args(field.annotation)[0] if field else None
+
+
+def chosen(annotation: Any, value: Any) -> type[Section] | None:
+    """The section type that `value` is written as; the usual one of a union when `type` is absent."""
+    options = sections(annotation)
+    if len(options) < 2:
+        return options[0] if options else None
+    word = value.get("type") if isinstance(value, dict) else None
+    if word is None:
+        return next(section for section in options if not section.model_fields["type"].is_required())
+    return next((section for section in options if type_word(section) == word), None)
+
+
+def keys(section: type[Section]) -> dict[str, str]:
+    """Key as users write it → name of the field."""
+    return {field.alias or name: name for name, field in section.model_fields.items()}
+
+
+def child(annotation: Any, value: Any, key: str | int) -> Any:
+    """The annotation of what stands under `key` in `value`; None where the recipe types say nothing."""
+    section = chosen(annotation, value)
+    if section is not None:
+        name = keys(section).get(str(key))
+        return None if name is None else section.model_fields[name].annotation
+    for inner in (annotation, *get_args(annotation)):
+        if get_origin(inner) is dict:
+            return get_args(inner)[1]
+        if get_origin(inner) is tuple:
+            return get_args(inner)[0]
+    return None
+
+
+def annotation_at(recipe: type[Section], values: Any, path: Sequence[str | int]) -> Any:
+    """The annotation of what stands at `path`, following the types that `values` chose."""
+    annotation: Any = recipe
+    for key in path:
+        annotation = child(annotation, values, key)
+        values = value_at(values, (key,))
+    return annotation
+
+
+def value_at(values: Any, path: Sequence[str | int]) -> Any:
+    """What stands at `path` in nested dicts and lists, or None."""
+    for key in path:
+        if isinstance(values, dict):
+            values = values.get(key)
+        elif isinstance(values, list) and isinstance(key, int) and key < len(values):
+            values = values[key]
+        else:
+            return None
+    return values
+
+
+def may_be_null(annotation: Any) -> bool:
+    """Whether null is a value."""
+    return annotation is None or NoneType in get_args(annotation)
+
+
+def description(section: type[Section], name: str) -> str:
+    """A field's documentation; a field that only changes a default has that of the section it inherits from."""
+    for base in section.__mro__:
+        field = base.model_fields.get(name) if issubclass(base, Section) else None
+        if field is not None and field.description:
+            return " ".join(field.description.split())
+    return ""

@@ -1,0 +1,90 @@
+"""The resolved recipe as plain values and as YAML, and what makes two of them different runs."""
+
+import io
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from prism_cli.recipes.sections import Section
+
+# Keys that may change between two starts of one run: where it lies, how it is watched, what it may spend.
+FREE_KEYS = (
+    "output",
+    "log_every",
+    "checkpoint.keep",
+    "teacher.endpoint",
+    "teacher.api_key_env",
+    "teacher.concurrency",
+    "teacher.max_calls",
+    "teacher.store",
+    "trainer.report_to",
+    "trainer.run_name",
+)
+ABSENT = object()
+
+
+def run_folder(stage: str, recipe: Any) -> Path:
+    """The folder a recipe's run lives in: its `output`, else runs/<stage>, for a pipeline runs/<name>."""
+    return Path(recipe.output or f"runs/{recipe.name if stage == 'run' else stage}")
+
+
+def to_dict(recipe: Section) -> dict[str, Any]:
+    """The whole recipe, defaults included, as JSON-able values under the keys users write."""
+    return recipe.model_dump(mode="json", by_alias=True)
+
+
+def to_yaml(recipe: Section) -> str:
+    """The whole recipe as YAML that loads back to the same recipe."""
+    stream = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
+    yaml.width = 120
+    yaml.dump(to_dict(recipe), stream)
+    return stream.getvalue()
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The keys that make `new` another run than `old`, one line each: `seed: 0 there, 1 now`.
+
+    Keys in FREE_KEYS never count, nor does a larger `max_steps`.
+
+    Args:
+        old: The recipe of the run there, from `to_dict`.
+        new: The recipe now.
+    """
+    return [f"{key}: {_show(a)} there, {_show(b)} now" for key, a, b in _changed("", old, new) if not _free(key, a, b)]
+
+
+def _changed(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(n for n in new if n not in old)]:
+            yield from _changed(f"{key}.{name}" if key else name, old.get(name, ABSENT), new.get(name, ABSENT))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, pair in enumerate(zip(old, new, strict=True)):
+            yield from _changed(f"{key}.{index}", *pair)
+    elif old != new:
+        yield key, old, new
+
+
+def _free(key: str, old: Any, new: Any) -> bool:
+    key = re.sub(r"^steps\.\d+\.set\.", "", key)  # what a pipeline sets in a step is free where the step's key is
+    if key == "max_steps" and isinstance(old, int) and isinstance(new, int):
+        return new > old
+    return any(fnmatchcase(key, pattern) for pattern in FREE_KEYS)
+
+
+def _show(value: Any) -> str:
+    if value is ABSENT:
+        return "absent"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return str(value.get("type", "a section"))
+    return repr(value) if isinstance(value, str) else str(value)

@@ -1,0 +1,6 @@
+"""What a run was and what came of it: one self-contained HTML page, and a table for the terminal."""
+
+from prism_cli.report.page import write_report
+from prism_cli.report.summary_table import summary_table
+
+__all__ = ["summary_table", "write_report"]

@@ -1,0 +1,108 @@
+"""Reads a run folder as it is: any file may be missing or cut off, and what can't be read is noted, never fatal."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prism_cli.errors import CheckpointError
+
+FILES = ("run.json", "metrics.jsonl", "summary.json", "showcase.jsonl", "teacher.json", "recipe.yaml")
+_IMAGE = re.compile(r"data:image/(?:png|jpeg);base64,[A-Za-z0-9+/=]+")
+
+
+@dataclass
+class Step:
+    """One step's folder, read.
+
+    Attributes:
+        id: The folder's name.
+        manifest: run.json, or {}.
+        recipe: recipe.yaml's text, or "".
+        metrics: metrics.jsonl's lines in order.
+        summary: summary.json, or {}.
+        showcase: showcase.jsonl's lines.
+        teacher: teacher.json, or {}.
+        notes: What could not be read, in words.
+    """
+
+    id: str
+    manifest: dict[str, Any] = field(default_factory=dict)
+    recipe: str = ""
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    showcase: list[dict[str, Any]] = field(default_factory=list)
+    teacher: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_steps(folder: Path) -> list[Step]:
+    """The steps in a pipeline's folder, oldest first, or the one step whose folder it is.
+
+    Raises:
+        CheckpointError: the folder holds no run.
+    """
+    folders = [path for path in sorted(folder.glob("*/")) if any((path / name).is_file() for name in FILES)]
+    if not folders and any((folder / name).is_file() for name in FILES):
+        folders = [folder]
+    if not folders:
+        raise CheckpointError(f"{folder} holds no run (no {', '.join(FILES[:3])} …)", "give a folder under runs/")
+    steps = [_read_step(path) for path in folders]
+    return sorted(steps, key=lambda step: (not step.manifest.get("created"), str(step.manifest.get("created", ""))))
+
+
+def _read_step(folder: Path) -> Step:
+    step = Step(folder.resolve().name)
+    step.manifest = _read_object(folder / "run.json", step.notes)
+    step.summary = _read_object(folder / "summary.json", step.notes)
+    step.teacher = _read_object(folder / "teacher.json", step.notes)
+    step.metrics = _read_lines(folder / "metrics.jsonl", step.notes)
+    step.showcase = [_checked_image(card, step.notes) for card in _read_lines(folder / "showcase.jsonl", step.notes)]
+    if (folder / "recipe.yaml").is_file():
+        step.recipe = (folder / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
+    return step
+
+
+def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except ValueError as error:
+        notes.append(f"{path.name} can't be read: {error}")
+        return {}
+    if not isinstance(value, dict):
+        notes.append(f"{path.name} is not a JSON object")
+        return {}
+    return value
+
+
+def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; a last line without its end is one still being written."""
+    if not path.is_file():
+        return []
+    text, rows = path.read_text(encoding="utf-8", errors="replace"), []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if number <= text.count("\n"):
+                notes.append(f"{path.name} line {number} can't be read and is left out")
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            notes.append(f"{path.name} line {number} is not a JSON object and is left out")
+    return rows
+
+
+def _checked_image(card: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """The card without its picture unless that is plain inline PNG or JPEG data."""
+    image = card.get("image")
+    if image is None or (isinstance(image, str) and _IMAGE.fullmatch(image)):
+        return card
+    notes.append("showcase.jsonl: a picture that is not inline PNG or JPEG data is left out")
+    return {**card, "image": None, "image_dropped": True}

@@ -1,0 +1,92 @@
+"""Cards that show one question with the teacher's answer and the policy's responses before and after."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from prism_cli.report.quantities import is_number
+from prism_cli.responses import Response
+
+
+class Side(NamedTuple):
+    """One text on a card.
+
+    Attributes:
+        name: "Teacher", "Before", "After".
+        blocks: (label, text); the label is "" for raw text.
+        marks: (words, "good" | "bad") such as ("well-formed", "good").
+        scores: (part, score as text): the discriminator's.
+    """
+
+    name: str
+    blocks: list[tuple[str, str]]
+    marks: list[tuple[str, str]]
+    scores: list[tuple[str, str]]
+
+
+class Card(NamedTuple):
+    """One question.
+
+    Attributes:
+        question: Its text.
+        answer: The right answer.
+        image: An inline picture, or None.
+        image_dropped: Whether a picture was left out as unsafe.
+        sides: Teacher, before, after; those there are.
+    """
+
+    question: str
+    answer: str
+    image: str | None
+    image_dropped: bool
+    sides: list[Side]
+
+
+def cards(
+    rows: Sequence[Mapping[str, Any]],
+    parse: Callable[[str], Response] | None,
+    is_correct: Callable[[str, Sequence[str], str], bool] | None,
+) -> list[Card]:
+    """One card a line of showcase.jsonl."""
+    made = []
+    for row in rows:
+        question, answer = str(row.get("question") or ""), str(row.get("answer") or "")
+        right = None
+        if is_correct and answer:
+            right = _judge(is_correct, answer, question)
+        sides = [
+            _side(name, text, scores, parse, right)
+            for name, (text, scores) in (
+                ("Teacher", (row.get("teacher"), None)),
+                ("Before", _text_and_scores(row.get("before"))),
+                ("After", _text_and_scores(row.get("after"))),
+            )
+            if isinstance(text, str)
+        ]
+        made.append(Card(question, answer, row.get("image"), bool(row.get("image_dropped")), sides))
+    return made
+
+
+def _judge(is_correct: Callable, answer: str, question: str) -> Callable[[str], bool]:
+    return lambda given: is_correct(given, [answer], question)
+
+
+def _text_and_scores(response: Any) -> tuple[Any, Any]:
+    return (response.get("text"), response.get("scores")) if isinstance(response, Mapping) else (None, None)
+
+
+def _side(
+    name: str, text: str, scores: Any, parse: Callable[[str], Response] | None, right: Callable[[str], bool] | None
+) -> Side:
+    shown = [
+        (str(part), f"{score:+.2f}".replace("-", "−") if is_number(score) else "–")
+        for part, score in (scores.items() if isinstance(scores, Mapping) else ())
+    ]
+    if parse is None:
+        return Side(name, [("", text)], [], shown)
+    response = parse(text)
+    if not response.well_formed:
+        return Side(name, [("", text)], [(f"not well-formed: {response.problem}", "bad")], shown)
+    marks = [("well-formed", "good")]
+    if right and response.answer is not None:
+        marks.append(("right", "good") if right(response.answer) else ("wrong", "bad"))
+    return Side(name, list(response.blocks.items()) or [("", text)], marks, shown)

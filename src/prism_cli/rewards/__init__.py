@@ -1,0 +1,1 @@
+"""What a rollout earns, and what its tokens are worth to the policy."""

@@ -1,0 +1,259 @@
+"""A run's folder: resolved recipe, manifest with lineage, metrics, checkpoints; opening one again continues it.
+
+    runs/<name>/<step>/
+      run.json        manifest: stage, status, seed, versions, lineage, times
+      recipe.yaml     the resolved recipe
+      metrics.jsonl   one JSON object a logging step
+      checkpoints/    checkpoint-N/, complete once complete.json stands in it
+      model/          the final policy and processor
+"""
+
+import fcntl
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from prism_cli.errors import CheckpointError, PrismError
+
+RECORDED_PACKAGES = ("prism-cli", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm", "deepspeed")
+COMPLETE = "complete.json"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that a kill leaves the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+@dataclass
+class Run:
+    """One step's folder.
+
+    Attributes:
+        folder: Where it lives.
+        manifest: What run.json holds.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stage ran to its end."""
+        return self.manifest["status"] == "finished"
+
+    @property
+    def model(self) -> Path:
+        """Folder of the final policy and processor."""
+        return self.folder / "model"
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint; those a kill left half-written are deleted."""
+        complete = []
+        for path in (self.folder / "checkpoints").glob("checkpoint-*"):
+            if (path / COMPLETE).is_file():
+                complete.append(path)
+            else:
+                shutil.rmtree(path)
+        return max(complete, key=checkpoint_step, default=None)
+
+    def update(self, **changes: Any) -> None:
+        """Changes the manifest on disk."""
+        self.manifest.update(changes)
+        write_atomically(self.folder / "run.json", json.dumps(self.manifest, indent=2))
+
+    @contextmanager
+    def working(self) -> Iterator["Run"]:
+        """Holds the folder while the stage works and records how it ended.
+
+        Raises:
+            CheckpointError: another process works in this folder.
+        """
+        with open(self.folder / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CheckpointError(
+                    f"{self.folder} is in use by another process", "wait for it, or give this run another --output"
+                ) from None
+            started, before = time.monotonic(), self.manifest.get("seconds", 0.0)
+            self.update(status="running")
+            status = "failed"
+            try:
+                yield self
+                status = "finished"
+            except KeyboardInterrupt:
+                status = "interrupted"
+                raise
+            finally:
+                self.update(
+                    status=status,
+                    seconds=round(before + time.monotonic() - started, 1),
+                    finished=_now() if status == "finished" else None,
+                )
+
+
+def open_run(
+    folder: Path,
+    stage: str,
+    resolved: Mapping[str, Any],
+    resolved_text: str,
+    differences: Callable[[dict, dict], list[str]],
+    *,
+    source: Mapping[str, Any] | None = None,
+    fresh: bool = False,
+    command: Sequence[str] = (),
+) -> Run:
+    """Opens a run folder: a new one, or the same one again to continue it.
+
+    Args:
+        folder: The step's folder.
+        stage: sft, align, rl, eval or run.
+        resolved: The resolved recipe as plain values; `resolved_text` is the same as YAML.
+        differences: Names the keys in which two resolved recipes differ and that are part of a run's identity.
+        source: Lineage: the run and checkpoint it starts from.
+        fresh: Delete what is there and start over.
+        command: The command line, for the record.
+
+    Raises:
+        CheckpointError: the folder holds something else, or a run of another recipe; or it can't be written.
+    """
+    manifest_path = folder / "run.json"
+    try:
+        if fresh and folder.exists():
+            if not manifest_path.is_file() and any(folder.iterdir()):
+                raise CheckpointError(f"{folder} is not a run folder; --fresh will not delete it", "choose another --output")
+            shutil.rmtree(folder)
+        if manifest_path.is_file():
+            run = _continue(folder, stage, resolved, differences)
+        else:
+            if folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir()):
+                raise CheckpointError(f"{folder} holds files that are no run", "choose another --output")
+            folder.mkdir(parents=True, exist_ok=True)
+            run = Run(folder, {"stage": stage, "id": folder.name, "name": folder.parent.name, "created": _now()})
+        write_atomically(folder / "recipe.yaml", resolved_text)
+        run.update(
+            status=run.manifest.get("status", "running"),
+            recipe=dict(resolved),
+            seed=resolved.get("seed"),
+            versions=versions(),
+            command=list(command) or run.manifest.get("command", []),
+            **({"from": source} if source is not None or "from" not in run.manifest else {}),
+        )
+    except OSError as error:
+        raise CheckpointError(f"can't write the run folder {folder}: {error.strerror}", "choose another --output") from None
+    return run
+
+
+def _continue(folder: Path, stage: str, resolved: Mapping[str, Any], differences: Callable) -> Run:
+    manifest = read_manifest(folder)
+    if manifest["stage"] != stage:
+        raise CheckpointError(
+            f"{folder} is a run of `prism {manifest['stage']}`, not of `prism {stage}`", "choose another --output"
+        )
+    if changed := differences(manifest["recipe"], dict(resolved)):
+        raise CheckpointError(
+            f"{folder} is a run of another recipe:\n  " + "\n  ".join(changed),
+            "choose another --output, or start over with --fresh",
+        )
+    if manifest["recipe"] != dict(resolved):
+        manifest["status"] = "interrupted"  # e.g. a larger max_steps: there is more to do
+    return Run(folder, manifest)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Reads a run's manifest.
+
+    Raises:
+        CheckpointError: there is none, or it is not one.
+    """
+    try:
+        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is not a run folder (no run.json)", "give the folder of a finished run") from None
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'run.json'} can't be read: {error}", "restore it or start over with --fresh") from None
+
+
+def resolve_model(reference: str) -> tuple[Path, dict[str, Any]]:
+    """Finds the model a reference names and the lineage to record.
+
+    Args:
+        reference: A step's folder (its final model), `RUN@step id` in a pipeline's folder, or `STEP FOLDER@N` for the
+            checkpoint of step N.
+
+    Raises:
+        CheckpointError: nothing there, not finished, or incomplete; the hint names what is.
+    """
+    base, _, selected = reference.partition("@")
+    folder = Path(base)
+    if selected and not selected.isdigit():
+        folder, selected = folder / selected, ""
+    if not folder.is_dir():
+        raise CheckpointError(f"no run folder {folder}", _known_runs())
+    if not (folder / "run.json").is_file() or read_manifest(folder)["stage"] == "run":
+        steps = [p.parent.name for p in folder.glob("*/run.json") if (p.parent / "model").is_dir()]
+        hint = f"name a step: {', '.join(f'{base}@{s}' for s in sorted(steps))}" if steps else _known_runs()
+        raise CheckpointError(f"{folder} is not a training step's folder", hint)
+    if selected:
+        path = folder / "checkpoints" / f"checkpoint-{selected}"
+        if not (path / COMPLETE).is_file():
+            there = sorted(checkpoint_step(p.parent) for p in folder.glob(f"checkpoints/*/{COMPLETE}"))
+            raise CheckpointError(f"{folder} has no complete checkpoint of step {selected}", f"there are: {there}")
+        return path, {"run": str(folder), "checkpoint": int(selected)}
+    status = read_manifest(folder)["status"]
+    if status != "finished" or not (folder / "model").is_dir():
+        raise CheckpointError(f"the run in {folder} is {status}, so it has no final model yet", "finish it first: rerun its command")
+    return folder / "model", {"run": str(folder), "checkpoint": None}
+
+
+def newest_finished(stage: str, root: Path = Path("runs")) -> Path | None:
+    """The newest finished run of a stage below `root`, or None."""
+    found = []
+    for path in [*root.glob("*/run.json"), *root.glob("*/*/run.json")]:
+        manifest = read_manifest(path.parent)
+        if manifest["stage"] == stage and manifest["status"] == "finished":
+            found.append((manifest["finished"], path.parent))
+    return max(found, default=(None, None))[1]
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that decide a result; absent ones are left out."""
+    found = {"python": platform.python_version()}
+    for name in RECORDED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def checkpoint_step(path: Path) -> int:
+    """The optimiser step of `checkpoint-N`."""
+    match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+    if match is None:
+        raise PrismError(f"{path} is not named checkpoint-N")
+    return int(match[1])
+
+
+def _known_runs(root: Path = Path("runs")) -> str:
+    runs = sorted({str(p.parent) for pattern in ("*/run.json", "*/*/run.json") for p in root.glob(pattern)})
+    return f"runs here: {', '.join(runs[:8])}" if runs else "there are no runs here yet; start with `prism sft`"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

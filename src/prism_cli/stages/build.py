@@ -1,0 +1,320 @@
+"""From recipe sections to machinery: policy, rows, teacher, run folder. The only room that knows both sides."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import get_console
+
+from prism_cli.endpoint.budget import Budget
+from prism_cli.endpoint.client import EndpointClient
+from prism_cli.endpoint.requests import data_url
+from prism_cli.endpoint.store import AnswerStore
+from prism_cli.errors import DataError, RecipeError
+from prism_cli.recipes.identity import differences, to_dict, to_yaml
+from prism_cli.recipes.sections import (
+    Data,
+    DatasetTeacher,
+    EmbeddedTeacher,
+    ImageSection,
+    OpenAITeacher,
+    ResponseSection,
+    Section,
+    Teacher,
+    TinyModel,
+    WorldData,
+)
+from prism_cli.recipes.stages import Stage
+from prism_cli.responses import Grammar
+from prism_cli.runs import Run, open_run, resolve_model
+from prism_cli.stages.grammar import grammar_of, instruction_of
+from prism_cli.stages.serve import world_app
+from prism_cli.teacher.server import ServedEndpoint
+from prism_cli.teacher.teachers import ColumnTeacher, EndpointTeacher, TeacherRequest
+from prism_cli.teacher.teachers import Teacher as TeacherProtocol
+from prism_cli.worlds import world
+
+if TYPE_CHECKING:  # torch and datasets cost seconds to import, and --dry-run needs neither
+    from datasets import Dataset
+
+    from prism_cli.models import Policy
+
+TEACHER_STORE = "teacher_answers.sqlite"
+
+Plan = list[tuple[str, str]]
+
+
+def open_stage(
+    recipe: Section, stage: str, source: dict[str, Any] | None, fresh: bool, command: Sequence[str]
+) -> Run:
+    """Opens the stage's run folder, new or to be continued."""
+    quiet_libraries()
+    folder = Path(getattr(recipe, "output", None) or f"runs/{stage}")
+    return open_run(
+        folder, stage, to_dict(recipe), to_yaml(recipe), differences, source=source, fresh=fresh, command=command
+    )
+
+
+def already_done(run: Run) -> bool:
+    """Whether the stage has nothing left to do; says so."""
+    if run.finished:
+        get_console().print(f"[dim]{run.folder} is finished; --fresh starts it over[/dim]")
+    return run.finished
+
+
+# Policy --------------------------------------------------------------------------------------------------------------
+
+
+def check_start(recipe: Stage, stage: str) -> Plan:
+    """The plan's lines about where a stage starts.
+
+    Raises:
+        RecipeError: neither `model` nor `from`.
+        CheckpointError: the run in `from` has no model.
+    """
+    if recipe.from_ is not None:
+        folder, _ = resolve_model(recipe.from_)
+        return [("starts from", str(folder))]
+    if recipe.model is None:
+        raise RecipeError(
+            f"`prism {stage}` has no model to start from",
+            "give --from RUN (a finished run) or --model (a folder or hub id)",
+        )
+    if isinstance(recipe.model, TinyModel):
+        return [("starts from", "a randomly initialised tiny Qwen3-VL")]
+    if recipe.model.path.startswith((".", "/", "~")) and not Path(recipe.model.path).is_dir():
+        raise RecipeError(f"model.path: no folder {recipe.model.path}", "give a model folder or a hub id")
+    return [("starts from", recipe.model.path)]
+
+
+def start_policy(recipe: Stage) -> "Policy":
+    """Loads or builds the policy a stage starts from, with its grammar, instruction and pixel budget."""
+    from prism_cli import models
+
+    if recipe.from_ is not None:
+        return models.load_policy(resolve_model(recipe.from_)[0])
+    response = recipe.response or ResponseSection()
+    image = recipe.image or ImageSection()
+    grammar = grammar_of(response)
+    instruction = instruction_of(response, grammar)
+    if isinstance(recipe.model, TinyModel):
+        model, processor = _tiny(recipe.model, grammar, instruction, image.max_pixels, recipe.seed)
+    else:
+        section = recipe.model
+        model, processor = models.load_pretrained(section.path, section.revision, section.dtype, section.attention)
+    models.set_pixel_budget(processor, image.min_pixels, image.max_pixels)
+    return models.Policy(model, processor, grammar, instruction)
+
+
+def lineage(recipe: Stage) -> dict[str, Any] | None:
+    """What the manifest records of where a stage started."""
+    return resolve_model(recipe.from_)[1] if recipe.from_ else None
+
+
+def _tiny(section: TinyModel, grammar: Grammar, instruction: str | None, pixels: int, seed: int):
+    from prism_cli.tiny_policy import tiny_model, tiny_processor
+
+    tags = [mark for tag in grammar.tags for mark in (f"<{tag}>", f"</{tag}>")]
+    words = [*world(section.world).vocabulary, *tags, *(instruction or "").split()]
+    processor = tiny_processor(words, pixels)
+    sizes = {"hidden": section.hidden, "layers": section.layers}
+    vision = {"vision_hidden": section.vision_hidden, "vision_layers": section.vision_layers}
+    return tiny_model(processor, **sizes, **vision, seed=seed), processor
+
+
+def lora_config(recipe: Any):
+    """The peft config of a recipe's `lora`, or None. The vision tower is left out: vLLM can't serve its adapters."""
+    if recipe.lora is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=recipe.lora.rank,
+        lora_alpha=recipe.lora.alpha,
+        lora_dropout=recipe.lora.dropout,
+        target_modules=r".*language_model.*\.(q|k|v|o|gate|up|down)_proj",
+        task_type="CAUSAL_LM",
+    )
+
+
+# Rows ----------------------------------------------------------------------------------------------------------------
+
+
+def check_data(section: Data | None, stage: str, field: str = "data") -> Plan:
+    """The plan's line about rows.
+
+    Raises:
+        RecipeError: no data named.
+        DataError: the file is missing.
+    """
+    if section is None:
+        raise RecipeError(f"`prism {stage}` has no {field}", f"give --{field.replace('_', '-')} FILE or `{field}:` in the recipe")
+    if isinstance(section, WorldData):
+        return [(field, f"{section.size} rows of world {section.world} ({section.split}, seed {section.seed})")]
+    path = Path(section.path)
+    if section.path.startswith((".", "/", "~")) and not path.exists():
+        raise DataError(f"{field}: no file {section.path}", "check data.path or --data")
+    return [(field, section.path + (f", first {section.limit} rows" if section.limit else ""))]
+
+
+def load_data(section: Data, policy: "Policy") -> "Dataset":
+    """The rows a section names, the instruction in front of each prompt."""
+    from prism_cli.data.load import load_rows
+    from prism_cli.data.rows import dataset, row, with_instruction
+
+    if isinstance(section, WorldData):
+        place = world(section.world)
+        examples = place.examples(section.split, section.size, section.seed)
+        rows = dataset(
+            row(
+                example.id,
+                example.question,
+                [example.image],
+                answers=[example.answer],
+                demonstration=policy.grammar.render(place.demonstration(example, section.seed)),
+                truth=example.truth,
+            )
+            for example in examples
+        )
+    else:
+        rows = load_rows(section.path, section.split, section.limit)
+    return with_instruction(rows, policy.instruction)
+
+
+# Teacher -------------------------------------------------------------------------------------------------------------
+
+
+def check_teacher(section: Teacher, stage: str) -> Plan:
+    """The plan's line about the teacher.
+
+    Raises:
+        RecipeError: an endpoint or model name is missing.
+    """
+    if isinstance(section, DatasetTeacher):
+        return [("teacher", "answers from the data's teacher_response column")]
+    if isinstance(section, EmbeddedTeacher):
+        return [("teacher", f"world {section.world} ({section.variant}), served on 127.0.0.1")]
+    if section.endpoint is None:
+        raise RecipeError(
+            f"`prism {stage}` has no teacher",
+            "give --teacher-endpoint URL, or `teacher: {type: dataset}` when the data holds teacher answers",
+        )
+    return [("teacher", f"{section.model or 'the model'} at {section.endpoint}, key from ${section.api_key_env}")]
+
+
+class TeacherDesk:
+    """Asks a teacher about rows of one data set, with the images' bytes as they were read.
+
+    Args:
+        teacher: Whom to ask.
+        budget: What counts its calls.
+        rows: The data set the rows are from, by id.
+    """
+
+    def __init__(self, teacher: TeacherProtocol, budget: Budget, *rows: "Dataset"):
+        from datasets import Image, List
+
+        self.teacher = teacher
+        self._budget = budget
+        self._sources: dict[str, tuple[Any, int]] = {}
+        for data in rows:
+            raw = data.cast_column("images", List(Image(decode=False)))
+            self._sources |= {id: (raw, index) for index, id in enumerate(data["id"])}
+
+    def prefetch(self, rows: Sequence[dict]) -> None:
+        """Starts asking about rows, and returns at once."""
+        self.teacher.prefetch([self._request(row["id"]) for row in rows])
+
+    def answers(self, rows: Sequence[dict]) -> list[str]:
+        """The teacher's texts, in order."""
+        return [answer.text for answer in self.teacher.answers([self._request(row["id"]) for row in rows])]
+
+    def image_url(self, id: str) -> str | None:
+        """A row's first picture as a data URL, or None."""
+        images = self._request(id).images
+        return data_url(images[0]) if images else None
+
+    def usage(self) -> dict[str, Any]:
+        """Calls, kept answers and tokens so far."""
+        return self._budget.summary()
+
+    def _request(self, id: str) -> TeacherRequest:
+        data, index = self._sources[id]
+        row = data[index]
+        return TeacherRequest(row["prompt"], tuple(image["bytes"] for image in row["images"]), row=id)
+
+
+@contextmanager
+def teaching(section: Teacher, folder: Path, *rows: "Dataset") -> Iterator[TeacherDesk]:
+    """The teacher a section names, ready to be asked about rows; its endpoint, if ours, runs as long as the context.
+
+    Args:
+        section: Which teacher.
+        folder: Where answers are kept when the section names no store.
+        rows: The data sets it will be asked about.
+    """
+    budget = Budget(max_calls=section.max_calls if isinstance(section, OpenAITeacher) else None)
+    with ExitStack() as stack:
+        if isinstance(section, DatasetTeacher):
+            answers = {id: text for data in rows for id, text in zip(data["id"], data["teacher_response"], strict=True)}
+            teacher: TeacherProtocol = ColumnTeacher({id: text for id, text in answers.items() if text})
+        else:
+            store = AnswerStore(_store_path(section, folder))
+            stack.callback(store.close)
+            teacher = EndpointTeacher(_client(section, store, budget, stack))
+        stack.callback(teacher.close)
+        yield TeacherDesk(teacher, budget, *rows)
+
+
+def _store_path(section: OpenAITeacher | EmbeddedTeacher, folder: Path) -> Path:
+    path = Path(section.store) if isinstance(section, OpenAITeacher) else folder / TEACHER_STORE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _client(
+    section: OpenAITeacher | EmbeddedTeacher, store: AnswerStore, budget: Budget, stack: ExitStack
+) -> EndpointClient:
+    if isinstance(section, EmbeddedTeacher):
+        model = f"{section.world}-{section.variant}"
+        server = stack.enter_context(ServedEndpoint(world_app(section.world, section.variant)))
+        return EndpointClient(server.url, model, store=store, temperature=0.0, max_tokens=256, budget=budget)
+    return EndpointClient(
+        section.endpoint,
+        section.model,
+        store=store,
+        api_key_env=section.api_key_env,
+        temperature=section.temperature,
+        max_tokens=section.max_tokens,
+        concurrency=section.concurrency,
+        budget=budget,
+    )
+
+
+# Quiet ---------------------------------------------------------------------------------------------------------------
+
+
+def quiet_libraries() -> None:
+    """Silences the libraries' own progress bars and notices; ours say what matters."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for name in ("httpx", "openai", "accelerate", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|trl|accelerate|peft)(\.|$)")
+
+
+def progress_callback(description: str, total: int) -> tuple[Any, Callable[[int], None]]:
+    """A rich progress bar and the function that moves it to a count."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=get_console(), transient=True)
+    task = bar.add_task(description, total=total)
+    return bar, lambda done: bar.update(task, completed=done)

@@ -1,0 +1,113 @@
+"""`prism rl`: reinforcement with verifiable rewards; GRPO, DAPO or GSPO."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prism_cli.errors import DataError
+from prism_cli.recipes.sections import DAPO, GSPO
+from prism_cli.recipes.stages import RLRecipe
+from prism_cli.stages import build
+
+SHOWN = {
+    "rewards/accuracy/mean": "accuracy",
+    "responses/malformed_fraction": "malformed",
+    "completions/mean_length": "length",
+}
+
+
+def check(recipe: RLRecipe) -> build.Plan:
+    """What would be done; finds what is wrong without a model.
+
+    Raises:
+        PrismError: see the `check_…` functions.
+    """
+    from prism_cli.stages.training import check_training
+
+    plan = [*build.check_start(recipe, "rl"), *build.check_data(recipe.data, "rl")]
+    if recipe.eval_data is not None:
+        plan += build.check_data(recipe.eval_data, "rl", "eval_data")
+    check_training(recipe)
+    length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs} epochs"
+    rollouts = f"{recipe.prompts_per_step} prompts × {recipe.rollouts} rollouts a step"
+    reward = f"{recipe.rewards.accuracy} · accuracy + {recipe.rewards.format} · format"
+    return [*plan, ("reward", reward), ("training", f"{recipe.algorithm.type}, {length}, {rollouts}")]
+
+
+def run(recipe: RLRecipe, fresh: bool = False, command: Sequence[str] = ()) -> Path:
+    """Runs or continues the stage; gives its folder.
+
+    Raises:
+        PrismError: with the cure in its hint.
+    """
+    check(recipe)
+    run = build.open_stage(recipe, "rl", build.lineage(recipe), fresh, command)
+    if build.already_done(run):
+        return run.folder
+    from prism_cli.data.lengths import refuse_over_long
+    from prism_cli.stages import training
+    from prism_cli.trainers.grpo import PRESETS, GRPOTrainer
+
+    with run.working():
+        policy = build.start_policy(recipe)
+        rows = build.load_data(recipe.data, policy)
+        held_out = build.load_data(recipe.eval_data, policy) if recipe.eval_data else None
+        refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
+        _check_answers(rows)
+        rules, weights = _rewards(recipe)
+        extra = {
+            **training.rollout_batch(recipe).arguments(),
+            **PRESETS[recipe.algorithm.type],
+            **_clips(recipe),
+            "beta": recipe.kl,
+            "num_generations_eval": 2,
+            "per_device_eval_batch_size": max(2, recipe.micro_batch),
+        }
+        trainer = GRPOTrainer(
+            policy,
+            rules,
+            weights,
+            training.arguments(recipe, run, extra),
+            rows,
+            held_out,
+            training.callbacks(recipe, run, policy, "RL", SHOWN),
+            build.lora_config(recipe),
+        )
+        training.train(trainer, run, policy)
+    return run.folder
+
+
+def _clips(recipe: RLRecipe) -> dict[str, Any]:
+    algorithm = recipe.algorithm
+    dual = {} if isinstance(algorithm, GSPO) else {"delta": algorithm.dual_clip}
+    return {"epsilon": algorithm.clip_low, "epsilon_high": algorithm.clip_high, **dual}
+
+
+def _rewards(recipe: RLRecipe):
+    """The reward rules of the recipe and their weights."""
+    from prism_cli.rewards.accuracy import is_correct
+    from prism_cli.rewards.format import format_reward
+    from prism_cli.rewards.shaping import overlong_penalty
+    from prism_cli.trainers.grpo import VerifiedReward
+
+    def accuracy(response, row, length) -> float:
+        return float(
+            response.well_formed and is_correct(response.answer, row["answers"], row["prompt"][-1]["content"])
+        )
+
+    rules = {"accuracy": accuracy, "format": lambda response, row, length: format_reward(response)}
+    weights = {"accuracy": recipe.rewards.accuracy, "format": recipe.rewards.format}
+    if isinstance(recipe.algorithm, DAPO) and recipe.algorithm.overlong_buffer:
+        buffer = recipe.algorithm.overlong_buffer
+        rules["overlong"] = lambda response, row, length: overlong_penalty(length, recipe.max_response_tokens, buffer)
+        weights["overlong"] = 1.0
+    return VerifiedReward(rules), weights
+
+
+def _check_answers(rows) -> None:
+    missing = [id for id, answers in zip(rows["id"], rows["answers"], strict=True) if not answers]
+    if missing:
+        raise DataError(
+            f"{len(missing)} rows have no answer to verify against, the first is {missing[0]}",
+            "give `answer` or `answers` in each row, or drop these rows",
+        )

@@ -1,0 +1,54 @@
+"""`prism teacher serve`: a picture world's oracle behind an OpenAI-compatible endpoint."""
+
+import io
+import os
+from collections.abc import Callable
+
+from PIL import Image, UnidentifiedImageError
+from starlette.applications import Starlette
+
+from prism_cli.errors import DataError, TeacherError
+from prism_cli.recipes.sections import EmbeddedTeacher
+from prism_cli.recipes.stages import ResponseSection
+from prism_cli.stages.grammar import grammar_of
+from prism_cli.teacher.server import ChatRequest, create_app, serve_forever
+from prism_cli.worlds import world
+
+
+def world_app(name: str, variant: str, api_key: str | None = None, delay: float = 0.0) -> Starlette:
+    """An app that answers about pictures of a world, in the default response grammar."""
+    place, grammar = world(name), grammar_of(ResponseSection())
+
+    def answer(request: ChatRequest) -> list[str]:
+        image = _picture(request.images[0]) if request.images else None
+        seeds = range(request.seed or 0, (request.seed or 0) + request.n)
+        return [grammar.render(place.oracle(request.question, image, variant, seed)) for seed in seeds]
+
+    return create_app(answer, model=f"{name}-{variant}", api_key=api_key, delay=delay)
+
+
+def run(
+    world_name: str,
+    variant: str,
+    port: int,
+    on_ready: Callable[[str], None],
+    api_key_env: str | None = None,
+    delay: float = 0.0,
+) -> None:
+    """Serves until interrupted.
+
+    Raises:
+        TeacherError: the port is taken, or the key's variable is not set.
+    """
+    if api_key_env is not None and not os.environ.get(api_key_env):
+        raise TeacherError(f"${api_key_env} is not set", f"export {api_key_env}=… or leave out --api-key-env")
+    key = os.environ[api_key_env] if api_key_env else None
+    section = EmbeddedTeacher(type="embedded", world=world_name, variant=variant)
+    serve_forever(world_app(section.world, section.variant, key, delay), port, on_ready)
+
+
+def _picture(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data))
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"the image can't be decoded: {error}", "send a PNG or JPEG picture") from None

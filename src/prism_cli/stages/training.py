@@ -1,0 +1,124 @@
+"""What SFT, align and RL do alike around their trainers: arguments, callbacks, resume, the final model and its card."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import get_console
+from transformers import PrinterCallback, Trainer, TrainerCallback
+
+from prism_cli.errors import RecipeError
+from prism_cli.models import Policy
+from prism_cli.recipes.stages import RolloutStage, TrainingStage
+from prism_cli.runs import Run
+from prism_cli.stages.card import model_card
+from prism_cli.trainers.arguments import AdamW, Schedule, shared_arguments
+from prism_cli.trainers.callbacks import CompleteCheckpoints, MetricsLog, RichProgress, StopOnNonFinite
+from prism_cli.trainers.rollout import RolloutBatch
+
+
+def check_training(recipe: TrainingStage) -> None:
+    """Finds combinations that can't train.
+
+    Raises:
+        RecipeError: a best checkpoint without an evaluation at every checkpoint, or the reverse.
+    """
+    checkpoint = recipe.checkpoint
+    if checkpoint.evaluate_every is not None and recipe.eval_data is None:
+        raise RecipeError("checkpoint.evaluate_every is set but there is no eval_data", "name held-out rows in eval_data")
+    if checkpoint.best_by is not None and checkpoint.evaluate_every != checkpoint.every:
+        raise RecipeError(
+            "checkpoint.best_by compares checkpoints, so each must be evaluated",
+            "set checkpoint.evaluate_every to the value of checkpoint.every",
+        )
+    if isinstance(recipe, RolloutStage):
+        rollout_batch(recipe)
+
+
+def rollout_batch(recipe: RolloutStage, processes: int = 1) -> RolloutBatch:
+    """How a step's rollouts are cut up.
+
+    Raises:
+        RecipeError: they don't divide.
+    """
+    batch = RolloutBatch(
+        recipe.prompts_per_step,
+        recipe.rollouts,
+        recipe.micro_batch,
+        processes,
+        recipe.max_response_tokens,
+        recipe.temperature,
+    )
+    try:
+        batch.arguments()
+    except ValueError as error:
+        raise RecipeError(str(error), "choose a micro_batch that divides prompts_per_step × rollouts") from None
+    return batch
+
+
+def arguments(recipe: TrainingStage, run: Run, extra: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of TRL's config; the recipe's `trainer:` options come last."""
+    checkpoint, optimizer = recipe.checkpoint, recipe.optimizer
+    schedule = Schedule(
+        recipe.max_steps,
+        recipe.epochs,
+        recipe.log_every,
+        checkpoint.every,
+        checkpoint.evaluate_every,
+        checkpoint.best_by,
+    )
+    adamw = AdamW(**optimizer.model_dump())
+    return shared_arguments(run.folder / "checkpoints", recipe.seed, schedule, adamw, {**extra, **recipe.trainer})
+
+
+def callbacks(
+    recipe: TrainingStage,
+    run: Run,
+    policy: Policy,
+    stage: str,
+    shown: dict[str, str],
+    savers: Sequence[Callable[[Path], None]] = (),
+) -> list[TrainerCallback]:
+    """The watchers of a training stage; `savers` add to each checkpoint."""
+    return [
+        StopOnNonFinite(),
+        MetricsLog(run.folder / "metrics.jsonl"),
+        RichProgress(stage, shown, get_console()),
+        CompleteCheckpoints([policy.save_response_settings, *savers], recipe.checkpoint.keep),
+    ]
+
+
+def train(
+    trainer: Trainer, run: Run, policy: Policy, restore: Callable[[Path], None] = lambda checkpoint: None
+) -> None:
+    """Trains to the end, from the last complete checkpoint if there is one, and writes the final model.
+
+    Args:
+        trainer: Built from the policy.
+        run: The run's folder.
+        policy: Its processor and settings go with the model.
+        restore: Brings back what the trainer doesn't keep itself.
+    """
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = run.last_checkpoint()
+    if checkpoint is not None:
+        get_console().print(f"continuing from {checkpoint}")
+        restore(checkpoint)
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    run.update(train_seconds=round(run.manifest.get("train_seconds", 0.0) + time.monotonic() - started, 1))
+    if trainer.is_world_process_zero():
+        _save_final(trainer, run, policy)
+
+
+def _save_final(trainer: Trainer, run: Run, policy: Policy) -> None:
+    best = trainer.state.best_model_checkpoint
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if best is not None:
+        run.update(best={"checkpoint": Path(best).name, "metric": trainer.state.best_metric})
+        trainer._load_best_model()
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    policy.with_model(model).save(run.model)
+    (run.model / "README.md").write_text(model_card(run), encoding="utf-8")

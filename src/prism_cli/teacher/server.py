@@ -1,0 +1,188 @@
+"""An OpenAI-compatible chat endpoint on this machine, around any function that answers questions about pictures."""
+
+import hmac
+import socket
+import threading
+from collections.abc import Callable
+from typing import Self
+
+import anyio
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from prism_cli.errors import DataError, TeacherError
+from prism_cli.teacher.chat_protocol import ApiError, ChatRequest, chat_request, completion, parse_body
+
+__all__ = ["ChatRequest", "ServedEndpoint", "create_app", "serve_forever"]
+
+HOST = "127.0.0.1"
+MAX_BODY_BYTES = 20 * 2**20
+
+
+class _Endpoint:
+    """The routes' handlers and what they share."""
+
+    def __init__(self, answer: Callable[[ChatRequest], list[str]], model: str, api_key: str | None, delay: float):
+        self.answer, self.model, self.api_key, self.delay = answer, model, api_key, delay
+
+    async def health(self, request: Request) -> JSONResponse:
+        return JSONResponse({"status": "ok"})
+
+    async def models(self, request: Request) -> JSONResponse:
+        self.authorize(request)
+        return JSONResponse({"object": "list", "data": [{"id": self.model, "object": "model", "owned_by": "prism"}]})
+
+    async def chat(self, request: Request) -> JSONResponse:
+        # The body is read to its end even when it will be refused: a client that still sends sees a reset, no answer.
+        raw = await _read(request)
+        self.authorize(request)
+        body = parse_body(raw)
+        if body.model != self.model:
+            message = f"no model {body.model!r} here, only {self.model!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+        asked = chat_request(body)
+        await anyio.sleep(self.delay)
+        try:
+            texts = await run_in_threadpool(self.answer, asked)
+        except DataError as error:
+            advice = f" ({error.hint})" if error.hint else ""
+            raise ApiError(400, f"{error}{advice}", param="messages") from error
+        return JSONResponse(completion(body, texts))
+
+    def authorize(self, request: Request) -> None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        if self.api_key is not None and not hmac.compare_digest(given, self.api_key.encode()):
+            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+
+
+async def _read(request: Request) -> bytes:
+    body, size = bytearray(), 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= MAX_BODY_BYTES:
+            body += chunk
+    if size > MAX_BODY_BYTES:
+        raise ApiError(413, f"the request has {size} bytes; at most {MAX_BODY_BYTES} are taken")
+    return bytes(body)
+
+
+async def _on_error(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, ApiError):
+        return _error_response(error.status, error.message, error.param, error.code)
+    if isinstance(error, HTTPException):
+        return _error_response(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    response = _error_response(500, f"the teacher failed: {type(error).__name__}: {error}")
+    # uvicorn drops the connection after a crash without telling the client, which would fail its next request.
+    response.headers["Connection"] = "close"
+    return response
+
+
+def _error_response(status: int, message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status)
+
+
+def create_app(
+    answer: Callable[[ChatRequest], list[str]], model: str, api_key: str | None = None, delay: float = 0
+) -> Starlette:
+    """An app that speaks the OpenAI chat protocol, without streaming.
+
+    Tokens are whitespace-separated words, for `max_tokens` and in `usage`; images count nothing.
+
+    Args:
+        answer: Gives `n` texts for a request; a `DataError` of it becomes a 400 with its message. It runs in worker
+            threads, several at once.
+        model: The only model's name.
+        api_key: When given, requests need it as a bearer token.
+        delay: Seconds to wait before each answer.
+    """
+    endpoint = _Endpoint(answer, model, api_key, delay)
+    return Starlette(
+        routes=[
+            Route("/health", endpoint.health),
+            Route("/v1/models", endpoint.models),
+            Route("/v1/chat/completions", endpoint.chat, methods=["POST"]),
+        ],
+        exception_handlers=dict.fromkeys((ApiError, HTTPException, Exception), _on_error),
+    )
+
+
+class ServedEndpoint:
+    """A context in which the app is served on 127.0.0.1 from a background thread.
+
+    Args:
+        app: An ASGI app.
+        port: 0 takes any free one.
+
+    Attributes:
+        url: What a client takes as base URL, `http://127.0.0.1:PORT/v1`; known inside the context.
+
+    Raises:
+        TeacherError: on entering, the port is taken or not allowed.
+    """
+
+    url: str
+
+    def __init__(self, app: Starlette, port: int = 0):
+        self._server, self._port = _server(app), port
+
+    def __enter__(self) -> Self:
+        # It listens from here on, so a client that comes before the thread is up waits and is not refused.
+        listener = _listen(self._port)
+        self.url = _url(listener)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [listener]}, name="embedded-endpoint", daemon=True
+        )
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(timeout=10)
+
+
+def serve_forever(app: Starlette, port: int, on_ready: Callable[[str], None]) -> None:
+    """Serves the app on 127.0.0.1 until interrupted; prints nothing but errors.
+
+    Args:
+        app: An ASGI app.
+        port: 0 takes any free one.
+        on_ready: Called once with the base URL when requests are taken.
+
+    Raises:
+        TeacherError: the port is taken or not allowed.
+        KeyboardInterrupt: after a clean stop on Ctrl-C.
+    """
+    with _listen(port) as listener:
+        on_ready(_url(listener))
+        _server(app).run(sockets=[listener])
+
+
+def _server(app: Starlette) -> uvicorn.Server:
+    # Answers under way get two seconds when the server stops. No log config: the process's logging stays its own.
+    return uvicorn.Server(
+        uvicorn.Config(app, lifespan="off", ws="none", log_config=None, log_level="error", timeout_graceful_shutdown=2)
+    )
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket()
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((HOST, port))
+        listener.listen(1024)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise TeacherError(
+            f"can't serve on {HOST}:{port}: {error}", hint="choose another port, or 0 for any free one"
+        ) from error
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    return f"http://{HOST}:{listener.getsockname()[1]}/v1"

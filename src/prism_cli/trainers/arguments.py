@@ -1,0 +1,87 @@
+"""From a stage's plain settings to TRL's configs: one function of shared values, one a trainer."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Schedule(NamedTuple):
+    """How long to train, and when to log, evaluate and save (all in optimiser steps).
+
+    Attributes:
+        max_steps: Optimiser steps, or None for `epochs`.
+        epochs: Passes over the data when `max_steps` is None.
+        log_every: Steps between metrics.
+        save_every: Steps between checkpoints.
+        evaluate_every: Steps between held-out evaluations, or None.
+        best_by: Metric of the held-out evaluation that picks the best checkpoint (`-name`: lower is better), or None.
+    """
+
+    max_steps: int | None
+    epochs: float
+    log_every: int
+    save_every: int
+    evaluate_every: int | None
+    best_by: str | None
+
+
+class AdamW(NamedTuple):
+    """The optimiser's settings."""
+
+    learning_rate: float
+    weight_decay: float
+    schedule: str
+    warmup_fraction: float
+    beta2: float
+    max_grad_norm: float
+
+
+def shared_arguments(
+    output: Path, seed: int, schedule: Schedule, optimizer: AdamW, extra: dict[str, Any]
+) -> dict[str, Any]:
+    """Keyword arguments common to SFTConfig and GRPOConfig.
+
+    Args:
+        output: Folder of the checkpoints.
+        seed: Seed of data order, sampling and dropout.
+        schedule: Length and rhythm.
+        optimizer: AdamW.
+        extra: Options passed through by their own names; they win over what is set here.
+    """
+    best = {}
+    if schedule.best_by:
+        best = {
+            "metric_for_best_model": schedule.best_by.removeprefix("-"),
+            "greater_is_better": not schedule.best_by.startswith("-"),
+        }
+    return {
+        "output_dir": str(output),
+        "seed": seed,
+        "max_steps": schedule.max_steps or -1,
+        "num_train_epochs": schedule.epochs,
+        "logging_steps": schedule.log_every,
+        # A non-finite loss must be seen and stop the run, not be averaged away.
+        "logging_nan_inf_filter": False,
+        "logging_first_step": True,
+        "save_strategy": "steps",
+        "save_steps": schedule.save_every,
+        # Old checkpoints are removed by CompleteCheckpoints, once the new one is complete.
+        "save_total_limit": None,
+        "eval_strategy": "steps" if schedule.evaluate_every else "no",
+        "eval_steps": schedule.evaluate_every,
+        "learning_rate": optimizer.learning_rate,
+        "weight_decay": optimizer.weight_decay,
+        "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(optimizer.schedule, optimizer.schedule),
+        "warmup_steps": optimizer.warmup_fraction,
+        "adam_beta2": optimizer.beta2,
+        "max_grad_norm": optimizer.max_grad_norm,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "bf16": torch.accelerator.is_available(),
+        "gradient_checkpointing": torch.accelerator.is_available(),
+        "use_cpu": not torch.accelerator.is_available(),
+        "remove_unused_columns": False,
+        **best,
+        **extra,
+    }

@@ -1,0 +1,122 @@
+"""What watches a training run: metrics on disk, progress on screen, complete checkpoints, a stop on non-finite loss."""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+from prism_cli.errors import PrismError
+from prism_cli.runs import COMPLETE, checkpoint_step, write_atomically
+
+
+class CompleteCheckpoints(TrainerCallback):
+    """Completes each checkpoint with what the trainer doesn't save, marks it, then removes older ones.
+
+    A checkpoint counts only once its marker stands, and an older one is removed only after that, so a kill at any moment
+    leaves a checkpoint to continue from.
+
+    Args:
+        savers: Each writes something of its own into the checkpoint folder.
+        keep: Newest checkpoints to keep, beside the best.
+    """
+
+    def __init__(self, savers: Sequence[Callable[[Path], None]], keep: int):
+        self.savers = savers
+        self.keep = keep
+
+    def on_save(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        for save in self.savers:
+            save(folder)
+        write_atomically(folder / COMPLETE, json.dumps({"step": state.global_step}))
+        complete = sorted((p.parent for p in folder.parent.glob(f"*/{COMPLETE}")), key=checkpoint_step)
+        best = Path(state.best_model_checkpoint) if state.best_model_checkpoint else None
+        for old in complete[: -self.keep]:
+            if old != best:
+                (old / COMPLETE).unlink()  # first, so that a kill while deleting leaves no half checkpoint marked whole
+                shutil.rmtree(old)
+
+
+class MetricsLog(TrainerCallback):
+    """Appends what the trainer logs to metrics.jsonl; on resume, lines past the checkpoint are dropped first."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.started = time.monotonic()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero or not self.path.exists():
+            return
+        lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= state.global_step]
+        write_atomically(self.path, "".join(f"{line}\n" for line in lines))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and logs and "train_runtime" not in logs:
+            line = {"step": state.global_step, "seconds": round(time.monotonic() - self.started, 2)}
+            line |= {_metric_name(name): value for name, value in logs.items() if isinstance(value, int | float)}
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def _metric_name(name: str) -> str:
+    return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else name
+
+
+class StopOnNonFinite(TrainerCallback):
+    """Ends the run at the step whose loss or gradient is no longer a number."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        for name in ("loss", "grad_norm"):
+            value = (logs or {}).get(name)
+            if value is not None and not math.isfinite(value):
+                raise PrismError(
+                    f"step {state.global_step}: {name} is {value}",
+                    "lower optimizer.learning_rate; the last checkpoint is intact, and rerunning continues from it",
+                )
+
+
+class RichProgress(TrainerCallback):
+    """One live line: stage, step, time left, and the few metrics that matter.
+
+    Args:
+        stage: Shown in front.
+        shown: Metric name → short label, in order; those not logged are left out.
+        console: Where to draw.
+    """
+
+    def __init__(self, stage: str, shown: dict[str, str], console: Console):
+        self.shown = shown
+        self.progress = Progress(
+            TextColumn(f"[bold]{stage:<6}"),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[metrics]}"),
+            console=console,
+        )
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step, metrics="")
+            self.progress.start()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and logs:
+            values = [f"{label} {logs[name]:.3g}" for name, label in self.shown.items() if logs.get(name) is not None]
+            if values:
+                self.progress.update(self.task, metrics="  ".join(values))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.progress.stop()

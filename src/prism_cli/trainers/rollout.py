@@ -1,0 +1,106 @@
+"""What align and RL share on TRL's GRPOTrainer: rollouts read by the declared grammar, and never a placeholder token."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from prism_cli.models import Policy, placeholder_ids
+from prism_cli.responses import Response
+
+RewardFunction = Callable[..., list[float | None]]
+
+
+class RolloutBatch(NamedTuple):
+    """How many prompts, rollouts and tokens a step takes.
+
+    Attributes:
+        prompts: Prompts an optimiser step, over all processes.
+        rollouts: Rollouts a prompt.
+        micro_batch: Rollouts a forward pass and process.
+        processes: Training processes.
+        max_response_tokens: Longest rollout.
+        temperature: Sampling temperature.
+    """
+
+    prompts: int
+    rollouts: int
+    micro_batch: int
+    processes: int
+    max_response_tokens: int
+    temperature: float
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of GRPOConfig.
+
+        Raises:
+            ValueError: the step doesn't divide into micro-batches on all processes.
+        """
+        step, at_once = self.prompts * self.rollouts, self.micro_batch * self.processes
+        if step % at_once:
+            raise ValueError(
+                f"prompts_per_step × rollouts = {step} can't be cut into micro_batch × processes = {at_once}"
+            )
+        return {
+            "num_generations": self.rollouts,
+            "per_device_train_batch_size": self.micro_batch,
+            "gradient_accumulation_steps": step // at_once,
+            "max_completion_length": self.max_response_tokens,
+            "temperature": self.temperature,
+        }
+
+
+class RolloutTrainer(GRPOTrainer):
+    """GRPOTrainer whose rollouts are read as responses of a grammar.
+
+    Args:
+        policy: Model, processor and grammar.
+        reward_funcs: TRL reward callables.
+        arguments: Keyword arguments of GRPOConfig.
+        train: Rows with `prompt` and `images`.
+        held_out: Rows of the same shape for the evaluation, or None.
+        callbacks: Watchers.
+        lora: A peft config, or None to train all weights.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        reward_funcs: Sequence[RewardFunction],
+        arguments: dict[str, Any],
+        train: Dataset,
+        held_out: Dataset | None,
+        callbacks: Sequence[TrainerCallback],
+        lora: Any = None,
+    ):
+        self.grammar = policy.grammar
+        generation = {**arguments.get("generation_kwargs", {}), "suppress_tokens": placeholder_ids(policy.processor)}
+        super().__init__(
+            model=policy.model,
+            reward_funcs=list(reward_funcs),
+            args=GRPOConfig(**{**arguments, "generation_kwargs": generation}),
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=policy.processor,
+            callbacks=list(callbacks),
+            peft_config=lora,
+        )
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        responses = [self.grammar.parse(text_of(completion)) for completion in completions]
+        malformed = sum(not response.well_formed for response in responses)
+        self._log_metric("responses/malformed_fraction", malformed / len(responses))
+        self.judge(inputs, prompts, responses, completion_ids_list)
+        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+
+    def judge(
+        self, rows: list[dict], prompts: list, responses: list[Response], completion_ids: list[list[int]]
+    ) -> None:
+        """Called with each generation batch of this process before rewards are computed; children score here."""
+
+
+def text_of(completion: str | list[dict[str, Any]]) -> str:
+    """The text of a TRL completion, conversational or plain."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]

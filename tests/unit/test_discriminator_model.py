@@ -1,0 +1,260 @@
+import copy
+
+import pytest
+import torch
+from PIL import Image
+from tests.tiny import tiny_policy
+
+from prism_cli.discriminator.inputs import PromptInputs, build_score_inputs
+from prism_cli.discriminator.model import Discriminator
+from prism_cli.discriminator.upcycle import dense_body, upcycle
+from prism_cli.errors import CheckpointError, DataError
+
+READOUT, PAD = 60, 61
+
+
+def picture(color, spot=(0, 0), size=48):
+    image = Image.new("RGB", (size, size), (128, 128, 128))
+    image.paste(color, (*spot, spot[0] + 16, spot[1] + 16))
+    return image
+
+
+def prompt(*images, question="what is at b2 ?"):
+    _, processor = tiny_policy()
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    batch = processor(text=[text], images=list(images) or None, return_tensors="pt")
+    return PromptInputs(batch["input_ids"][0].tolist(), batch.get("pixel_values"), batch.get("image_grid_thw"))
+
+
+def ids(text):
+    return tiny_policy()[1].tokenizer(text).input_ids
+
+
+def discriminator(kind="dense", readout="last", **options):
+    policy, _ = tiny_policy()
+    body = upcycle(policy, noise_scale="relative", noise=0.1) if kind == "moe" else dense_body(policy)
+    torch.manual_seed(0)
+    return Discriminator(body, ("perception", "reasoning"), READOUT, PAD, kind=kind, readout=readout, **options)
+
+
+def scores(judge, prompts, rows):
+    with torch.no_grad():
+        return judge(judge.inputs(prompts, rows))
+
+
+SHORT, LONG = "b2 red square", "a1 blue circle , b2 red square , c3 green triangle"
+KINDS = ["moe", "dense", "text_only"]
+
+
+def test_a_row_is_prompt_part_and_readout_token_padded_on_the_right():
+    batch = build_score_inputs([PromptInputs([1, 2]), PromptInputs([3])], [(0, [5, 6]), (1, [7])], 9, 0)
+    assert batch.input_ids.tolist() == [[1, 2, 5, 6, 9], [3, 7, 9, 0, 0]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+    assert batch.part_mask.int().tolist() == [[0, 0, 1, 1, 0], [0, 1, 0, 0, 0]]
+    assert batch.readout.tolist() == [4, 2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("readout", ["last", "mean"])
+def test_padding_and_neighbours_do_not_change_a_rows_score(kind, readout):
+    judge = discriminator(kind, readout)
+    prompts = [
+        prompt(picture("red")),
+        prompt(question="what is right of a1 ?"),
+        prompt(picture("blue"), picture("red")),
+    ]
+    rows = [(0, ids(SHORT)), (2, ids(LONG)), (1, ids(LONG)), (0, ids(LONG))]
+    together = scores(judge, prompts, rows)
+    alone = [float(scores(judge, [prompts[p]], [(0, part)])) for p, part in rows]
+    assert together.tolist() == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["moe", "dense"])
+def test_hidden_states_equal_the_models_own_forward_with_the_image_repeated(kind):
+    judge, one = discriminator(kind), prompt(picture("red", (16, 16)))
+    batch = judge.inputs([one], [(0, ids(SHORT)), (0, ids(LONG))])
+    with torch.no_grad():
+        own = judge.body(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            pixel_values=one.pixel_values.repeat(2, 1),
+            image_grid_thw=one.image_grid_thw.repeat(2, 1),
+            mm_token_type_ids=(batch.input_ids == judge.body.config.image_token_id).int(),
+        ).last_hidden_state
+        hidden = judge.read(batch).hidden
+    assert torch.allclose(hidden, own[torch.arange(2), batch.readout], atol=1e-5)
+
+
+def test_the_mean_is_taken_over_the_parts_tokens_alone():
+    judge, one = discriminator(readout="mean"), prompt()
+    batch = judge.inputs([one], [(0, ids("red square"))])
+    with torch.no_grad():
+        states = judge.body(input_ids=batch.input_ids).last_hidden_state[0]
+        mean = judge.read(batch).hidden[0]
+    start = len(one.input_ids)
+    assert torch.allclose(mean, states[start : start + 2].mean(0), atol=1e-5)
+
+
+def test_image_positions_have_three_axes_and_text_continues_after_the_larger_side():
+    judge, one = discriminator(), prompt(picture("red"))
+    positions = judge.positions(judge.inputs([one], [(0, ids(SHORT))]))[:, 0]
+    start = one.input_ids.index(judge.body.config.image_token_id)
+    assert (positions[0, start : start + 9] - start).tolist() == [0] * 9
+    assert (positions[1, start : start + 9] - start).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert (positions[2, start : start + 9] - start).tolist() == [0, 1, 2] * 3
+    assert positions[:, start + 9].tolist() == [start + 3] * 3
+
+
+def test_scores_use_the_three_axes():
+    judge = discriminator()
+    batch = judge.inputs([prompt(picture("red"))], [(0, ids(SHORT))])
+    with torch.no_grad():
+        before = judge(batch)
+        judge.positions = lambda batch: torch.arange(batch.input_ids.shape[1]).expand(3, 1, -1)
+        flat = judge(batch)
+    assert abs(float(before - flat)) > 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_a_text_only_judge_is_blind(kind):
+    judge, rows = discriminator(kind), [(0, ids(SHORT))]
+    red, blue, moved = (
+        float(scores(judge, [prompt(picture(*spec))], rows)) for spec in [("red",), ("blue",), ("red", (32, 32))]
+    )
+    if kind == "text_only":
+        assert red == blue == moved == float(scores(judge, [prompt()], rows))
+    else:
+        assert min(abs(red - blue), abs(red - moved)) > 1e-4
+
+
+def test_each_row_sees_its_own_prompts_picture():
+    judge = discriminator()
+    prompts, rows = [prompt(picture("red")), prompt(picture("blue"))], [(1, ids(SHORT)), (0, ids(SHORT))]
+    swapped = scores(judge, prompts[::-1], [(0, ids(SHORT)), (1, ids(SHORT))])
+    assert torch.allclose(scores(judge, prompts, rows), swapped, atol=1e-6)
+    assert abs(float(swapped[0] - swapped[1])) > 1e-4
+
+
+def test_the_picture_is_encoded_once_however_many_rows_show_it(monkeypatch):
+    judge, sizes = discriminator(), []
+    encode = judge.body.visual.forward
+    monkeypatch.setattr(
+        judge.body.visual, "forward", lambda pixels, **k: sizes.append(len(pixels)) or encode(pixels, **k)
+    )
+    scores(judge, [prompt(picture("red"))], [(0, ids(SHORT))] * 5)
+    assert sizes == [36]
+
+
+def test_image_tokens_without_an_image_are_refused():
+    judge, one = discriminator(), prompt(picture("red"))
+    stray = [judge.body.config.image_token_id]
+    with pytest.raises(DataError, match="10 image tokens for 9"):
+        scores(judge, [one], [(0, stray)])
+
+
+def test_dropout_acts_in_score_dropped_alone():
+    judge = discriminator(dropout=0.5).train()
+    hidden = torch.randn(8, 64)
+    assert torch.equal(judge.score(hidden), judge.score(hidden))
+    assert not torch.equal(judge.score_dropped(hidden), judge.score_dropped(hidden))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_saved_comes_back_bit_equal(kind, tmp_path):
+    judge = discriminator(kind, "mean", dropout=0.3)
+    judge.save_pretrained(tmp_path)
+    again = Discriminator.from_pretrained(tmp_path)
+    assert (again.kind, again.readout, again.dropout, again.parts) == (kind, "mean", 0.3, ("perception", "reasoning"))
+    state = again.state_dict()
+    assert all(torch.equal(weight, state[name]) for name, weight in judge.state_dict().items())
+    rows = [(0, ids(SHORT)), (0, ids(LONG))]
+    assert torch.equal(scores(judge, [prompt(picture("red"))], rows), scores(again, [prompt(picture("red"))], rows))
+
+
+def test_half_precision_weights_stay_half_and_scores_are_single(tmp_path):
+    policy, _ = tiny_policy()
+    judge = Discriminator(upcycle(copy.deepcopy(policy).to(torch.bfloat16)), ("all",), READOUT, PAD)
+    judge.save_pretrained(tmp_path)
+    again = Discriminator.from_pretrained(tmp_path)
+    assert {weight.dtype for weight in again.parameters()} == {torch.bfloat16}
+    assert scores(again, [prompt(picture("red"))], [(0, ids(SHORT))]).dtype == torch.float32
+
+
+def test_a_folder_without_a_discriminator_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        Discriminator.from_pretrained(tmp_path)
+
+
+def test_a_body_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="moe discriminator needs a Qwen3VLMoeModel"):
+        Discriminator(dense_body(tiny_policy()[0]), ("all",), READOUT, PAD, kind="moe")
+
+
+def test_upcycling_without_noise_changes_no_hidden_state():
+    policy, processor = tiny_policy()
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is at b2 ?"}]}]
+    )
+    batch = processor(text=[text], images=[picture("red", (16, 0))], return_tensors="pt")
+    moe = upcycle(policy, experts=3, top_k=2, noise=0.0)
+    with torch.no_grad():
+        difference = moe(**batch).last_hidden_state - policy.model(**batch).last_hidden_state
+    assert difference.abs().max() < 1e-5
+
+
+def test_experts_differ_by_the_noise_asked_for():
+    policy, _ = tiny_policy()
+    dense = policy.model.language_model.layers[0].mlp.down_proj.weight.detach()
+    for scale, expected in [("absolute", 0.01), ("relative", 0.01 * float(dense.std()))]:
+        experts = upcycle(policy, noise=0.01, noise_scale=scale).language_model.layers[0].mlp.experts.down_proj
+        assert float((experts - dense).detach().std()) == pytest.approx(expected, rel=0.05)
+        assert not torch.equal(experts[0], experts[1])
+
+
+def test_upcycling_copies_all_but_the_mlps_and_makes_every_layer_sparse():
+    policy, _ = tiny_policy()
+    moe = upcycle(policy, experts=4, top_k=2, seed=3)
+    dense, sparse = policy.model.state_dict(), moe.state_dict()
+    shared = set(dense) & set(sparse)
+    assert {name for name in dense if name not in shared} == {
+        f"language_model.layers.{i}.mlp.{m}_proj.weight" for i in (0, 1) for m in ("gate", "up", "down")
+    }
+    assert all(torch.equal(dense[name], sparse[name]) for name in shared)
+    routers = torch.cat([layer.mlp.gate.weight.detach().flatten() for layer in moe.language_model.layers])
+    assert float(routers.std()) == pytest.approx(0.02, rel=0.15)
+    assert (moe.config.text_config.num_experts, moe.config.text_config.num_experts_per_tok) == (4, 2)
+
+
+def test_the_seed_decides_the_noise_and_the_global_random_state_is_left_alone():
+    policy, _ = tiny_policy()
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    one, same, other = (upcycle(policy, seed=s).language_model.layers[1].mlp.experts.gate_up_proj for s in (1, 1, 2))
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_more_choices_than_experts_are_refused():
+    with pytest.raises(ValueError, match="top_k is 3"):
+        upcycle(tiny_policy()[0], experts=2, top_k=3)
+
+
+def test_a_dense_body_is_a_copy():
+    policy, _ = tiny_policy()
+    body = dense_body(policy)
+    with torch.no_grad():
+        body.language_model.norm.weight.zero_()
+    assert policy.model.language_model.norm.weight.abs().sum() > 0
+
+
+def test_the_balance_loss_is_least_when_all_experts_are_used_alike():
+    judge = discriminator("moe")
+    batch = judge.inputs([prompt(picture("red"))], [(0, ids(LONG))])
+    with torch.no_grad():
+        for layer in judge.body.language_model.layers:
+            layer.mlp.gate.weight.zero_()
+        even = float(judge.read(batch, balance=True).balance)
+    assert even == pytest.approx(2.0, abs=1e-5)  # top-2 of 4 at probability 1/4: 4 · Σ_e (share_e · 1/4) = Σ shares = 2
+    assert judge.read(batch).balance is None

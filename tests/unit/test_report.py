@@ -1,0 +1,341 @@
+import base64
+import io
+import json
+import math
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+from rich.console import Console
+
+from prism_cli.errors import CheckpointError
+from prism_cli.report import summary_table, write_report
+from prism_cli.report.curves import plots
+from prism_cli.report.quantities import clear_winner, metric, spread
+from prism_cli.report.verdicts import verdicts
+from prism_cli.responses import Grammar, Part
+from prism_cli.rewards.accuracy import is_correct
+
+GRAMMAR = Grammar({"perception": Part(("caption",), 0.5), "reasoning": Part(("think", "answer"), 0.5)})
+HOSTILE = "</script><script>alert(1)</script>\"><img src=x onerror=alert(2)>{{ 7*7 }}'"
+
+
+def picture() -> str:
+    image = Image.new("RGB", (48, 48), (128, 128, 128))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((3, 3, 13, 13), fill=(200, 40, 40))
+    draw.ellipse((19, 19, 29, 29), fill=(50, 90, 200))
+    draw.polygon([(35, 45), (45, 45), (40, 35)], fill=(40, 160, 70))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def add_step(run: Path, stage: str, minute: int, source: str | None, **manifest) -> Path:
+    folder = run / stage
+    folder.mkdir(parents=True)
+    started = f"2026-11-23T10:{minute:02d}:00+00:00"
+    versions = {"python": "3.12.3", "prism-cli": "0.1.0", "torch": "2.11.0", "transformers": "5.17.0", "trl": "1.16.0"}
+    whole = {"stage": stage, "id": stage, "name": run.name, "status": "finished", "created": started, "seconds": 95.2}
+    whole |= {"seed": 7, "versions": versions, "from": {"run": source, "checkpoint": None} if source else None}
+    (folder / "run.json").write_text(json.dumps(whole | manifest))
+    (folder / "recipe.yaml").write_text(f"stage: {stage}\nmodel: tiny\nseed: 7\ntrainer:\n  learning_rate: 1.0e-6\n")
+    return folder
+
+
+def add_metrics(folder: Path, rows: list[dict]) -> None:
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def response(caption: str, think: str, answer: str) -> str:
+    return GRAMMAR.render({"caption": caption, "think": think, "answer": answer})
+
+
+SUMMARY = {
+    "settings": {"level": 0.95, "samples": 8, "temperature": 1.0},
+    "runs": [
+        {"id": name, "path": f"runs/demo/{name}", "stage": name, "metrics": {
+            "accuracy/greedy": {"value": greedy, "low": greedy - 0.03, "high": greedy + 0.03, "n": 512},
+            "accuracy/sampled": {"value": sampled, "low": sampled - 0.021, "high": sampled + 0.021, "n": 512},
+            "well_formed/sampled": {"value": 0.995, "low": 0.981, "high": 0.999, "n": 512},
+            "perception/sampled": {"value": seen, "low": seen - 0.02, "high": seen + 0.02, "n": 512},
+            "length/sampled": {"value": 41.2, "low": 40.1, "high": 42.3, "n": 512},
+            "teacher_logprob": {"value": -0.412, "low": -0.43, "high": -0.394, "n": 512},
+        }}
+        for name, greedy, sampled, seen in [
+            ("sft", 0.54, 0.38, 0.44), ("align", 0.55, 0.40, 0.61), ("rl", 0.73, 0.60, 0.63),
+        ]
+    ],
+    "pairs": [
+        {"a": "align", "b": "rl", "metric": "accuracy/sampled", "difference": 0.203, "low": 0.178, "high": 0.229},
+        {"a": "sft", "b": "align", "metric": "perception/sampled", "difference": 0.17, "low": 0.14, "high": 0.2},
+        {"a": "sft", "b": "align", "metric": "accuracy/greedy", "difference": 0.01, "low": -0.021, "high": 0.041},
+        {"a": "sft", "b": "rl", "metric": "caption_distance/sampled", "difference": -0.04, "low": -0.06, "high": -0.02},
+    ],
+}  # fmt: skip
+
+
+def build_run(run: Path) -> Path:
+    """A finished pipeline's folder: sft, align, rl, eval."""
+    noise = random.Random(3)
+    sft = add_step(run, "sft", 0, None)
+    add_metrics(sft, [
+        {"step": s, "seconds": s / 4, "loss": 2.2 * math.exp(-s / 150) + 0.5 + noise.gauss(0, 0.03),
+         "mean_token_accuracy": 0.9 - 0.6 * math.exp(-s / 200), "learning_rate": 4e-3 * (1 - s / 700), "grad_norm": 1.0}
+        for s in range(10, 701, 10)
+    ] + [{"step": s, "eval/loss": 2.2 * math.exp(-s / 150) + 0.55} for s in (200, 400, 600)])  # fmt: skip
+    align = add_step(run, "align", 3, "runs/demo/sft", seconds=3712.0)
+    add_metrics(align, [
+        {"step": s, "loss": noise.gauss(0, 0.02), "reward": 0.1 * s / 30 + noise.gauss(0, 0.1),
+         "discriminator/accuracy/perception": 0.66 - 0.003 * s + noise.gauss(0, 0.02),
+         "discriminator/accuracy/reasoning": 0.76 - 0.004 * s + noise.gauss(0, 0.02),
+         "discriminator/loss/perception": 0.62, "discriminator/loss/reasoning": 0.55 + 0.003 * s,
+         "discriminator/margin/perception": 0.4, "responses/malformed_fraction": 0.08 * math.exp(-s / 10),
+         "completions/mean_length": 38 + s / 10}
+        for s in range(1, 31)
+    ])  # fmt: skip
+    (align / "teacher.json").write_text(
+        json.dumps({"calls": 1920, "cached": 412, "prompt_tokens": 238412, "model": "oracle"})
+    )
+    good = response("a1: red square; b2: blue circle; c3: green triangle", "b2 holds a blue circle", "blue circle")
+    wrong = response("a1: red square; b2: blue square", "b2 holds a blue square", "blue square")
+    rows = [
+        {"question": "What is at b2?", "answer": "blue circle", "image": picture(), "teacher": good,
+         "before": {"text": wrong, "scores": {"perception": -0.31, "reasoning": 0.12}},
+         "after": {"text": good, "scores": {"perception": 0.44, "reasoning": 0.2}}},
+        {"question": "What is right of b1?", "answer": "blue circle", "image": None, "teacher": good,
+         "before": {"text": "<caption> a grid a grid a grid", "scores": {"perception": None, "reasoning": None}},
+         "after": {"text": good, "scores": {"perception": 0.5, "reasoning": 0.1}}},
+    ]  # fmt: skip
+    (align / "showcase.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rl = add_step(run, "rl", 8, "runs/demo/align")
+    add_metrics(rl, [
+        {"step": s, "loss": noise.gauss(0, 0.01), "reward": 0.5 + 0.2 * s / 80 + noise.gauss(0, 0.03),
+         "accuracy": 0.4 + 0.2 * s / 80 + noise.gauss(0, 0.03), "completions/mean_length": 41.0}
+        for s in range(1, 81)
+    ])  # fmt: skip
+    evaluation = add_step(run, "eval", 12, "runs/demo/rl")
+    (evaluation / "summary.json").write_text(json.dumps(SUMMARY))
+    return run
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: elements with their attributes, scripts apart from visible text."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.elements, self.scripts, self.text, self._inside = [], [], "", ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self._inside = ""
+
+    def handle_data(self, data):
+        if self._inside == "script":
+            self.scripts[-1] += data
+        elif self._inside != "style":
+            self.text += data
+
+    def all(self, tag: str) -> list[dict]:
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+def read(path: Path) -> Page:
+    return Page(path)
+
+
+def test_a_finished_pipeline_is_told_in_order(tmp_path):
+    path = write_report(build_run(tmp_path / "demo"), parse=GRAMMAR.parse, is_correct=is_correct)
+    assert path == tmp_path / "demo" / "report.html"
+    text = read(path).text
+    headings = ["What was done", "What it showed", "Stages compared", "Teacher", "Learning curves", "Responses"]
+    places = [text.index(heading) for heading in headings]
+    assert places == sorted(places)
+    for said in ("1 h 1 min", "torch 2.11.0", "learning_rate: 1.0e-6", "runs/demo/sft", "238 412", "+0.44", "−0.31"):
+        assert said in text
+    assert text.index("trainer:") < text.index("Stages compared")
+
+
+def test_responses_are_split_and_judged_by_the_given_callables(tmp_path):
+    run = build_run(tmp_path / "demo")
+    text = read(write_report(run, parse=GRAMMAR.parse, is_correct=is_correct)).text.partition("Responses")[2]
+    assert "a1: red square" in text
+    assert "<caption> a1" not in text
+    # Teacher and after on both cards, before on the first: five well-formed, of which before is wrong.
+    assert (text.count("well-formed") - text.count("not well-formed"), text.count("wrong")) == (5, 1)
+    assert "not well-formed: </caption> stands 0 times" in text
+    raw = read(write_report(run)).text
+    assert "<caption> a1: red square; b2: blue square </caption>" in raw
+    assert "wrong" not in raw
+
+
+def test_the_page_asks_nothing_of_the_network(tmp_path):
+    page = read(write_report(build_run(tmp_path / "demo")))
+    assert [attrs["src"][:10] for attrs in page.all("img")] == ["data:image"]
+    assert not page.all("link")
+    assert all("src" not in attrs for attrs in page.all("script"))
+    assert page.all("meta")[1]["content"].startswith("default-src 'none'; img-src data:;")
+    assert sum("Plotly.newPlot" in script for script in page.scripts) == 1
+
+
+def test_hostile_text_stays_text_everywhere(tmp_path):
+    step = add_step(tmp_path / "demo", "align", 0, HOSTILE, status=HOSTILE, seed=HOSTILE, versions={"torch": HOSTILE})
+    (step / "recipe.yaml").write_text(f"model: {HOSTILE}\n")
+    add_metrics(step, [{"step": 1, HOSTILE: 1.0, f"reward/{HOSTILE}": 2.0}])
+    (step / "teacher.json").write_text(json.dumps({HOSTILE: 1, "model": HOSTILE}))
+    hostile = {"text": HOSTILE, "scores": {HOSTILE: 1.0}}
+    row = {"question": HOSTILE, "answer": HOSTILE, "image": f'data:image/png;base64,AA=="{HOSTILE}', "teacher": HOSTILE}
+    (step / "showcase.jsonl").write_text(json.dumps(row | {"before": hostile, "after": hostile}) + "\nbroken\n")
+    cell = {"value": 0.5, "low": 0.4, "high": 0.6, "n": HOSTILE}
+    pair = {"a": HOSTILE, "b": HOSTILE, "metric": HOSTILE, "difference": 1, "low": 0.5, "high": 2}
+    runs = [{"id": HOSTILE, "metrics": {HOSTILE: cell}}]
+    summary = {"settings": {HOSTILE: HOSTILE}, "runs": runs, "pairs": [pair]}
+    (step / "summary.json").write_text(json.dumps(summary))
+    page = read(write_report(tmp_path / "demo", title=HOSTILE, parse=GRAMMAR.parse, is_correct=is_correct))
+    assert not page.all("img")
+    assert all(not name.startswith("on") for _, attrs in page.elements for name in attrs)
+    assert page.text.count("alert(1)") >= 15
+    assert "{{ 7*7 }}" in page.text  # nothing is rendered twice
+    figures = [json.loads(script) for script in page.scripts if script.startswith("{")]
+    names = [series["name"] for figure in figures for series in figure["data"]]
+    # plotly itself reads tags in names, so they must reach it escaped.
+    assert len(names) == 2
+    assert all("<" not in name and "&lt;/script&gt;" in name for name in names)
+    assert len(page.scripts) == len(figures) + 2
+
+
+@pytest.mark.parametrize(
+    "image", ["https://example.org/x.png", "data:image/svg+xml;base64,AAAA", "data:image/png;base64,A A", 5]
+)
+def test_a_picture_that_is_not_inline_data_is_dropped_with_a_note(tmp_path, image):
+    step = add_step(tmp_path, "align", 0, None)
+    (step / "showcase.jsonl").write_text(json.dumps({"question": "q", "image": image}))
+    page = read(write_report(tmp_path))
+    assert not page.all("img")
+    assert "Picture left out" in page.text
+    assert "a picture that is not inline PNG or JPEG data is left out" in page.text
+
+
+def test_a_run_in_progress_shows_what_there_is(tmp_path):
+    step = tmp_path / "sft"
+    step.mkdir()
+    (step / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\n{"step": 3, "lo')
+    page = read(write_report(step))
+    assert "Learning curves" in page.text
+    assert "can't be read" not in page.text  # the last line is still being written
+    (series,) = json.loads(next(script for script in page.scripts if script.startswith("{")))["data"]
+    assert series["y"] == [2.0, None]
+    (step / "metrics.jsonl").write_text('{"step": 1, "lo\n{"step": 2, "loss": 2.0}\n')
+    assert "metrics.jsonl line 1 can't be read" in read(write_report(step)).text
+
+
+def test_without_curves_no_script_is_allowed_to_run(tmp_path):
+    add_step(tmp_path, "sft", 0, None)
+    page = read(write_report(tmp_path))
+    assert not page.scripts
+    assert "script-src 'none'" in page.all("meta")[1]["content"]
+
+
+def test_steps_stand_in_the_order_they_were_made(tmp_path):
+    add_step(tmp_path, "a_later", 9, None)
+    add_step(tmp_path, "b_sooner", 1, None)
+    text = read(write_report(tmp_path)).text
+    assert text.index("b_sooner") < text.index("a_later")
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no run"):
+        write_report(tmp_path)
+
+
+def test_verdicts_never_claim_beyond_the_interval():
+    raised, seen, noise, lowered = verdicts(SUMMARY)
+    assert raised.text == "rl raised sampled accuracy by 20.3 points against align (95 % interval 17.8 to 22.9)."
+    assert (raised.kind, seen.kind, noise.kind, lowered.kind) == ("better", "better", "noise", "better")
+    assert noise.text == (
+        "align changed greedy accuracy by 1.0 points against sft (95 % interval −2.1 to 4.1): within noise."
+    )
+    assert lowered.text == "rl lowered sampled caption distance by 0.040 against sft (95 % interval 0.020 to 0.060)."
+    touching = {
+        "pairs": [{"a": "x", "b": "y", "metric": "accuracy/greedy", "difference": 0.1, "low": 0.0, "high": 0.2}]
+    }
+    assert next(verdicts(touching)).kind == "noise"
+    one_question = {
+        "pairs": [{"a": "x", "b": "y", "metric": "length/greedy", "difference": 1, "low": -math.inf, "high": math.inf}]
+    }
+    assert next(verdicts(one_question)).text == "y against x: greedy length can't be compared (no finite interval)."
+    worse = {
+        "pairs": [{"a": "x", "b": "y", "metric": "accuracy/greedy", "difference": -0.1, "low": -0.2, "high": -0.05}]
+    }
+    assert next(verdicts(worse))[:2] == (
+        "worse",
+        "y lowered greedy accuracy by 10.0 points against x (95 % interval 5.0 to 20.0).",
+    )
+
+
+def test_a_winner_needs_an_interval_apart_from_all_others():
+    high, middle, low = ({"value": v, "low": v - 0.02, "high": v + 0.02} for v in (0.6, 0.57, 0.4))
+    assert clear_winner(metric("accuracy/greedy"), [low, high]) == 1
+    assert clear_winner(metric("accuracy/greedy"), [low, high, middle]) is None
+    assert clear_winner(metric("caption_distance/greedy"), [low, high, middle]) == 0
+    assert clear_winner(metric("length/greedy"), [low, high]) is None
+    assert clear_winner(metric("accuracy/greedy"), [high]) is None
+    assert clear_winner(metric("accuracy/greedy"), [low, high, {"value": 0.9}]) is None
+
+
+def test_lopsided_intervals_are_written_out():
+    shown = metric("accuracy/sampled")
+    assert spread(shown, {"value": 0.5, "low": 0.479, "high": 0.521}) == "±2.1"
+    assert spread(shown, {"value": 0.995, "low": 0.981, "high": 0.999}) == "98.1 to 99.9"
+    assert spread(shown, {"value": 0.5, "low": -math.inf, "high": math.inf}) == ""
+
+
+def test_malformed_fractions_are_drawn_as_well_formed_shares():
+    (plot,) = plots([{"step": 1, "responses/malformed_fraction": 0.25}])
+    assert (plot.title, plot.figure["data"][0]["y"]) == ("Well-formed share", [0.75])
+
+
+def test_what_belongs_to_no_known_plot_is_folded_by_room_and_evaluation_is_marked():
+    made = plots(
+        [{"step": 1, "loss": 1, "eval/loss": 2, "clip/low": 3}, {"step": 2, "loss": 1, "eval/loss": 2, "clip/low": 3}]
+    )
+    assert [(plot.title, plot.folded) for plot in made] == [("Loss", False), ("clip", True)]
+    assert [series["mode"] for series in made[0].figure["data"]] == ["lines", "markers"]
+
+
+def test_the_terminal_table_groups_greedy_then_sampled():
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(summary_table(SUMMARY))
+    text = console.export_text()
+    assert re.search(
+        r"rl\s+│ +73.0 ±3.0 │ +60.0 ±2.1 │ 99.5 98.1 to 99.9 │ +63.0 ±2.0 │ +41.2 ±1.1 │ +−0.412 ±0.018", text
+    )
+    assert "512 questions" in text
+    table = summary_table(SUMMARY)
+    assert list(table.columns[1].cells)[2] == "[bold]73.0 ±3.0[/bold]"
+    assert list(table.columns[4].cells)[2] == "63.0 ±2.0"  # overlaps align's 61.0 ±2.0
+
+
+def test_names_from_a_summary_are_no_markup():
+    runs = [{"id": "[bold]x[/bold]", "metrics": {"odd[red]/greedy": {"value": 1.0}}}]
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(summary_table({"runs": runs}))
+    assert "[bold]x[/bold]" in console.export_text()
+
+
+def test_verdicts_beside_accuracy_and_captions_are_folded(tmp_path):
+    text = read(write_report(build_run(tmp_path / "demo"))).text
+    assert (
+        text.index("caption distance by 0.040")
+        < text.index("Other metrics: 1")
+        < text.index("raised sampled perception")
+    )

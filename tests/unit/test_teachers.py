@@ -1,0 +1,117 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from tests.faulty_endpoint import FaultyEndpoint, answer
+
+from prism_cli.endpoint.budget import Budget
+from prism_cli.endpoint.client import EndpointClient
+from prism_cli.endpoint.failures import NoAnswerError
+from prism_cli.endpoint.store import AnswerStore
+from prism_cli.errors import DataError
+from prism_cli.teacher.teachers import ColumnTeacher, EndpointTeacher, TeacherRequest
+
+INTERRUPTED = """
+import sys, time
+from prism_cli.endpoint.client import EndpointClient
+from prism_cli.endpoint.store import AnswerStore
+from prism_cli.teacher.teachers import EndpointTeacher, TeacherRequest
+teacher = EndpointTeacher(EndpointClient(sys.argv[1], "m", store=AnswerStore(sys.argv[2])))
+try:
+    teacher.answers([TeacherRequest([{"role": "user", "content": "q"}])])
+except KeyboardInterrupt:
+    teacher.close()
+    print("closed")
+"""
+
+
+def ask(question: str, row: str = "") -> TeacherRequest:
+    return TeacherRequest([{"role": "user", "content": question}], row=row)
+
+
+@pytest.fixture
+def endpoint():
+    with FaultyEndpoint() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def teach(endpoint, tmp_path):
+    teachers = []
+
+    def teach(**settings) -> EndpointTeacher:
+        store = AnswerStore(tmp_path / "answers.sqlite")
+        teachers.append(EndpointTeacher(EndpointClient(endpoint.url, "m", store=store, **settings)))
+        return teachers[-1]
+
+    yield teach
+    for teacher in teachers:
+        teacher.close()
+
+
+def test_prefetching_returns_at_once_and_its_answers_are_not_asked_again(endpoint, teach):
+    endpoint.delay = 0.5
+    budget = Budget()
+    teacher = teach(budget=budget)
+    start = time.monotonic()
+    teacher.prefetch([ask("a"), ask("b")])
+    assert time.monotonic() - start < 0.4
+    given = teacher.answers([ask("b"), ask("a"), ask("b")])
+    assert [one.text for one in given] == ["answer to b", "answer to a", "answer to b"]
+    assert endpoint.asked == {"a": 1, "b": 1}
+    # Waiting for a prefetched answer is not a second look at a kept one.
+    assert (budget.summary()["calls"], budget.summary()["cached"]) == (2, 0)
+
+
+def test_answers_asked_for_again_come_from_the_store(endpoint, teach):
+    teacher = teach()
+    (first,) = teacher.answers([ask("a")])
+    (again,) = teacher.answers([ask("a")])
+    assert (first.cached, again.cached) == (False, True)
+    assert endpoint.asked == {"a": 1}
+
+
+def test_one_refusal_is_told_after_the_others_are_received(endpoint, teach, tmp_path):
+    endpoint.plan["a"] = [answer(None, refusal="no")]
+    endpoint.delay = 0.05
+    with pytest.raises(NoAnswerError, match="row 1: "):
+        teach(concurrency=1).answers([ask("a", "1"), ask("b", "2"), ask("c", "3")])
+    assert {row.text for row in AnswerStore(tmp_path / "answers.sqlite")} == {"answer to b", "answer to c"}
+
+
+@pytest.mark.timeout(120)
+def test_ctrl_c_while_waiting_ends_the_process_promptly(endpoint, tmp_path):
+    endpoint.delay = 60
+    command = [sys.executable, "-c", INTERRUPTED, endpoint.url, str(tmp_path / "a.sqlite")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while not endpoint.asked and process.poll() is None:
+        time.sleep(0.05)
+    start = time.monotonic()
+    os.kill(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert (out.strip(), process.returncode) == ("closed", 0)
+    assert time.monotonic() - start < 10
+
+
+def test_closing_leaves_no_thread(teach):
+    before = threading.active_count()
+    teacher = teach()
+    assert threading.active_count() == before + 1
+    teacher.close()
+    assert threading.active_count() == before
+
+
+def test_a_column_answers_by_row():
+    teacher = ColumnTeacher({"1": "one", "2": "two"})
+    given = teacher.answers([ask("q", "2"), ask("q", "1")])
+    assert [(one.text, one.model, one.cached) for one in given] == [("two", "dataset", True), ("one", "dataset", True)]
+
+
+@pytest.mark.parametrize("answers", [{}, {"7": None}, {"7": ""}])
+def test_a_row_without_an_answer_is_named(answers):
+    with pytest.raises(DataError, match="row 7: teacher_response is empty"):
+        ColumnTeacher(answers).answers([ask("q", "7")])
