@@ -144,7 +144,7 @@ def open_run(
             if folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir()):
                 raise CheckpointError(f"{folder} holds files that are no run", "choose another --output")
             folder.mkdir(parents=True, exist_ok=True)
-            run = Run(folder, {"stage": stage, "id": folder.name, "name": folder.parent.name, "created": _now()})
+            run = Run(folder, {"stage": stage, "id": folder.name, "name": folder.parent.name or folder.name, "created": _now()})
         write_atomically(folder / "recipe.yaml", resolved_text)
         run.update(
             status=run.manifest.get("status", "running"),

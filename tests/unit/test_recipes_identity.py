@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prism_cli.recipes.identity import differences, run_folder, to_dict, to_yaml
@@ -30,6 +30,7 @@ def test_the_yaml_of_a_recipe_loads_back_to_the_same_recipe(stage, tmp_path):
     assert load_recipe(stage, tmp_path / "again.yaml") == recipe
 
 
+@settings(max_examples=50)
 @given(st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"))))
 def test_any_text_survives_the_yaml(text):
     recipe = AlignRecipe(output=text)
@@ -44,7 +45,8 @@ def test_text_that_looks_like_something_else_survives_the_yaml(text):
 def test_the_dict_is_json_with_the_users_keys_and_all_defaults():
     values = to_dict(load_recipe("align", None, ["from=runs/sft"]))
     assert json.loads(json.dumps(values)) == values
-    assert values["from"] == "runs/sft" and "from_" not in values
+    assert values["from"] == "runs/sft"
+    assert "from_" not in values
     assert values["discriminator"]["warmup"]["pairs"] == 120000
 
 

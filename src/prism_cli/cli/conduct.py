@@ -7,6 +7,7 @@ from typing import Any
 
 from rich import get_console
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -39,7 +40,7 @@ def conduct(stage: str, recipe: Any, dry_run: bool, resume: bool | None, base: P
         _print_plan(stage, [*module.check(recipe, *where), ("writes to", str(folder))])
         return
     module.run(recipe, *where, fresh=resume is False, command=["prism", *sys.argv[1:]])
-    get_console().print(f"[bold green]finished[/] {folder}", highlight=False, soft_wrap=True)
+    get_console().print(f"[bold green]finished[/] {escape(str(folder))}", highlight=False, soft_wrap=True)
 
 
 def start_from_newest(recipe: Any, *stages: str) -> dict[str, str]:
@@ -57,7 +58,7 @@ def start_from_newest(recipe: Any, *stages: str) -> dict[str, str]:
     for stage in stages:
         if (run := newest_finished(stage, Path("runs"))) is not None:
             text = f"starting from {run}, the newest finished {stage} run here (--from names another)"
-            Console(stderr=True, soft_wrap=True, highlight=False).print(text)
+            Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)
             return {"from": str(run)}
     return {}
 

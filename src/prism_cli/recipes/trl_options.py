@@ -146,6 +146,8 @@ def _type_names(annotation: ast.expr) -> Iterator[str]:
         case ast.BinOp(left=left, right=right):
             yield from _type_names(left)
             yield from _type_names(right)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Constant(value=constant)):
+            yield type(constant).__name__
         case ast.Subscript(value=value):
             yield from _type_names(value)
         case _:

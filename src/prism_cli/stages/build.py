@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from rich import get_console
 
 from prism_cli.endpoint.budget import Budget
-from prism_cli.endpoint.client import EndpointClient
+from prism_cli.endpoint.client import EndpointClient, served_model
 from prism_cli.endpoint.requests import data_url
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import DataError, RecipeError
-from prism_cli.recipes.identity import differences, to_dict, to_yaml
+from prism_cli.recipes.identity import differences, run_folder, to_dict, to_yaml
 from prism_cli.recipes.sections import (
     Data,
     DatasetTeacher,
@@ -52,9 +52,15 @@ def open_stage(
 ) -> Run:
     """Opens the stage's run folder, new or to be continued."""
     quiet_libraries()
-    folder = Path(getattr(recipe, "output", None) or f"runs/{stage}")
     return open_run(
-        folder, stage, to_dict(recipe), to_yaml(recipe), differences, source=source, fresh=fresh, command=command
+        run_folder(stage, recipe),
+        stage,
+        to_dict(recipe),
+        to_yaml(recipe),
+        differences,
+        source=source,
+        fresh=fresh,
+        command=command,
     )
 
 
@@ -282,9 +288,11 @@ def _client(
         model = f"{section.world}-{section.variant}"
         server = stack.enter_context(ServedEndpoint(world_app(section.world, section.variant)))
         return EndpointClient(server.url, model, store=store, temperature=0.0, max_tokens=256, budget=budget)
+    # Asked first because it fails at once when nobody listens; a question would be retried for a while.
+    served = served_model(section.endpoint, section.api_key_env) if section.model is None else section.model
     return EndpointClient(
         section.endpoint,
-        section.model,
+        served,
         store=store,
         api_key_env=section.api_key_env,
         temperature=section.temperature,

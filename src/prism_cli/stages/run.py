@@ -1,17 +1,17 @@
 """`prism run`: any list of stages as one resumable pipeline."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import get_console
 
-from prism_cli.errors import CheckpointError, RecipeError
+from prism_cli.errors import RecipeError
 from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.load import load_step
 from prism_cli.recipes.sections import ResponseSection
 from prism_cli.recipes.stages import EvalRecipe, PipelineRecipe, PipelineStep, TrainingStage
+from prism_cli.runs import read_manifest
 from prism_cli.stages import align, build, eval, rl, sft
 from prism_cli.stages.grammar import grammar_of
 
@@ -84,6 +84,16 @@ def _steps(recipe: PipelineRecipe, base: Path) -> list[tuple[PipelineStep, Any]]
 
 
 def _report(folder: Path) -> None:
+    """Writes report.html; its rollouts are read with the grammar the steps share."""
     from prism_cli.report.page import write_report
+    from prism_cli.rewards.accuracy import is_correct
 
-    write_report(folder)
+    write_report(folder, parse=grammar_of(_response(folder)).parse, is_correct=is_correct)
+
+
+def _response(folder: Path) -> ResponseSection:
+    """The response settings of the pipeline's first step; the others inherit them."""
+    for path in sorted(folder.glob("*/run.json"), key=lambda path: read_manifest(path.parent)["created"]):
+        if section := read_manifest(path.parent)["recipe"].get("response"):
+            return ResponseSection.model_validate(section)
+    return ResponseSection()
