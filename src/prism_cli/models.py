@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from prism_cli.errors import CheckpointError, RecipeError
@@ -86,7 +87,7 @@ def load_pretrained(
         model = AutoModelForImageTextToText.from_pretrained(
             path, revision=revision, dtype=dtype, attn_implementation=attention, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise RecipeError(f"can't load a vision-language model from {path!r}: {reason}", "check model.path or --model") from None
     processor.tokenizer.padding_side = "left"

@@ -144,21 +144,18 @@ class Grammar:
         if not self.tags:
             (name,) = self.parts
             return {name: [i for i, piece in zip(token_ids, pieces, strict=True) if piece]}
-        ends, offset = [], 0
-        for piece in pieces:
-            offset += len(piece)
-            ends.append(offset)
-        result, cursor, start_byte = {}, 0, 0
+        result, cursor, read = {}, 0, 0
         for name, part in self.parts.items():
-            stop_byte = text.index(f"</{part.tags[-1]}>".encode()) + len(part.tags[-1]) + 3
-            part_ids = []
-            while cursor < len(pieces) and (ends[cursor] - len(pieces[cursor])) < stop_byte:
-                blank_edge = not pieces[cursor].strip() and ends[cursor] <= text.index(f"<{part.tags[0]}>".encode())
-                if pieces[cursor] and not blank_edge:
-                    part_ids.append(token_ids[cursor])
+            opening, closing = f"<{part.tags[0]}>".encode(), f"</{part.tags[-1]}>".encode()
+            start, end = text.index(opening), text.index(closing) + len(closing)
+            result[name] = []
+            while cursor < len(pieces) and read < end:
+                piece = pieces[cursor]
+                read += len(piece)
+                between_parts = read <= start and not piece.strip()
+                if piece and not between_parts:
+                    result[name].append(token_ids[cursor])
                 cursor += 1
-            result[name] = part_ids
-            start_byte = stop_byte
         return result
 
 

@@ -83,13 +83,7 @@ class Run:
         Raises:
             CheckpointError: another process works in this folder.
         """
-        with open(self.folder / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise CheckpointError(
-                    f"{self.folder} is in use by another process", "wait for it, or give this run another --output"
-                ) from None
+        with _locked(self.folder):
             started, before = time.monotonic(), self.manifest.get("seconds", 0.0)
             self.update(status="running")
             status = "failed"
@@ -105,6 +99,18 @@ class Run:
                     seconds=round(before + time.monotonic() - started, 1),
                     finished=_now() if status == "finished" else None,
                 )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(
+                f"{folder} is in use by another process", "wait for it, or give this run another --output"
+            ) from None
+        yield
 
 
 def open_run(
@@ -137,7 +143,8 @@ def open_run(
         if fresh and folder.exists():
             if not manifest_path.is_file() and any(folder.iterdir()):
                 raise CheckpointError(f"{folder} is not a run folder; --fresh will not delete it", "choose another --output")
-            shutil.rmtree(folder)
+            with _locked(folder):
+                shutil.rmtree(folder)
         if manifest_path.is_file():
             run = _continue(folder, stage, resolved, differences)
         else:
@@ -182,7 +189,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         CheckpointError: there is none, or it is not one.
     """
     try:
-        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict) or not {"stage", "status", "recipe"} <= manifest.keys():
+            raise ValueError("it is no manifest of a run")
+        return manifest
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is not a run folder (no run.json)", "give the folder of a finished run") from None
     except ValueError as error:

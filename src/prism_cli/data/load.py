@@ -1,12 +1,15 @@
 """Rows from files: JSONL, JSON, CSV and Parquet, or a hub data set; images only from inside the data's own folder."""
 
+import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Image, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from PIL import Image as PILImage
 
 from prism_cli.data.rows import dataset, row
 from prism_cli.errors import DataError
@@ -38,6 +41,8 @@ def load_rows(path: str, split: str = "train", limit: int | None = None) -> Data
             rows.append(_row(f"{Path(path).stem}-{number}", fields, folder))
         except DataError as error:
             problems.append(f"{path} row {number}: {error}")
+    repeated = [id for id, count in Counter(found["id"] for found in rows).items() if count > 1]
+    problems += [f"{path}: several rows have the id {id!r}" for id in repeated]
     if problems:
         more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise DataError("\n  ".join(problems[:20]) + more, "mend or drop these rows")
@@ -52,12 +57,17 @@ def _open(path: str, split: str) -> tuple[Dataset, Path | None]:
         if file.is_file():
             if file.suffix not in LOADERS:
                 raise DataError(f"{path}: {file.suffix or 'no'} suffix is not known", f"one of {', '.join(LOADERS)}")
+            if not file.stat().st_size:
+                raise DataError(f"{path} is empty", "give a file with at least one row")
             return load_dataset(LOADERS[file.suffix], data_files=str(file), split="train"), file.parent.resolve()
         if file.is_dir():
             raise DataError(f"{path} is a folder", "give the data file inside it")
         if path.startswith((".", "/", "~")) or file.suffix in LOADERS:
             raise DataError(f"no file {path}", "check data.path or --data")
         return load_dataset(path, split=split), None
+    except DatasetGenerationError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise DataError(f"can't read {path}: {reason}", f"mend the file; it should be {file.suffix[1:].upper()}") from None
     except (DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
         raise DataError(f"can't read {path}: {str(error).splitlines()[0]}", "check data.path or --data") from None
 
@@ -73,7 +83,7 @@ def _undecoded(source: Dataset) -> Iterator[dict[str, Any]]:
 
 
 def _row(id: str, fields: dict[str, Any], folder: Path | None) -> dict[str, Any]:
-    images = [_image(value, folder) for value in _listed(fields.get("images") or fields.get("image"))]
+    images = [_picture(value, folder) for value in _listed(fields.get("images") or fields.get("image"))]
     system, question, demonstration = _texts(fields)
     marks = question.count(IMAGE_MARK)
     if marks and marks != len(images):
@@ -115,6 +125,16 @@ def _plain(content: Any) -> str:
     if isinstance(content, str):
         return content
     return " ".join(item["text"] for item in content if item.get("type") == "text" and item.get("text"))
+
+
+def _picture(value: Any, folder: Path | None) -> bytes:
+    """The bytes of an image, which must be one; only its head is read."""
+    data = _image(value, folder)
+    try:
+        PILImage.open(io.BytesIO(data))
+    except OSError:
+        raise DataError(f"image {value!r} is no picture" if isinstance(value, str) else "image is no picture") from None
+    return data
 
 
 def _image(value: Any, folder: Path | None) -> bytes:

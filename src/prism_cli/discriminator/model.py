@@ -44,6 +44,8 @@ class Discriminator(nn.Module):
         kind: `text_only` is a dense body that gets the prompt without its image.
         readout: Judge the state at the read-out token (`last`), or the mean over the part's tokens (`mean`).
         dropout: In the head, and only in `score_dropped`.
+        head_std: Standard deviation of the head's initial weights. Scores start at about head_std · √width, and a part
+            whose scores start near zero learns slowly beside one whose don't.
 
     Raises:
         ValueError: the body is not of the class `kind` calls for.
@@ -58,6 +60,7 @@ class Discriminator(nn.Module):
         kind: Literal["moe", "dense", "text_only"] = "moe",
         readout: Literal["last", "mean"] = "last",
         dropout: float = 0.1,
+        head_std: float = HEAD_STD,
     ):
         super().__init__()
         if not isinstance(body, BODY_CLASSES[kind]):
@@ -70,7 +73,7 @@ class Discriminator(nn.Module):
         self.readout_id, self.pad_id, self.kind, self.readout, self.dropout = readout_id, pad_id, kind, readout, dropout
         width = self.body.config.text_config.hidden_size
         self.head = nn.Linear(width, 1, bias=False, device=body.device, dtype=body.dtype)
-        nn.init.normal_(self.head.weight, std=HEAD_STD)
+        nn.init.normal_(self.head.weight, std=head_std)
         # Untouched by any loss: weight decay alone must not move it.
         self.body.visual.requires_grad_(kind != "text_only")
 

@@ -222,6 +222,9 @@ class WarmupSection(Section):
     """Peak learning rate, cosine schedule."""
     warmup_fraction: Fraction = 0.1
     """Share of steps over which the learning rate rises."""
+    temperature: PositiveFloat = 1.0
+    """Temperature at which the policy's side is sampled; above 1 more of its texts differ from the teacher's, so that a
+    small judge learns from fewer pairs."""
     held_out: PositiveInt = 64
     """Pairs kept aside to measure the judge's accuracy."""
 
@@ -233,6 +236,9 @@ class _DiscriminatorSection(Section):
     """Where a part's score is read: at its last token (paper), or averaged over its tokens."""
     dropout: Fraction = 0.1
     """Dropout in the head."""
+    head_std: PositiveFloat = 0.02
+    """Standard deviation of the head's initial weights; scores start at about head_std · √width, so a narrow model wants
+    more than the paper's."""
     learning_rate: PositiveFloat = 1e-6
     """AdamW learning rate, constant."""
     weight_decay: NonNegativeFloat = 0.01

@@ -88,7 +88,7 @@ def read(path: Path) -> Source:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise RecipeError(f"{path}: can't be read: {error.strerror}") from None
+        raise RecipeError(f"{path}: can't be read: {error.strerror}", "check the path and its permissions") from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 text (byte {error.start})", "a recipe is a YAML file") from None
     try:
@@ -98,9 +98,9 @@ def read(path: Path) -> Source:
             raise RecipeError("\n".join(repeated), "keep one of the two")
         values = _yaml().load(text)
     except YAMLError as error:
-        raise RecipeError(f"{path}:{_explain(error)}") from None
+        raise RecipeError(f"{path}:{_explain(error)}", "mend the YAML at this line") from None
     if not isinstance(values, dict | None):
-        raise RecipeError(f"{path}:1: expected `key: value` lines, found {type(values).__name__}")
+        raise RecipeError(f"{path}:1: expected `key: value` lines, found {type(values).__name__}", "see docs/recipes.md")
     return Source(str(path), values or {}, lines)
 
 

@@ -217,7 +217,10 @@ class TeacherDesk:
     Args:
         teacher: Whom to ask.
         budget: What counts its calls.
-        rows: The data set the rows are from, by id.
+        rows: The data sets the rows are from, by id.
+
+    Raises:
+        DataError: two different rows have one id, so one would get the other's answer.
     """
 
     def __init__(self, teacher: TeacherProtocol, budget: Budget, *rows: "Dataset"):
@@ -228,7 +231,10 @@ class TeacherDesk:
         self._sources: dict[str, tuple[Any, int]] = {}
         for data in rows:
             raw = data.cast_column("images", List(Image(decode=False)))
-            self._sources |= {id: (raw, index) for index, id in enumerate(data["id"])}
+            for index, id in enumerate(data["id"]):
+                if id in self._sources and self._row(id) != raw[index]:
+                    raise DataError(f"two rows have the id {id}, one in each data set", "give each row an `id` of its own")
+                self._sources[id] = (raw, index)
 
     def prefetch(self, rows: Sequence[dict]) -> None:
         """Starts asking about rows, and returns at once."""
@@ -248,9 +254,12 @@ class TeacherDesk:
         return self._budget.summary()
 
     def _request(self, id: str) -> TeacherRequest:
-        data, index = self._sources[id]
-        row = data[index]
+        row = self._row(id)
         return TeacherRequest(row["prompt"], tuple(image["bytes"] for image in row["images"]), row=id)
+
+    def _row(self, id: str) -> dict[str, Any]:
+        data, index = self._sources[id]
+        return data[index]
 
 
 @contextmanager
@@ -315,6 +324,8 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     for name in ("httpx", "openai", "accelerate", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # What it logs as an error it also raises, and that is told with where and what to do.
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"(torch|transformers|trl|accelerate|peft)(\.|$)")
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,14 @@ from prism_cli.recipes.stages import RolloutStage, TrainingStage
 from prism_cli.runs import Run
 from prism_cli.stages.card import model_card
 from prism_cli.trainers.arguments import AdamW, Schedule, shared_arguments
-from prism_cli.trainers.callbacks import CompleteCheckpoints, MetricsLog, RichProgress, StopOnNonFinite
+from prism_cli.trainers.callbacks import (
+    AlreadyTrainedError,
+    CompleteCheckpoints,
+    MetricsLog,
+    NoExtraStep,
+    RichProgress,
+    StopOnNonFinite,
+)
 from prism_cli.trainers.rollout import RolloutBatch
 
 
@@ -82,6 +90,7 @@ def callbacks(
 ) -> list[TrainerCallback]:
     """The watchers of a training stage; `savers` add to each checkpoint."""
     return [
+        NoExtraStep(),
         StopOnNonFinite(),
         MetricsLog(run.folder / "metrics.jsonl"),
         RichProgress(stage, shown, get_console()),
@@ -106,7 +115,8 @@ def train(
         get_console().print(f"continuing from {checkpoint}")
         restore(checkpoint)
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with suppress(AlreadyTrainedError):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     run.update(train_seconds=round(run.manifest.get("train_seconds", 0.0) + time.monotonic() - started, 1))
     if trainer.is_world_process_zero():
         _save_final(trainer, run, policy)

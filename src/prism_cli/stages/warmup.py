@@ -73,6 +73,7 @@ def build_discriminator(recipe: AlignRecipe, policy: Policy) -> Discriminator:
         kind=section.type,
         readout=section.readout,
         dropout=section.dropout,
+        head_std=section.head_std,
     )
 
 
@@ -109,7 +110,7 @@ def _pairs(
             policy.processor,
             conversations,
             max_tokens=recipe.max_response_tokens,
-            temperature=recipe.temperature,
+            temperature=recipe.discriminator.warmup.temperature,
             seed=recipe.seed,
             suppress=placeholder_ids(policy.processor),
             batch_size=max(recipe.micro_batch, recipe.rollouts),

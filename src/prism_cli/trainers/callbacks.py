@@ -55,8 +55,9 @@ class MetricsLog(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero or not self.path.exists():
             return
-        lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= state.global_step]
-        write_atomically(self.path, "".join(f"{line}\n" for line in lines))
+        # A line that a kill cut short has no newline at its end, and belongs to a step that is done again.
+        whole = [line for line in self.path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
+        write_atomically(self.path, "".join(line for line in whole if json.loads(line)["step"] <= state.global_step))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
@@ -70,8 +71,31 @@ def _metric_name(name: str) -> str:
     return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else name
 
 
+class AlreadyTrainedError(Exception):
+    """The checkpoint a run continues from is that of its last step."""
+
+
+class NoExtraStep(TrainerCallback):
+    """Keeps a run that was killed after its last checkpoint from taking one step more.
+
+    The trainer compares the step with the last one only after a step. By now weights and state are loaded.
+
+    Raises:
+        AlreadyTrainedError: from `train()`, before its first step.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            raise AlreadyTrainedError
+
+
 class StopOnNonFinite(TrainerCallback):
-    """Ends the run at the step whose loss or gradient is no longer a number."""
+    """Ends the run when loss or gradient is no longer a number, and before such weights are saved."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # What is not logged is not seen: steps between two logs must not reach a checkpoint or the final model unseen.
+        if control.should_save or control.should_training_stop:
+            control.should_log = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         for name in ("loss", "grad_norm"):

@@ -1,0 +1,48 @@
+"""What all tests share: one thread, no network names, and a started `prism` that forks in milliseconds."""
+
+import os
+
+os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+import pytest
+
+import prism_cli  # noqa: F401  (before transformers: it lets torchvision load beside a CPU torch)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Threads that wait for each other cost more than matrices of this size."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def prism():
+    """Runs `prism` commands in processes of their own; see `tests.e2e.processes`."""
+    from tests.e2e.processes import ForkServer
+
+    with ForkServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def trained(prism, tmp_path_factory):
+    """Folder of a finished `prism sft` run whose policy reads pictures well: made once, copied by nobody, read only."""
+    if "H6_TRAINED" in os.environ:
+        from pathlib import Path
+
+        return Path(os.environ["H6_TRAINED"])
+    folder = tmp_path_factory.mktemp("trained")
+    # The oracle's answers, not the noisy public demonstrations: with those it takes twice as long to see.
+    size = (
+        "teacher={type: embedded}",
+        "max_steps=350",
+        "data.size=4000",
+        "eval_data=null",
+        "checkpoint.every=350",
+        "checkpoint.evaluate_every=null",
+    )
+    done = prism("sft", "tiny", *size, "--output", str(folder / "sft"), cwd=folder)
+    assert done.code == 0, done.stderr
+    return folder / "sft"

@@ -1,0 +1,39 @@
+"""The hook acts in the interpreter that imports the package first, so each test is an interpreter of its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+def test_the_package_alone_imports_no_torch():
+    done = python("import sys, prism_cli; print([m for m in ('torch', 'torchvision') if m in sys.modules])")
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("first", ["torchvision", "torch, torchvision"])
+def test_torchvision_imports_after_the_package(first):
+    done = python(f"import prism_cli, {first}; from torchvision.transforms import v2; print('fine')")
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_the_hook_goes_away_once_it_acted():
+    code = (
+        "import sys, prism_cli\n"
+        "hooks = lambda: sum(type(f).__name__ == '_DeclareMissingOps' for f in sys.meta_path)\n"
+        "before = hooks()\nimport torchvision\nprint(before, hooks())"
+    )
+    assert python(code).stdout == "1 0\n"
+
+
+def test_a_missing_torchvision_is_still_missing():
+    code = (
+        "import sys, prism_cli\n"
+        "sys.path[:] = []\n"
+        "try: import torchvision\nexcept ModuleNotFoundError as error: print(error.name)"
+    )
+    assert python(code).stdout == "torchvision\n"

@@ -1,0 +1,81 @@
+"""What we override or call in TRL and transformers beyond their public promise; an upgrade that moves it fails here."""
+
+import inspect
+
+import pytest
+from transformers import ProcessorMixin, Trainer, TrainerCallback
+from transformers.models.qwen3_vl import Qwen3VLModel, Qwen3VLProcessor
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+SEAMS = [
+    (GRPOTrainer._generate_and_score_completions, ["self", "inputs"]),
+    (GRPOTrainer._calculate_rewards, ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
+    (GRPOTrainer._log_metric, ["self", "name", "value"]),
+    (Trainer._save_checkpoint, ["self", "model", "trial"]),
+    (Trainer._load_best_model, ["self"]),
+    (TrainerCallback.on_save, ["self", "args", "state", "control", "kwargs"]),
+    (TrainerCallback.on_train_begin, ["self", "args", "state", "control", "kwargs"]),
+    (Qwen3VLProcessor._get_num_multimodal_tokens, ["self", "image_sizes", "video_sizes", "kwargs"]),
+]
+
+
+@pytest.mark.parametrize(("method", "parameters"), SEAMS, ids=[method.__qualname__ for method, _ in SEAMS])
+def test_a_private_method_takes_these_parameters(method, parameters):
+    assert list(inspect.signature(method).parameters) == parameters
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "num_generations",
+        "num_generations_eval",
+        "max_completion_length",
+        "temperature",
+        "generation_kwargs",
+        "epsilon",
+        "epsilon_high",
+        "delta",
+        "beta",
+        "loss_type",
+        "importance_sampling_level",
+        "reward_weights",
+        "steps_per_generation",
+    ],
+)
+def test_grpo_has_the_option(option):
+    assert option in GRPOConfig.__dataclass_fields__
+
+
+@pytest.mark.parametrize("option", ["max_length", "completion_only_loss"])
+def test_sft_has_the_option(option):
+    assert option in SFTConfig.__dataclass_fields__
+
+
+@pytest.mark.parametrize("trainer", [GRPOTrainer, SFTTrainer])
+def test_a_trainer_takes_what_we_give_it(trainer):
+    wanted = {"model", "args", "train_dataset", "eval_dataset", "processing_class", "callbacks", "peft_config"}
+    assert wanted <= set(inspect.signature(trainer.__init__).parameters)
+
+
+def test_rewards_are_computed_inside_generation_and_before_advantages():
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    assert source.index("self._calculate_rewards(") < source.index('"advantages": ')
+
+
+def test_the_dataset_keeps_its_columns_for_rewards():
+    assert "for key in inputs[0] if key not in" in inspect.getsource(GRPOTrainer._calculate_rewards)
+
+
+def test_the_save_callback_runs_after_the_trainer_wrote_its_files():
+    source = inspect.getsource(Trainer._maybe_log_save_evaluate)
+    assert source.index("self._save_checkpoint(") < source.index("on_save(")
+
+
+def test_a_trainer_begins_after_it_loaded_its_checkpoint():
+    source = inspect.getsource(Trainer._inner_training_loop)
+    assert source.index("self._prepare_for_training(") < source.index("on_train_begin(") < source.index("_run_epoch(")
+
+
+def test_the_model_has_one_processor_and_its_own_positions():
+    assert issubclass(Qwen3VLProcessor, ProcessorMixin)
+    assert "image_grid_thw" in inspect.signature(Qwen3VLModel.get_rope_index).parameters
