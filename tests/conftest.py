@@ -29,20 +29,10 @@ def prism():
 @pytest.fixture(scope="session")
 def trained(prism, tmp_path_factory):
     """Folder of a finished `prism sft` run whose policy reads pictures well: made once, copied by nobody, read only."""
-    if "H6_TRAINED" in os.environ:
-        from pathlib import Path
-
-        return Path(os.environ["H6_TRAINED"])
     folder = tmp_path_factory.mktemp("trained")
     # The oracle's answers, not the noisy public demonstrations: with those it takes twice as long to see.
-    size = (
-        "teacher={type: embedded}",
-        "max_steps=350",
-        "data.size=4000",
-        "eval_data=null",
-        "checkpoint.every=350",
-        "checkpoint.evaluate_every=null",
-    )
-    done = prism("sft", "tiny", *size, "--output", str(folder / "sft"), cwd=folder)
+    data = ["teacher={type: embedded}", "data.size=4000", "eval_data=null"]
+    length = ["max_steps=350", "checkpoint.every=350", "checkpoint.evaluate_every=null"]
+    done = prism("sft", "tiny", *data, *length, "--output", str(folder / "sft"), cwd=folder)
     assert done.code == 0, done.stderr
     return folder / "sft"

@@ -68,7 +68,9 @@ def load_policy(folder: Path) -> Policy:
     try:
         settings = json.loads((folder / "response.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'response.json'} can't be read: {error}", "point --from at a finished run") from None
+        raise CheckpointError(
+            f"{folder / 'response.json'} can't be read: {error}", "point --from at a finished run"
+        ) from None
     parts = {name: Part(tuple(part["tags"]), part["weight"]) for name, part in settings["parts"].items()}
     model, processor = load_pretrained(str(folder))
     return Policy(model, processor, Grammar(parts, settings["answer"]), settings["instruction"])
@@ -89,7 +91,9 @@ def load_pretrained(
         )
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise RecipeError(f"can't load a vision-language model from {path!r}: {reason}", "check model.path or --model") from None
+        raise RecipeError(
+            f"can't load a vision-language model from {path!r}: {reason}", "check model.path or --model"
+        ) from None
     processor.tokenizer.padding_side = "left"
     return model, processor
 

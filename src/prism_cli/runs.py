@@ -1,11 +1,11 @@
 """A run's folder: resolved recipe, manifest with lineage, metrics, checkpoints; opening one again continues it.
 
-    runs/<name>/<step>/
-      run.json        manifest: stage, status, seed, versions, lineage, times
-      recipe.yaml     the resolved recipe
-      metrics.jsonl   one JSON object a logging step
-      checkpoints/    checkpoint-N/, complete once complete.json stands in it
-      model/          the final policy and processor
+runs/<name>/<step>/
+  run.json        manifest: stage, status, seed, versions, lineage, times
+  recipe.yaml     the resolved recipe
+  metrics.jsonl   one JSON object a logging step
+  checkpoints/    checkpoint-N/, complete once complete.json stands in it
+  model/          the final policy and processor
 """
 
 import fcntl
@@ -142,7 +142,9 @@ def open_run(
     try:
         if fresh and folder.exists():
             if not manifest_path.is_file() and any(folder.iterdir()):
-                raise CheckpointError(f"{folder} is not a run folder; --fresh will not delete it", "choose another --output")
+                raise CheckpointError(
+                    f"{folder} is not a run folder; --fresh will not delete it", "choose another --output"
+                )
             with _locked(folder):
                 shutil.rmtree(folder)
         if manifest_path.is_file():
@@ -151,7 +153,10 @@ def open_run(
             if folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir()):
                 raise CheckpointError(f"{folder} holds files that are no run", "choose another --output")
             folder.mkdir(parents=True, exist_ok=True)
-            run = Run(folder, {"stage": stage, "id": folder.name, "name": folder.parent.name or folder.name, "created": _now()})
+            run = Run(
+                folder,
+                {"stage": stage, "id": folder.name, "name": folder.parent.name or folder.name, "created": _now()},
+            )
         write_atomically(folder / "recipe.yaml", resolved_text)
         run.update(
             status=run.manifest.get("status", "running"),
@@ -162,7 +167,9 @@ def open_run(
             **({"from": source} if source is not None or "from" not in run.manifest else {}),
         )
     except OSError as error:
-        raise CheckpointError(f"can't write the run folder {folder}: {error.strerror}", "choose another --output") from None
+        raise CheckpointError(
+            f"can't write the run folder {folder}: {error.strerror}", "choose another --output"
+        ) from None
     return run
 
 
@@ -194,9 +201,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise ValueError("it is no manifest of a run")
         return manifest
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a run folder (no run.json)", "give the folder of a finished run") from None
+        raise CheckpointError(
+            f"{folder} is not a run folder (no run.json)", "give the folder of a finished run"
+        ) from None
     except ValueError as error:
-        raise CheckpointError(f"{folder / 'run.json'} can't be read: {error}", "restore it or start over with --fresh") from None
+        raise CheckpointError(
+            f"{folder / 'run.json'} can't be read: {error}", "restore it or start over with --fresh"
+        ) from None
 
 
 def resolve_model(reference: str) -> tuple[Path, dict[str, Any]]:
@@ -224,10 +235,16 @@ def resolve_model(reference: str) -> tuple[Path, dict[str, Any]]:
         if not (path / COMPLETE).is_file():
             there = sorted(checkpoint_step(p.parent) for p in folder.glob(f"checkpoints/*/{COMPLETE}"))
             raise CheckpointError(f"{folder} has no complete checkpoint of step {selected}", f"there are: {there}")
+        if (path / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{path} holds LoRA adapters, not a whole model", f"name the run's final model: {folder}"
+            )
         return path, {"run": str(folder), "checkpoint": int(selected)}
     status = read_manifest(folder)["status"]
     if status != "finished" or not (folder / "model").is_dir():
-        raise CheckpointError(f"the run in {folder} is {status}, so it has no final model yet", "finish it first: rerun its command")
+        raise CheckpointError(
+            f"the run in {folder} is {status}, so it has no final model yet", "finish it first: rerun its command"
+        )
     return folder / "model", {"run": str(folder), "checkpoint": None}
 
 

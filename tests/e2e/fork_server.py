@@ -1,7 +1,7 @@
 """A process that has imported everything and forks a child for each `prism` command it is told on stdin.
 
-A command is one JSON line; the child's id is the answer. `{"wait": pid}` answers with its exit status. Imports cost seconds,
-a fork milliseconds: this is what makes tests of killed runs affordable.
+A command is one JSON line; the child's id is the answer. `{"wait": pid}` answers with its exit status. Imports cost
+seconds, a fork milliseconds: this is what makes tests of killed runs affordable.
 """
 
 import json
@@ -12,7 +12,7 @@ from importlib import import_module
 
 
 def kill_at(place: str, call: int) -> None:
-    """Makes the process kill itself when `module:attribute.path` is called for the n-th time, before the call does a thing."""
+    """Makes the process kill itself when `module:attribute.path` is called for the n-th time, instead of calling it."""
     module, _, path = place.partition(":")
     *owners, name = path.split(".")
     owner = import_module(module)

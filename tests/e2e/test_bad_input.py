@@ -9,7 +9,9 @@ import pytest
 from prism_cli.stages.serve import world_app
 from prism_cli.teacher.server import ServedEndpoint
 
-ROLL = "max_steps=2 data.size=16 eval_data=null checkpoint.evaluate_every=null prompts_per_step=2 rollouts=4 micro_batch=8"
+ROLL = (
+    "max_steps=2 data.size=16 eval_data=null checkpoint.evaluate_every=null prompts_per_step=2 rollouts=4 micro_batch=8"
+)
 ALIGN = f"align tiny {ROLL} discriminator.warmup.pairs=16 discriminator.warmup.held_out=4 --from TRAINED"
 SFT = "sft tiny max_steps=2 data.size=16 eval_data=null checkpoint.evaluate_every=null batch_size=8 model.hidden=64"
 
@@ -24,10 +26,13 @@ def place(trained, tmp_path):
         "question.jsonl": '{"question": "what is at b2 ?"}\n',
         "outside.jsonl": '{"question": "what is at b2 ?", "image": "../../etc/passwd", "answer": "7"}\n',
         "broken.jsonl": '{"question": \n',
+        "a/rows.jsonl": '{"question": "what is at b2 ?", "teacher_response": "x"}\n',
+        "b/rows.jsonl": '{"question": "what is at b3 ?", "teacher_response": "x"}\n',
         "in_the_way": "",
         "damaged.sqlite": "no database" * 200,
     }
     for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     shutil.copytree(trained, tmp_path / "damaged")
     (tmp_path / "damaged/model/model.safetensors").write_bytes(b"cut short")
@@ -71,12 +76,16 @@ CASES = {
     "no model folder": ("sft tiny model.type=pretrained model.path=./none", 2, "none", ""),
     "a damaged model": (f"rl tiny {ROLL} --from damaged", 2, "can't load a vision-language model", "model"),
     "no data file": ("sft tiny --data ./none.jsonl", 1, "none.jsonl", "--data"),
-    "broken data": (f"{SFT} --data broken.jsonl", 1, "can't read broken.jsonl", "JSONL"),
+    "broken data": (f"{SFT} --data broken.jsonl", 1, "can't read broken.jsonl", "jsonl"),
     "a picture outside": (f"{SFT} --data outside.jsonl", 1, "row 0: image '../../etc/passwd' leaves", "drop"),
     "nothing to learn": (f"{SFT} --data question.jsonl", 1, "question-0", "completion"),
     "nothing to verify": (f"rl tiny {ROLL} --data question.jsonl --from TRAINED", 1, "question-0", "answer"),
     "no teacher": ("align --data question.jsonl --from TRAINED", 2, "has no teacher", "--teacher-endpoint"),
     "no teacher answers": (f"{ALIGN} teacher={{type:\u00a0dataset}}", 2, "no row has a teacher_response", "--teacher"),
+    "two rows of one id": (
+        "align --from TRAINED --data a/rows.jsonl eval_data={path:\u00a0b/rows.jsonl} teacher={type:\u00a0dataset}",
+        *(1, "two rows have the id rows-0", "id"),
+    ),
     "too long a row": (f"{SFT} max_tokens=20", 1, "shapes-train-0-0 (", "max_tokens"),
     "too long a prompt": (f"{ALIGN} max_prompt_tokens=8", 1, "shapes-train-1-0 (", "max_prompt_tokens"),
     "no discriminator": (f"{ALIGN} discriminator.path=empty", 1, "no discriminator in empty", "discriminator.path"),

@@ -10,10 +10,10 @@ import pytest
 LONG = "max_steps=40 data.size=64 batch_size=8 model.hidden=64 eval_data=null checkpoint.evaluate_every=null"
 SFT = f"sft tiny {LONG} checkpoint.every=5 log_every=1"
 ALIGN = (
-    "align tiny max_steps=12 data.size=64 eval_data.size=4 prompts_per_step=2 rollouts=4 micro_batch=8 "
+    "align tiny max_steps=8 data.size=64 eval_data.size=4 prompts_per_step=2 rollouts=4 micro_batch=8 "
     "max_response_tokens=48 checkpoint.every=2 discriminator.warmup.pairs=32 discriminator.warmup.held_out=8"
 )
-EVAL = "eval tiny data.size=256 samples=4 max_response_tokens=48"
+EVAL = "eval tiny data.size=128 samples=2 max_response_tokens=48"
 
 
 def lines(path, count):
@@ -58,11 +58,13 @@ def test_sft(prism, tmp_path):
 def test_align(prism, trained, tmp_path, moment):
     folder = tmp_path / "runs/align"
     order = [*ALIGN.split(), "--from", str(trained)]
-    reached = lines(folder / "metrics.jsonl", 3) if moment == "game" else (tmp_path / "runs/teacher_answers.sqlite").exists
+    reached = (
+        lines(folder / "metrics.jsonl", 3) if moment == "game" else (tmp_path / "runs/teacher_answers.sqlite").exists
+    )
     assert_stopped_cleanly(*interrupt(prism.start(*order, cwd=tmp_path), reached), folder)
     done = prism(*order, cwd=tmp_path)
     assert done.code == 0, done.stderr
-    assert steps(folder) == list(range(1, 13))
+    assert steps(folder) == list(range(1, 9))
 
 
 def test_eval(prism, trained, tmp_path):

@@ -15,25 +15,18 @@ import pytest
 from safetensors.torch import load_file
 from torch import equal
 
-SMALL = [
-    "max_steps=5",
-    "data.size=64",
-    "eval_data.size=4",
-    "prompts_per_step=2",
-    "rollouts=4",
-    "micro_batch=8",
-    "max_response_tokens=56",
-    "checkpoint.every=2",
-    "discriminator.warmup.pairs=32",
-    "discriminator.warmup.batch_size=16",
-    "discriminator.warmup.held_out=8",
-]
+SMALL = (
+    "max_steps=5 data.size=64 eval_data.size=4 prompts_per_step=2 rollouts=4 micro_batch=8 max_response_tokens=56 "
+    "checkpoint.every=2 discriminator.warmup.pairs=32 discriminator.warmup.held_out=8 "
+    "discriminator.warmup.batch_size=16"
+)
 FILES = ("model/model.safetensors", "discriminator/model.safetensors", "discriminator/head.safetensors")
 TIMES = ("seconds", "step_time")
 
 
 def align(prism, trained, folder, **options):
-    return prism.start("align", "tiny", "--from", trained, *SMALL, "--output", folder / "align", cwd=folder, **options)
+    words = ["align", "tiny", "--from", trained, *SMALL.split(), "--output", folder / "align"]
+    return prism.start(*words, cwd=folder, **options)
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +63,6 @@ def test_the_reference_plays_a_real_game(reference, trained):
     assert all(line["discriminator/skipped"] == 0 for line in lines)
     before, after = load_file(trained / "model/model.safetensors"), load_file(reference / "align" / FILES[0])
     assert not all(equal(before[key], after[key]) for key in before)
-
-
-def test_the_same_run_twice_ends_the_same(prism, trained, reference, tmp_path):
-    assert align(prism, trained, tmp_path).wait().code == 0
-    assert_same_end(tmp_path, reference)
 
 
 LEARNER = "prism_cli.discriminator.learner"
@@ -117,10 +105,9 @@ def test_killed_at_every_place_of(kills, prism, trained, reference, tmp_path):
     assert_same_end(tmp_path, reference)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_killed_at_random_instants(seed, prism, trained, reference, tmp_path):
-    whole, rng = float((reference / "seconds").read_text()), random.Random(seed)
-    for _ in range(3):
+def test_killed_at_random_instants(prism, trained, reference, tmp_path):
+    whole, rng = float((reference / "seconds").read_text()), random.Random(0)
+    for _ in range(4):
         command = align(prism, trained, tmp_path)
         time.sleep(rng.uniform(0.1, 0.8) * whole)
         os.kill(command.pid, signal.SIGKILL)

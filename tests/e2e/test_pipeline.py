@@ -43,7 +43,13 @@ def test_every_step_left_what_it_should(folder):
         "sft": step_files,
         "align": step_files | {"warmup", "discriminator", "showcase.jsonl"},
         "rl": step_files,
-        "eval": {"run.json", "recipe.yaml", "summary.json", ".lock", *(f"samples-{s}.jsonl" for s in ("sft", "align", "rl"))},
+        "eval": {
+            "run.json",
+            "recipe.yaml",
+            "summary.json",
+            ".lock",
+            *(f"samples-{s}.jsonl" for s in ("sft", "align", "rl")),
+        },
     }
     for step, files in expected.items():
         assert {path.name for path in (folder / "runs/tiny" / step).iterdir()} == files
@@ -52,7 +58,9 @@ def test_every_step_left_what_it_should(folder):
 
 
 def test_lineage_leads_from_step_to_step(folder):
-    sources = {step: json.loads((folder / f"runs/tiny/{step}/run.json").read_text())["from"] for step in ("sft", "align", "rl")}
+    sources = {
+        step: json.loads((folder / f"runs/tiny/{step}/run.json").read_text())["from"] for step in ("sft", "align", "rl")
+    }
     assert sources["sft"] is None
     assert [sources[step]["run"] for step in ("align", "rl")] == ["runs/tiny/sft", "runs/tiny/align"]
 

@@ -1,4 +1,4 @@
-"""Align and RL on TRL's trainer: a trained tiny policy rolls out for real, everything around it is worked out by hand."""
+"""Align and RL on TRL's trainer: a trained tiny policy rolls out for real, the rest is worked out by hand."""
 
 import copy
 import statistics
@@ -153,7 +153,7 @@ def test_each_prompts_teacher_answer_is_fetched_once_by_its_row(policy, rows, tm
 
 
 def test_a_rollout_is_compared_with_its_own_prompts_answer(policy, rows, tmp_path):
-    """Rollouts that say what the teacher says are ties, which no accuracy counts; said to another prompt, they are not."""
+    """Rollouts that say what the teacher says are ties, which no accuracy counts; for another prompt they are not."""
     align = Align(policy, rows, tmp_path)
     taught = [oracle_text(policy, rows[i]) for i in range(PROMPTS)]
     conversations = [multimodal(row["prompt"], row["images"]) for row in groups(rows)]

@@ -29,7 +29,11 @@ def collated(policy, data, folder, texts):
     """What the model is shown of the rows."""
     train = _completions(data, texts, policy, 10_000)
     options = {"output_dir": str(folder), "report_to": "none", "use_cpu": True, "bf16": False}
-    options |= {"per_device_train_batch_size": len(data), "remove_unused_columns": False, "gradient_checkpointing": False}
+    options |= {
+        "per_device_train_batch_size": len(data),
+        "remove_unused_columns": False,
+        "gradient_checkpointing": False,
+    }
     trainer = sft_trainer(copy.deepcopy(policy.model), policy.processor, train, None, options, [])
     return next(iter(trainer.get_train_dataloader()))
 

@@ -146,7 +146,7 @@ def test_the_byte_level_vocabulary_has_straddling_tokens():
 @given(written())
 def test_parts_of_byte_level_tokens_are_the_parts_of_the_text(text_and_blocks):
     text, _ = text_and_blocks
-    ids, parts = split(byte_level(), text)
+    _, parts = split(byte_level(), text)
     expected = DEFAULT.parse(text).parts
     read = {name: squeezed(byte_level().decode(tokens)) for name, tokens in parts.items()}
     # Nothing but blanks is lost, and a straddling token goes whole to the earlier part.

@@ -254,6 +254,13 @@ def test_a_reference_to_nothing_says_what_there_is(pipeline, reference, message,
     assert hint in caught.value.hint
 
 
+def test_a_checkpoint_of_adapters_is_no_model(pipeline):
+    Path("runs/p/align/checkpoints/checkpoint-4/adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="LoRA adapters") as caught:
+        resolve_model("runs/p/align@4")
+    assert "runs/p/align" in caught.value.hint
+
+
 def test_without_runs_the_hint_says_how_to_start(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError) as caught:

@@ -21,8 +21,8 @@ IMAGE_MARK = "<image>"
 def load_rows(path: str, split: str = "train", limit: int | None = None) -> Dataset:
     """Reads a data set into rows (`data.rows`).
 
-    A source row has `image` or `images` (paths inside the data's folder, or bytes) and either `question` (with `answer` or
-    `answers`), or `prompt` (with `completion`), or `messages` whose last turn is the demonstration.
+    A source row has `image` or `images` (paths inside the data's folder, or bytes) and either `question` (with `answer`
+    or `answers`), or `prompt` (with `completion`), or `messages` whose last turn is the demonstration.
 
     Args:
         path: File, or hub id.
@@ -67,7 +67,7 @@ def _open(path: str, split: str) -> tuple[Dataset, Path | None]:
         return load_dataset(path, split=split), None
     except DatasetGenerationError as error:
         reason = str(error.__cause__ or error).splitlines()[0]
-        raise DataError(f"can't read {path}: {reason}", f"mend the file; it should be {file.suffix[1:].upper()}") from None
+        raise DataError(f"can't read {path}: {reason}", f"mend the file; it should be {file.suffix[1:]}") from None
     except (DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
         raise DataError(f"can't read {path}: {str(error).splitlines()[0]}", "check data.path or --data") from None
 
@@ -149,7 +149,8 @@ def _image(value: Any, folder: Path | None) -> bytes:
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str) or folder is None:
-        raise DataError(f"image is {json.dumps(value, default=str)[:60]}; give bytes or a path inside the data's folder")
+        found = json.dumps(value, default=str)[:60]
+        raise DataError(f"image is {found}; give bytes or a path inside the data's folder")
     file = (folder / value).resolve()
     if not file.is_relative_to(folder):
         raise DataError(f"image {value!r} leaves the data's folder")

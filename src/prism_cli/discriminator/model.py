@@ -183,7 +183,7 @@ class Discriminator(nn.Module):
         if not (folder / SETTINGS_FILE).exists():
             raise CheckpointError(
                 f"{folder}: no discriminator here ({SETTINGS_FILE} is missing)",
-                hint="make one with `prism discriminator create`, then `prism discriminator warmup`",
+                hint="give the `discriminator` folder of a finished align run, or of its warm-up",
             )
         settings = json.loads((folder / SETTINGS_FILE).read_text())
         body = BODY_CLASSES[settings["kind"]].from_pretrained(folder, dtype="auto")

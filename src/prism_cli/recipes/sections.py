@@ -62,8 +62,9 @@ class PretrainedModel(Section):
     """Folder or hub id, e.g. Qwen/Qwen3-VL-4B-Instruct."""
     revision: str | None = None
     """Hub revision."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the weights; auto takes the checkpoint's."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Type of the weights. On a GPU the arithmetic is bfloat16 either way; weights in bfloat16 lose steps of 1e-6 to
+    rounding. `auto` takes the checkpoint's."""
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
     """Attention implementation."""
 
@@ -151,8 +152,9 @@ class FileData(Section):
 
     type: Literal["file"] = "file"
     path: str
-    """File, folder, or hub id. A row has `image` or `images` (paths inside the file's folder, or bytes) and either
-    `messages`, or `prompt` (and `completion`), or `question` (and `answer` or `answers`)."""
+    """File or hub id. A row has `image` or `images` (paths inside the file's folder, or bytes) and either `messages`, or
+    `prompt` (and `completion`), or `question` (and `response`); for RL `answer` or `answers`; for the dataset teacher
+    `teacher_response`."""
     split: str = "train"
     """Split of a hub data set."""
     limit: PositiveInt | None = None
@@ -231,7 +233,10 @@ class WarmupSection(Section):
 
 class _DiscriminatorSection(Section):
     path: str | None = None
-    """Folder of a warmed-up discriminator; null builds one from the starting policy and warms it up."""
+    """Folder of a warmed-up discriminator; null builds one and warms it up."""
+    base: str | None = None
+    """Dense model it is built from, a folder or hub id with the policy's vocabulary (the paper: Qwen3-VL 2B); null takes
+    the starting policy."""
     readout: Literal["last", "mean"] = "last"
     """Where a part's score is read: at its last token (paper), or averaged over its tokens."""
     dropout: Fraction = 0.1
@@ -250,7 +255,7 @@ class _DiscriminatorSection(Section):
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clip."""
     micro_batch: PositiveInt = 16
-    """Prompts' groups a forward pass; bounds memory."""
+    """Rollouts a forward pass; bounds memory, changes no result."""
     warmup: WarmupSection = WarmupSection()
     """The warm-up before the game."""
 
@@ -395,5 +400,5 @@ class CheckpointSection(Section):
     evaluate_every: PositiveInt | None = None
     """Evaluate on `eval_data` each time this many steps are done; null never."""
     best_by: str | None = None
-    """A metric of the held-out evaluation, `loss` or `-loss` for lower-is-better; the best checkpoint becomes the
+    """A metric of the held-out evaluation (`loss`: lower is better, any other: higher); the best checkpoint becomes the
     stage's model. Null: the last one does."""

@@ -100,7 +100,8 @@ def read(path: Path) -> Source:
     except YAMLError as error:
         raise RecipeError(f"{path}:{_explain(error)}", "mend the YAML at this line") from None
     if not isinstance(values, dict | None):
-        raise RecipeError(f"{path}:1: expected `key: value` lines, found {type(values).__name__}", "see docs/recipes.md")
+        found = type(values).__name__
+        raise RecipeError(f"{path}:1: expected `key: value` lines, found {found}", "see docs/recipes.md")
     return Source(str(path), values or {}, lines)
 
 

@@ -67,6 +67,8 @@ OWNED = {
         "epsilon_high": "clip",
         "delta": "dual_clip",
         "scale_rewards": "advantage",
+        "loss_type": "clip and dual_clip (the method's loss is fixed)",
+        "importance_sampling_level": "clip (the method's ratio is fixed)",
         "reward_weights": "response.parts",
         "multi_objective_aggregation": "advantage.rule",
     },

@@ -13,23 +13,23 @@ from prism_cli.stages import build
 DISCRIMINATOR = "discriminator"
 
 
-def check(recipe: AlignRecipe) -> build.Plan:
+def check(recipe: AlignRecipe, pending: bool = False) -> build.Plan:
     """What would be done; finds what is wrong without a model.
+
+    Args:
+        recipe: The resolved recipe.
+        pending: The run it starts from is an earlier step of the same pipeline and need not exist yet.
 
     Raises:
         PrismError: see the `check_…` functions.
     """
-    from prism_cli.stages.training import check_training
-
-    plan = [*build.check_start(recipe, "align"), *build.check_data(recipe.data, "align")]
+    plan = [*build.check_start(recipe, "align", pending), *build.check_data(recipe.data, "align")]
     if recipe.eval_data is not None:
         plan += build.check_data(recipe.eval_data, "align", "eval_data")
     plan += build.check_teacher(recipe.teacher, "align")
-    check_training(recipe)
+    build.check_training(recipe)
     if recipe.discriminator.path is not None:
-        from prism_cli.stages.warmup import missing_discriminator
-
-        if missing_discriminator(recipe.discriminator.path):
+        if not (Path(recipe.discriminator.path) / "discriminator.json").is_file():
             raise CheckpointError(f"no discriminator in {recipe.discriminator.path}", "leave out discriminator.path")
     warm = recipe.discriminator.path or f"warmed up on {recipe.discriminator.warmup.pairs} pairs"
     rollouts = f"{recipe.prompts_per_step} prompts × {recipe.rollouts} rollouts a step"
@@ -57,13 +57,12 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
         held_out = build.load_data(recipe.eval_data, policy) if recipe.eval_data else None
         refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
         _check_column(recipe, rows)
-        with build.teaching(recipe.teacher, run.folder.parent, *filter(None, (rows, held_out))) as desk:
+        with build.teaching(recipe.teacher, policy.grammar, run, *filter(None, (rows, held_out))) as desk:
             judge = warm_discriminator(recipe, policy, rows, desk, run.folder / "warmup")
             trainer, learner = _trainer(recipe, policy, judge, desk, rows, held_out, run)
             _train(trainer, learner, run, policy)
             learner.discriminator.save_pretrained(run.folder / DISCRIMINATOR)
             write_showcase(recipe, run, policy, learner.discriminator, held_out or rows, desk)
-            run.update(teacher=desk.usage())
     get_console().print(f"[dim]aligned policy in {run.model}[/dim]")
     return run.folder
 
@@ -93,7 +92,7 @@ def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run):
         desk.prefetch,
         desk.answers,
         AdvantageRule(**recipe.advantage.model_dump()),
-        training.arguments(recipe, run, {**training.rollout_batch(recipe).arguments(), **loss}),
+        training.arguments(recipe, run, {**build.rollout_batch(recipe).arguments(), **loss}),
         rows,
         held_out,
         training.callbacks(recipe, run, policy, "align", shown, savers),

@@ -1,5 +1,6 @@
 """From recipe sections to machinery: policy, rows, teacher, run folder. The only room that knows both sides."""
 
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -27,14 +28,15 @@ from prism_cli.recipes.sections import (
     TinyModel,
     WorldData,
 )
-from prism_cli.recipes.stages import Stage
+from prism_cli.recipes.stages import RolloutStage, Stage, TrainingStage
 from prism_cli.responses import Grammar
-from prism_cli.runs import Run, open_run, resolve_model
+from prism_cli.runs import Run, open_run, resolve_model, write_atomically
 from prism_cli.stages.grammar import grammar_of, instruction_of
 from prism_cli.stages.serve import world_app
 from prism_cli.teacher.server import ServedEndpoint
 from prism_cli.teacher.teachers import ColumnTeacher, EndpointTeacher, TeacherRequest
 from prism_cli.teacher.teachers import Teacher as TeacherProtocol
+from prism_cli.trainers.arguments import RolloutBatch
 from prism_cli.worlds import world
 
 if TYPE_CHECKING:  # torch and datasets cost seconds to import, and --dry-run needs neither
@@ -43,13 +45,12 @@ if TYPE_CHECKING:  # torch and datasets cost seconds to import, and --dry-run ne
     from prism_cli.models import Policy
 
 TEACHER_STORE = "teacher_answers.sqlite"
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 Plan = list[tuple[str, str]]
 
 
-def open_stage(
-    recipe: Section, stage: str, source: dict[str, Any] | None, fresh: bool, command: Sequence[str]
-) -> Run:
+def open_stage(recipe: Section, stage: str, source: dict[str, Any] | None, fresh: bool, command: Sequence[str]) -> Run:
     """Opens the stage's run folder, new or to be continued."""
     quiet_libraries()
     return open_run(
@@ -74,16 +75,20 @@ def already_done(run: Run) -> bool:
 # Policy --------------------------------------------------------------------------------------------------------------
 
 
-def check_start(recipe: Stage, stage: str) -> Plan:
+def check_start(recipe: Stage, stage: str, pending: bool) -> Plan:
     """The plan's lines about where a stage starts.
+
+    Args:
+        recipe: The stage's recipe.
+        stage: Its command.
+        pending: The run in `from` is an earlier step of the same pipeline, so it need not exist yet.
 
     Raises:
         RecipeError: neither `model` nor `from`.
         CheckpointError: the run in `from` has no model.
     """
     if recipe.from_ is not None:
-        folder, _ = resolve_model(recipe.from_)
-        return [("starts from", str(folder))]
+        return [("starts from", recipe.from_ if pending else str(resolve_model(recipe.from_)[0]))]
     if recipe.model is None:
         raise RecipeError(
             f"`prism {stage}` has no model to start from",
@@ -157,12 +162,15 @@ def check_data(section: Data | None, stage: str, field: str = "data") -> Plan:
         DataError: the file is missing.
     """
     if section is None:
-        raise RecipeError(f"`prism {stage}` has no {field}", f"give --{field.replace('_', '-')} FILE or `{field}:` in the recipe")
+        raise RecipeError(
+            f"`prism {stage}` has no {field}", f"give --{field.replace('_', '-')} FILE or `{field}:` in the recipe"
+        )
     if isinstance(section, WorldData):
         return [(field, f"{section.size} rows of world {section.world} ({section.split}, seed {section.seed})")]
     path = Path(section.path)
-    if section.path.startswith((".", "/", "~")) and not path.exists():
-        raise DataError(f"{field}: no file {section.path}", "check data.path or --data")
+    local = section.path.startswith((".", "/", "~")) or path.suffix in DATA_SUFFIXES
+    if path.is_dir() or (local and not path.is_file()):
+        raise DataError(f"{field}: no file {section.path}", "give a data file: data.path or --data")
     return [(field, section.path + (f", first {section.limit} rows" if section.limit else ""))]
 
 
@@ -188,6 +196,50 @@ def load_data(section: Data, policy: "Policy") -> "Dataset":
     else:
         rows = load_rows(section.path, section.split, section.limit)
     return with_instruction(rows, policy.instruction)
+
+
+# Training ------------------------------------------------------------------------------------------------------------
+
+
+def check_training(recipe: TrainingStage) -> None:
+    """Finds combinations that can't train.
+
+    Raises:
+        RecipeError: a best checkpoint without an evaluation at every checkpoint, or the reverse.
+    """
+    checkpoint = recipe.checkpoint
+    if checkpoint.evaluate_every is not None and recipe.eval_data is None:
+        raise RecipeError(
+            "checkpoint.evaluate_every is set but there is no eval_data", "name held-out rows in eval_data"
+        )
+    if checkpoint.best_by is not None and checkpoint.evaluate_every != checkpoint.every:
+        raise RecipeError(
+            "checkpoint.best_by compares checkpoints, so each must be evaluated",
+            "set checkpoint.evaluate_every to the value of checkpoint.every",
+        )
+    if isinstance(recipe, RolloutStage):
+        rollout_batch(recipe)
+
+
+def rollout_batch(recipe: RolloutStage, processes: int = 1) -> RolloutBatch:
+    """How a step's rollouts are cut up.
+
+    Raises:
+        RecipeError: they don't divide.
+    """
+    batch = RolloutBatch(
+        recipe.prompts_per_step,
+        recipe.rollouts,
+        recipe.micro_batch,
+        processes,
+        recipe.max_response_tokens,
+        recipe.temperature,
+    )
+    try:
+        batch.arguments()
+    except ValueError as error:
+        raise RecipeError(str(error), "choose a micro_batch that divides prompts_per_step × rollouts") from None
+    return batch
 
 
 # Teacher -------------------------------------------------------------------------------------------------------------
@@ -216,24 +268,24 @@ class TeacherDesk:
 
     Args:
         teacher: Whom to ask.
-        budget: What counts its calls.
         rows: The data sets the rows are from, by id.
 
     Raises:
         DataError: two different rows have one id, so one would get the other's answer.
     """
 
-    def __init__(self, teacher: TeacherProtocol, budget: Budget, *rows: "Dataset"):
+    def __init__(self, teacher: TeacherProtocol, *rows: "Dataset"):
         from datasets import Image, List
 
         self.teacher = teacher
-        self._budget = budget
         self._sources: dict[str, tuple[Any, int]] = {}
         for data in rows:
             raw = data.cast_column("images", List(Image(decode=False)))
             for index, id in enumerate(data["id"]):
                 if id in self._sources and self._row(id) != raw[index]:
-                    raise DataError(f"two rows have the id {id}, one in each data set", "give each row an `id` of its own")
+                    raise DataError(
+                        f"two rows have the id {id}, one in each data set", "give each row an `id` of its own"
+                    )
                 self._sources[id] = (raw, index)
 
     def prefetch(self, rows: Sequence[dict]) -> None:
@@ -249,10 +301,6 @@ class TeacherDesk:
         images = self._request(id).images
         return data_url(images[0]) if images else None
 
-    def usage(self) -> dict[str, Any]:
-        """Calls, kept answers and tokens so far."""
-        return self._budget.summary()
-
     def _request(self, id: str) -> TeacherRequest:
         row = self._row(id)
         return TeacherRequest(row["prompt"], tuple(image["bytes"] for image in row["images"]), row=id)
@@ -263,25 +311,41 @@ class TeacherDesk:
 
 
 @contextmanager
-def teaching(section: Teacher, folder: Path, *rows: "Dataset") -> Iterator[TeacherDesk]:
+def teaching(section: Teacher, grammar: Grammar, run: Run, *rows: "Dataset") -> Iterator[TeacherDesk]:
     """The teacher a section names, ready to be asked about rows; its endpoint, if ours, runs as long as the context.
+
+    What it was asked is added to the run's teacher.json however the context ends, so that caps hold over restarts.
 
     Args:
         section: Which teacher.
-        folder: Where answers are kept when the section names no store.
+        grammar: What an embedded teacher writes.
+        run: Whose usage counts.
         rows: The data sets it will be asked about.
     """
-    budget = Budget(max_calls=section.max_calls if isinstance(section, OpenAITeacher) else None)
+    if isinstance(section, DatasetTeacher):
+        answers = {id: text for data in rows for id, text in zip(data["id"], data["teacher_response"], strict=True)}
+        yield TeacherDesk(ColumnTeacher(answers), *rows)
+        return
+    path = run.folder / "teacher.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     with ExitStack() as stack:
-        if isinstance(section, DatasetTeacher):
-            answers = {id: text for data in rows for id, text in zip(data["id"], data["teacher_response"], strict=True)}
-            teacher: TeacherProtocol = ColumnTeacher({id: text for id, text in answers.items() if text})
-        else:
-            store = AnswerStore(_store_path(section, folder))
-            stack.callback(store.close)
-            teacher = EndpointTeacher(_client(section, store, budget, stack))
+        budget = _budget(section, before)
+        stack.callback(lambda: write_atomically(path, json.dumps(_added(before, budget.summary()), indent=2)))
+        store = AnswerStore(_store_path(section, run.folder.parent))
+        stack.callback(store.close)
+        teacher = EndpointTeacher(_client(section, grammar, store, budget, stack))
         stack.callback(teacher.close)
-        yield TeacherDesk(teacher, budget, *rows)
+        yield TeacherDesk(teacher, *rows)
+
+
+def _budget(section: OpenAITeacher | EmbeddedTeacher, before: dict[str, Any]) -> Budget:
+    cap = section.max_calls if isinstance(section, OpenAITeacher) else None
+    return Budget(max_calls=None if cap is None else max(0, cap - before.get("calls", 0)))
+
+
+def _added(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Usage of earlier starts and this one; what is not known (a price) stays unknown."""
+    return {name: value if value is None else value + (before.get(name) or 0) for name, value in now.items()}
 
 
 def _store_path(section: OpenAITeacher | EmbeddedTeacher, folder: Path) -> Path:
@@ -291,12 +355,13 @@ def _store_path(section: OpenAITeacher | EmbeddedTeacher, folder: Path) -> Path:
 
 
 def _client(
-    section: OpenAITeacher | EmbeddedTeacher, store: AnswerStore, budget: Budget, stack: ExitStack
+    section: OpenAITeacher | EmbeddedTeacher, grammar: Grammar, store: AnswerStore, budget: Budget, stack: ExitStack
 ) -> EndpointClient:
     if isinstance(section, EmbeddedTeacher):
         model = f"{section.world}-{section.variant}"
-        server = stack.enter_context(ServedEndpoint(world_app(section.world, section.variant)))
+        server = stack.enter_context(ServedEndpoint(world_app(section.world, section.variant, grammar)))
         return EndpointClient(server.url, model, store=store, temperature=0.0, max_tokens=256, budget=budget)
+    assert section.endpoint is not None, "check_teacher refuses a teacher without an endpoint"
     # Asked first because it fails at once when nobody listens; a question would be retried for a while.
     served = served_model(section.endpoint, section.api_key_env) if section.model is None else section.model
     return EndpointClient(

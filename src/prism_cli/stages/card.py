@@ -18,7 +18,7 @@ def model_card(run: Run) -> str:
         "pipeline_tag: image-text-to-text",
         f"tags: [prism, {stage}]",
         "---",
-        f"# {manifest['name']}: {TITLES[stage]} ({manifest['id']})",
+        f"# {manifest['id']}: {TITLES[stage]}",
         "",
         f"Made by `prism {stage}` (prism-cli {manifest['versions']['prism-cli']}), seed {manifest['seed']}.",
         "",
@@ -47,14 +47,13 @@ def model_card(run: Run) -> str:
 
 def _lineage(run: Run) -> list[str]:
     """The chain of runs, oldest first."""
-    manifest, chain = run.manifest, []
+    manifest, chain, base = run.manifest, [], None
     while manifest is not None:
-        chain.append(f"`{manifest['stage']}` ({manifest['id']})")
-        source = manifest.get("from")
-        folder = Path(source["run"]) if source else None
+        chain.append(f"`prism {manifest['stage']}` ({manifest['id']})")
+        base = manifest["recipe"].get("model")
+        folder = Path(manifest["from"]["run"]) if manifest.get("from") else None
         manifest = read_manifest(folder) if folder and (folder / "run.json").is_file() else None
-    start = (run.manifest["recipe"].get("model") or {}) if len(chain) == 1 else {}
-    return ([start["path"]] if start.get("path") else []) + chain[::-1]
+    return [*([base.get("path", "a randomly initialised tiny Qwen3-VL")] if base else []), *reversed(chain)]
 
 
 def _last_metrics(run: Run) -> dict[str, float]:

@@ -12,7 +12,7 @@ from prism_cli.errors import RecipeError
 from prism_cli.recipes.sections import WorldData
 from prism_cli.recipes.stages import EvalRecipe
 from prism_cli.responses import Response
-from prism_cli.runs import read_manifest, resolve_model, write_atomically
+from prism_cli.runs import Run, read_manifest, resolve_model, write_atomically
 from prism_cli.stages import build
 from prism_cli.worlds import world
 
@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 Verdicts = dict[str, float]
 
 
-def check(recipe: EvalRecipe) -> build.Plan:
+def check(recipe: EvalRecipe, pending: bool = False) -> build.Plan:
     """What would be done; finds what is wrong without a model.
+
+    Args:
+        recipe: The resolved recipe.
+        pending: The runs are earlier steps of the same pipeline and need not exist yet.
 
     Raises:
         PrismError: see the `check_…` functions.
@@ -34,7 +38,9 @@ def check(recipe: EvalRecipe) -> build.Plan:
         raise RecipeError("`prism eval` has no run to evaluate", "name one or more: prism eval runs/sft runs/align")
     if not recipe.greedy and not recipe.samples:
         raise RecipeError("greedy is off and samples is 0, so nothing would be generated", "set samples or greedy")
-    plan = [("evaluates", str(resolve_model(reference)[0])) for reference in recipe.runs]
+    if not pending:
+        _names(recipe.runs)
+    plan = [("evaluates", reference) for reference in recipe.runs]
     plan += build.check_data(recipe.data, "eval")
     if recipe.teacher is not None:
         plan += build.check_teacher(recipe.teacher, "eval")
@@ -56,7 +62,7 @@ def run(recipe: EvalRecipe, fresh: bool = False, command: Sequence[str] = ()) ->
             for name, reference in names.items():
                 path = run.folder / f"samples-{name}.jsonl"
                 if not path.exists():
-                    lines = _evaluate(recipe, name, reference, run.folder)
+                    lines = _evaluate(recipe, name, reference, run)
                     write_atomically(path, "".join(f"{json.dumps(line)}\n" for line in lines))
             summary = _summary(recipe, names, run.folder)
             write_atomically(run.folder / "summary.json", json.dumps(summary, indent=2))
@@ -69,7 +75,9 @@ def run(recipe: EvalRecipe, fresh: bool = False, command: Sequence[str] = ()) ->
 def _names(references: Sequence[str]) -> dict[str, str]:
     """Run id → reference; an id that two runs share is written with its run's name."""
     manifests = [read_manifest(Path(resolve_model(reference)[1]["run"])) for reference in references]
-    ids = [manifest["id"] for manifest in manifests]
+    checkpoints = [resolve_model(reference)[1]["checkpoint"] for reference in references]
+    marks = ["" if checkpoint is None else f"@{checkpoint}" for checkpoint in checkpoints]
+    ids = [manifest["id"] + mark for manifest, mark in zip(manifests, marks, strict=True)]
     named = [
         f"{manifest['name']}-{id}" if ids.count(id) > 1 else id for manifest, id in zip(manifests, ids, strict=True)
     ]
@@ -81,7 +89,7 @@ def _names(references: Sequence[str]) -> dict[str, str]:
 # Sampling ------------------------------------------------------------------------------------------------------------
 
 
-def _evaluate(recipe: EvalRecipe, name: str, reference: str, folder: Path) -> list[dict[str, Any]]:
+def _evaluate(recipe: EvalRecipe, name: str, reference: str, run: Run) -> list[dict[str, Any]]:
     """One line a question: its greedy and sampled responses with their verdicts."""
     from prism_cli.evaluation.sampling import mean_log_likelihood, multimodal, sample_responses
     from prism_cli.models import device, load_policy, placeholder_ids
@@ -90,7 +98,7 @@ def _evaluate(recipe: EvalRecipe, name: str, reference: str, folder: Path) -> li
     policy.model.to(device())
     rows = build.load_data(recipe.data, policy)
     conversations = [multimodal(row["prompt"], row["images"]) for row in rows]
-    taught = _teacher_texts(recipe, rows, folder)
+    taught = _teacher_texts(recipe, policy, rows, run)
     judge = _judge(recipe, policy, rows, taught)
     lines: list[dict[str, Any]] = [{"id": id, "samples": []} for id in rows["id"]]
     passes = [("greedy", 0.0, 0)] if recipe.greedy else []
@@ -122,10 +130,10 @@ def _evaluate(recipe: EvalRecipe, name: str, reference: str, folder: Path) -> li
     return lines
 
 
-def _teacher_texts(recipe: EvalRecipe, rows: "Dataset", folder: Path) -> list[str] | None:
+def _teacher_texts(recipe: EvalRecipe, policy: "Policy", rows: "Dataset", run: Run) -> list[str] | None:
     if recipe.teacher is None:
         return None
-    with build.teaching(recipe.teacher, folder.parent, rows) as desk:
+    with build.teaching(recipe.teacher, policy.grammar, run, rows) as desk:
         return desk.answers([{"id": id} for id in rows["id"]])
 
 

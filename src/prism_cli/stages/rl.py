@@ -16,18 +16,20 @@ SHOWN = {
 }
 
 
-def check(recipe: RLRecipe) -> build.Plan:
+def check(recipe: RLRecipe, pending: bool = False) -> build.Plan:
     """What would be done; finds what is wrong without a model.
+
+    Args:
+        recipe: The resolved recipe.
+        pending: The run it starts from is an earlier step of the same pipeline and need not exist yet.
 
     Raises:
         PrismError: see the `check_…` functions.
     """
-    from prism_cli.stages.training import check_training
-
-    plan = [*build.check_start(recipe, "rl"), *build.check_data(recipe.data, "rl")]
+    plan = [*build.check_start(recipe, "rl", pending), *build.check_data(recipe.data, "rl")]
     if recipe.eval_data is not None:
         plan += build.check_data(recipe.eval_data, "rl", "eval_data")
-    check_training(recipe)
+    build.check_training(recipe)
     length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs} epochs"
     rollouts = f"{recipe.prompts_per_step} prompts × {recipe.rollouts} rollouts a step"
     reward = f"{recipe.rewards.accuracy} · accuracy + {recipe.rewards.format} · format"
@@ -56,7 +58,7 @@ def run(recipe: RLRecipe, fresh: bool = False, command: Sequence[str] = ()) -> P
         _check_answers(rows)
         rules, weights = _rewards(recipe)
         extra = {
-            **training.rollout_batch(recipe).arguments(),
+            **build.rollout_batch(recipe).arguments(),
             **PRESETS[recipe.algorithm.type],
             **_clips(recipe),
             "beta": recipe.kl,

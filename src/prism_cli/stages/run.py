@@ -30,6 +30,7 @@ def check(recipe: PipelineRecipe, base: Path) -> build.Plan:
     """
     plan = []
     for step, resolved in _steps(recipe, base):
+        STAGES[step.stage].check(resolved, pending=True)
         sources = resolved.runs if isinstance(resolved, EvalRecipe) else (resolved.from_,)
         names = ", ".join(Path(source).name for source in sources if source)
         plan.append((step.id or step.stage, f"prism {step.stage}" + (f" from {names}" if names else "")))
@@ -42,6 +43,7 @@ def run(recipe: PipelineRecipe, base: Path, fresh: bool = False, command: Sequen
     Raises:
         PrismError: with the cure in its hint; what finished before stays finished.
     """
+    check(recipe, base)
     steps = _steps(recipe, base)
     folder = run_folder("run", recipe)
     whole = build.open_stage(recipe.model_copy(update={"output": str(folder)}), "run", None, fresh, command)

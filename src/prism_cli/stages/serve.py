@@ -7,17 +7,32 @@ from collections.abc import Callable
 from PIL import Image, UnidentifiedImageError
 from starlette.applications import Starlette
 
-from prism_cli.errors import DataError, TeacherError
+from prism_cli.errors import DataError, RecipeError, TeacherError
 from prism_cli.recipes.sections import EmbeddedTeacher
 from prism_cli.recipes.stages import ResponseSection
+from prism_cli.responses import Grammar
 from prism_cli.stages.grammar import grammar_of
 from prism_cli.teacher.server import ChatRequest, create_app, serve_forever
 from prism_cli.worlds import world
 
 
-def world_app(name: str, variant: str, api_key: str | None = None, delay: float = 0.0) -> Starlette:
-    """An app that answers about pictures of a world, in the default response grammar."""
-    place, grammar = world(name), grammar_of(ResponseSection())
+WORLD_BLOCKS = {"caption", "think", "answer"}
+
+
+def world_app(
+    name: str, variant: str, grammar: Grammar, api_key: str | None = None, delay: float = 0.0
+) -> Starlette:
+    """An app that answers about pictures of a world, in a grammar of its blocks (caption, think, answer).
+
+    Raises:
+        RecipeError: the grammar has a block the world doesn't write.
+    """
+    place = world(name)
+    if unknown := set(grammar.tags) - WORLD_BLOCKS:
+        raise RecipeError(
+            f"the embedded teacher writes {', '.join(sorted(WORLD_BLOCKS))}, not {', '.join(sorted(unknown))}",
+            "declare response.parts with these tags, or take another teacher",
+        )
 
     def answer(request: ChatRequest) -> list[str]:
         image = _picture(request.images[0]) if request.images else None
@@ -44,7 +59,8 @@ def run(
         raise TeacherError(f"${api_key_env} is not set", f"export {api_key_env}=… or leave out --api-key-env")
     key = os.environ[api_key_env] if api_key_env else None
     section = EmbeddedTeacher(type="embedded", world=world_name, variant=variant)
-    serve_forever(world_app(section.world, section.variant, key, delay), port, on_ready)
+    grammar = grammar_of(ResponseSection())
+    serve_forever(world_app(section.world, section.variant, grammar, key, delay), port, on_ready)
 
 
 def _picture(data: bytes) -> Image.Image:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from prism_cli.errors import DataError
 from prism_cli.recipes.stages import SFTRecipe
+from prism_cli.runs import Run
 from prism_cli.stages import build
 
 if TYPE_CHECKING:
@@ -16,20 +17,22 @@ if TYPE_CHECKING:
 SHOWN = {"loss": "loss", "mean_token_accuracy": "token accuracy", "eval_loss": "held-out loss"}
 
 
-def check(recipe: SFTRecipe) -> build.Plan:
+def check(recipe: SFTRecipe, pending: bool = False) -> build.Plan:
     """What would be done; finds what is wrong without a model.
+
+    Args:
+        recipe: The resolved recipe.
+        pending: The run it starts from is an earlier step of the same pipeline and need not exist yet.
 
     Raises:
         PrismError: see the `check_…` functions.
     """
-    from prism_cli.stages.training import check_training
-
-    plan = [*build.check_start(recipe, "sft"), *build.check_data(recipe.data, "sft")]
+    plan = [*build.check_start(recipe, "sft", pending), *build.check_data(recipe.data, "sft")]
     if recipe.eval_data is not None:
         plan += build.check_data(recipe.eval_data, "sft", "eval_data")
     if recipe.teacher is not None:
         plan += build.check_teacher(recipe.teacher, "sft")
-    check_training(recipe)
+    build.check_training(recipe)
     length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs} epochs"
     rows = recipe.batch_size * recipe.gradient_accumulation
     return [*plan, ("training", f"{length} of {rows} rows a device, learning rate {recipe.optimizer.learning_rate}")]
@@ -50,7 +53,7 @@ def run(recipe: SFTRecipe, fresh: bool = False, command: Sequence[str] = ()) -> 
 
     with run.working():
         policy = build.start_policy(recipe)
-        train, held_out = _demonstrations(recipe, policy, run.folder)
+        train, held_out = _demonstrations(recipe, policy, run)
         batch = {
             "per_device_train_batch_size": recipe.batch_size,
             "per_device_eval_batch_size": recipe.batch_size,
@@ -69,15 +72,26 @@ def run(recipe: SFTRecipe, fresh: bool = False, command: Sequence[str] = ()) -> 
     return run.folder
 
 
-def _demonstrations(recipe: SFTRecipe, policy: "Policy", folder: Path) -> tuple["Dataset", "Dataset | None"]:
+def _demonstrations(recipe: SFTRecipe, policy: "Policy", run: Run) -> tuple["Dataset", "Dataset | None"]:
     """Training and held-out rows as prompt, completion and images; over-long ones are refused."""
     sources = [build.load_data(section, policy) for section in (recipe.data, recipe.eval_data) if section is not None]
     texts = [data["demonstration"] for data in sources]
     if recipe.teacher is not None:
-        with build.teaching(recipe.teacher, folder.parent, *sources) as desk:
+        with build.teaching(recipe.teacher, policy.grammar, run, *sources) as desk:
             texts = [desk.answers([{"id": id} for id in data["id"]]) for data in sources]
+        _refuse_malformed(texts[0], sources[0]["id"], policy)
     prepared = [_completions(*pair, policy, recipe.max_tokens) for pair in zip(sources, texts, strict=True)]
     return prepared[0], prepared[1] if len(prepared) > 1 else None
+
+
+def _refuse_malformed(texts: Sequence[str], ids: Sequence[str], policy: "Policy") -> None:
+    bad = [(id, policy.grammar.parse(text)) for id, text in zip(ids, texts, strict=True)]
+    bad = [(id, response.problem) for id, response in bad if not response.well_formed]
+    if bad:
+        raise DataError(
+            f"{len(bad)} of {len(texts)} teacher answers are malformed, the first is {bad[0][0]}: {bad[0][1]}",
+            "a policy learns what it is shown: drop these rows, or ask a teacher that keeps the form",
+        )
 
 
 def _completions(data: "Dataset", texts: Sequence[str | None], policy: "Policy", max_tokens: int) -> "Dataset":

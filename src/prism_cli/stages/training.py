@@ -9,9 +9,8 @@ from typing import Any
 from rich import get_console
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from prism_cli.errors import RecipeError
 from prism_cli.models import Policy
-from prism_cli.recipes.stages import RolloutStage, TrainingStage
+from prism_cli.recipes.stages import TrainingStage
 from prism_cli.runs import Run
 from prism_cli.stages.card import model_card
 from prism_cli.trainers.arguments import AdamW, Schedule, shared_arguments
@@ -23,46 +22,6 @@ from prism_cli.trainers.callbacks import (
     RichProgress,
     StopOnNonFinite,
 )
-from prism_cli.trainers.rollout import RolloutBatch
-
-
-def check_training(recipe: TrainingStage) -> None:
-    """Finds combinations that can't train.
-
-    Raises:
-        RecipeError: a best checkpoint without an evaluation at every checkpoint, or the reverse.
-    """
-    checkpoint = recipe.checkpoint
-    if checkpoint.evaluate_every is not None and recipe.eval_data is None:
-        raise RecipeError("checkpoint.evaluate_every is set but there is no eval_data", "name held-out rows in eval_data")
-    if checkpoint.best_by is not None and checkpoint.evaluate_every != checkpoint.every:
-        raise RecipeError(
-            "checkpoint.best_by compares checkpoints, so each must be evaluated",
-            "set checkpoint.evaluate_every to the value of checkpoint.every",
-        )
-    if isinstance(recipe, RolloutStage):
-        rollout_batch(recipe)
-
-
-def rollout_batch(recipe: RolloutStage, processes: int = 1) -> RolloutBatch:
-    """How a step's rollouts are cut up.
-
-    Raises:
-        RecipeError: they don't divide.
-    """
-    batch = RolloutBatch(
-        recipe.prompts_per_step,
-        recipe.rollouts,
-        recipe.micro_batch,
-        processes,
-        recipe.max_response_tokens,
-        recipe.temperature,
-    )
-    try:
-        batch.arguments()
-    except ValueError as error:
-        raise RecipeError(str(error), "choose a micro_batch that divides prompts_per_step × rollouts") from None
-    return batch
 
 
 def arguments(recipe: TrainingStage, run: Run, extra: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 
 from prism_cli.discriminator.inputs import Comparisons
 from prism_cli.discriminator.learner import DiscriminatorLearner
-from prism_cli.discriminator.model import SETTINGS_FILE, Discriminator
+from prism_cli.discriminator.model import Discriminator
 from prism_cli.discriminator.upcycle import dense_body, upcycle
 from prism_cli.evaluation.sampling import multimodal, sample_responses
 from prism_cli.models import Policy, placeholder_ids
@@ -161,8 +161,3 @@ def _train(
     if held_out.rollouts:
         lines[-1] |= {f"held_out/{name}": value for name, value in learner.score(held_out).metrics.items()}
     return lines
-
-
-def missing_discriminator(path: str) -> bool:
-    """Whether a folder holds no discriminator."""
-    return not (Path(path) / SETTINGS_FILE).is_file()

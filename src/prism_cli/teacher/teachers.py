@@ -109,6 +109,6 @@ class ColumnTeacher:
         if not text:
             raise DataError(
                 f"row {row}: {self._column} is empty",
-                hint="fill the column with `prism collect`, drop the row, or give an endpoint: --teacher-endpoint URL",
+                hint="fill the column, drop the row, or give an endpoint: --teacher-endpoint URL",
             )
         return text

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 
 class Schedule(NamedTuple):
     """How long to train, and when to log, evaluate and save (all in optimiser steps).
@@ -15,7 +13,7 @@ class Schedule(NamedTuple):
         log_every: Steps between metrics.
         save_every: Steps between checkpoints.
         evaluate_every: Steps between held-out evaluations, or None.
-        best_by: Metric of the held-out evaluation that picks the best checkpoint (`-name`: lower is better), or None.
+        best_by: Metric of the held-out evaluation that picks the best checkpoint (`loss`: the lowest), or None.
     """
 
     max_steps: int | None
@@ -37,6 +35,45 @@ class AdamW(NamedTuple):
     max_grad_norm: float
 
 
+class RolloutBatch(NamedTuple):
+    """How many prompts, rollouts and tokens a step takes.
+
+    Attributes:
+        prompts: Prompts an optimiser step, over all processes.
+        rollouts: Rollouts a prompt.
+        micro_batch: Rollouts a forward pass and process.
+        processes: Training processes.
+        max_response_tokens: Longest rollout.
+        temperature: Sampling temperature.
+    """
+
+    prompts: int
+    rollouts: int
+    micro_batch: int
+    processes: int
+    max_response_tokens: int
+    temperature: float
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of GRPOConfig.
+
+        Raises:
+            ValueError: the step doesn't divide into micro-batches on all processes.
+        """
+        step, at_once = self.prompts * self.rollouts, self.micro_batch * self.processes
+        if step % at_once:
+            raise ValueError(
+                f"prompts_per_step × rollouts = {step} can't be cut into micro_batch × processes = {at_once}"
+            )
+        return {
+            "num_generations": self.rollouts,
+            "per_device_train_batch_size": self.micro_batch,
+            "gradient_accumulation_steps": step // at_once,
+            "max_completion_length": self.max_response_tokens,
+            "temperature": self.temperature,
+        }
+
+
 def shared_arguments(
     output: Path, seed: int, schedule: Schedule, optimizer: AdamW, extra: dict[str, Any]
 ) -> dict[str, Any]:
@@ -49,11 +86,13 @@ def shared_arguments(
         optimizer: AdamW.
         extra: Options passed through by their own names; they win over what is set here.
     """
+    import torch  # here, so that checks of a recipe need not import it
+
     best = {}
     if schedule.best_by:
         best = {
-            "metric_for_best_model": schedule.best_by.removeprefix("-"),
-            "greater_is_better": not schedule.best_by.startswith("-"),
+            "metric_for_best_model": schedule.best_by,
+            "greater_is_better": schedule.best_by != "loss",
         }
     return {
         "output_dir": str(output),

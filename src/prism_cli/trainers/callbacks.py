@@ -18,8 +18,8 @@ from prism_cli.runs import COMPLETE, checkpoint_step, write_atomically
 class CompleteCheckpoints(TrainerCallback):
     """Completes each checkpoint with what the trainer doesn't save, marks it, then removes older ones.
 
-    A checkpoint counts only once its marker stands, and an older one is removed only after that, so a kill at any moment
-    leaves a checkpoint to continue from.
+    A checkpoint counts only once its marker stands, and an older one is removed only after that, so a kill at any
+    moment leaves a checkpoint to continue from.
 
     Args:
         savers: Each writes something of its own into the checkpoint folder.
@@ -51,17 +51,20 @@ class MetricsLog(TrainerCallback):
     def __init__(self, path: Path):
         self.path = path
         self.started = time.monotonic()
+        self.before = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero or not self.path.exists():
             return
         # A line that a kill cut short has no newline at its end, and belongs to a step that is done again.
         whole = [line for line in self.path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
-        write_atomically(self.path, "".join(line for line in whole if json.loads(line)["step"] <= state.global_step))
+        kept = [line for line in whole if json.loads(line)["step"] <= state.global_step]
+        self.before = json.loads(kept[-1])["seconds"] if kept else 0.0
+        write_atomically(self.path, "".join(kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
-            line = {"step": state.global_step, "seconds": round(time.monotonic() - self.started, 2)}
+            line = {"step": state.global_step, "seconds": round(self.before + time.monotonic() - self.started, 2)}
             line |= {_metric_name(name): value for name, value in logs.items() if isinstance(value, int | float)}
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

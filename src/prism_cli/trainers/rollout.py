@@ -1,7 +1,7 @@
 """What align and RL share on TRL's GRPOTrainer: rollouts read by the declared grammar, and never a placeholder token."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from datasets import Dataset
 from transformers import TrainerCallback
@@ -11,45 +11,6 @@ from prism_cli.models import Policy, placeholder_ids
 from prism_cli.responses import Response
 
 RewardFunction = Callable[..., list[float | None]]
-
-
-class RolloutBatch(NamedTuple):
-    """How many prompts, rollouts and tokens a step takes.
-
-    Attributes:
-        prompts: Prompts an optimiser step, over all processes.
-        rollouts: Rollouts a prompt.
-        micro_batch: Rollouts a forward pass and process.
-        processes: Training processes.
-        max_response_tokens: Longest rollout.
-        temperature: Sampling temperature.
-    """
-
-    prompts: int
-    rollouts: int
-    micro_batch: int
-    processes: int
-    max_response_tokens: int
-    temperature: float
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of GRPOConfig.
-
-        Raises:
-            ValueError: the step doesn't divide into micro-batches on all processes.
-        """
-        step, at_once = self.prompts * self.rollouts, self.micro_batch * self.processes
-        if step % at_once:
-            raise ValueError(
-                f"prompts_per_step × rollouts = {step} can't be cut into micro_batch × processes = {at_once}"
-            )
-        return {
-            "num_generations": self.rollouts,
-            "per_device_train_batch_size": self.micro_batch,
-            "gradient_accumulation_steps": step // at_once,
-            "max_completion_length": self.max_response_tokens,
-            "temperature": self.temperature,
-        }
 
 
 class RolloutTrainer(GRPOTrainer):
