@@ -32,15 +32,16 @@ class Policy:
         instruction: System prompt, or None.
     """
 
-    model: PreTrainedModel
-    processor: ProcessorMixin
+    # Any: what the Auto classes return has more than their annotations say.
+    model: Any
+    processor: Any
     grammar: Grammar
     instruction: str | None
 
     def __post_init__(self):
         fit_threads(self.model)
 
-    def with_model(self, model: PreTrainedModel) -> "Policy":
+    def with_model(self, model: Any) -> "Policy":
         """The same conventions around other weights."""
         return replace(self, model=model)
 
@@ -78,7 +79,7 @@ def load_policy(folder: Path) -> Policy:
 
 def load_pretrained(
     path: str, revision: str | None = None, dtype: str = "auto", attention: str = "sdpa"
-) -> tuple[PreTrainedModel, ProcessorMixin]:
+) -> tuple[Any, Any]:
     """Loads a model and its processor from a folder or the hub, never running code that comes with them.
 
     Raises:

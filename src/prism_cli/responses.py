@@ -1,7 +1,8 @@
 """A response and its declared parts: parse, render, instruct, split token ids. The only file that knows a tag.
 
 A grammar is data: which tagged blocks a response is made of, in order, which blocks form a part (perception,
-reasoning), and in which block the final answer stands. Rewards, the discriminator and the teacher's prompt all ask this file.
+reasoning), and in which block the final answer stands. Rewards, the discriminator and the teacher's prompt all ask
+this file.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Lets `import torchvision` work beside a torch of another build.
 
-Qwen3-VL's processor needs torchvision, of which some registries carry CUDA builds only. Beside a CPU torch its compiled
-operators can't load, and its import then fails because `torchvision::nms` was never declared. Image processing uses none of
-these operators, so declaring them is enough. Where the operators load, nothing is done.
+Qwen3-VL's processor needs torchvision, of which some registries carry CUDA builds only. Beside a CPU torch its
+compiled operators can't load, and its import then fails because `torchvision::nms` was never declared. Image processing
+uses none of these operators, so declaring them is enough. Where the operators load, nothing is done.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ class _DeclareMissingOps(MetaPathFinder):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec("torchvision")
-        library = next(Path(spec.origin).parent.glob("_C*.so"), None) if spec else None
+        library = next(Path(spec.origin).parent.glob("_C*.so"), None) if spec and spec.origin else None
         if library is not None:
             import torch
 

@@ -6,9 +6,12 @@ import socket
 
 import pytest
 
+from prism_cli.recipes.sections import ResponseSection
+from prism_cli.stages.grammar import grammar_of
 from prism_cli.stages.serve import world_app
 from prism_cli.teacher.server import ServedEndpoint
 
+GRAMMAR = grammar_of(ResponseSection())
 ROLL = (
     "max_steps=2 data.size=16 eval_data=null checkpoint.evaluate_every=null prompts_per_step=2 rollouts=4 micro_batch=8"
 )
@@ -46,7 +49,7 @@ def place(trained, tmp_path):
 @pytest.fixture(scope="module")
 def endpoint():
     """A real endpoint that wants a key, and the address of none."""
-    with ServedEndpoint(world_app("shapes", "exact", api_key="right")) as served, socket.socket() as nobody:
+    with ServedEndpoint(world_app("shapes", "exact", GRAMMAR, api_key="right")) as served, socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         yield {"SERVED": served.url, "NOBODY": f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"}
 
@@ -65,7 +68,7 @@ CASES = {
     "two starts": ("sft --model MODEL --from TRAINED", 2, "keep one", ""),
     "two grammars": ("sft tiny --from TRAINED model=null", 2, "come with the run in `from`", ""),
     "rollouts that don't divide": (f"{ALIGN} micro_batch=7", 2, "= 8 can't be cut into micro_batch", "divides"),
-    "best by nothing": (f"{SFT} checkpoint.best_by=-loss", 2, "best_by", "evaluate_every"),
+    "best by nothing": (f"{SFT} checkpoint.best_by=loss", 2, "best_by", "evaluate_every"),
     "evaluation without data": (f"{SFT} checkpoint.evaluate_every=2", 2, "eval_data", "eval_data"),
     "no data": ("sft --model MODEL", 2, "no data", "--data"),
     "no model": ("sft --data question.jsonl", 2, "no model to start from", "--model"),
@@ -118,7 +121,7 @@ def test_is_told_in_one_error_and_one_hint(line, code, error, hint, prism, train
 
 
 def test_a_budget_that_is_reached_has_its_own_exit_code_and_keeps_what_was_paid(prism, trained, tmp_path):
-    with ServedEndpoint(world_app("shapes", "exact")) as served:
+    with ServedEndpoint(world_app("shapes", "exact", GRAMMAR)) as served:
         teacher = f"teacher={{type: openai, endpoint: '{served.url}', max_calls: 3}}"
         order = [*ALIGN.replace("TRAINED", str(trained)).split(), teacher]
         done = prism(*order, cwd=tmp_path, env={"OPENAI_API_KEY": "any"})

@@ -9,7 +9,7 @@ from torch import equal
 
 SFT = (
     "sft tiny max_steps=6 data.size=64 eval_data.size=16 batch_size=8 model.hidden=64 log_every=2 "
-    "checkpoint.every=3 checkpoint.evaluate_every=3 checkpoint.best_by=-loss"
+    "checkpoint.every=3 checkpoint.evaluate_every=3 checkpoint.best_by=loss"
 )
 RL = (
     "rl tiny --from TRAINED max_steps=4 data.size=16 eval_data.size=4 prompts_per_step=2 rollouts=4 micro_batch=4 "

@@ -11,12 +11,14 @@ from prism_cli.discriminator.model import Discriminator
 from prism_cli.discriminator.upcycle import dense_body
 from prism_cli.evaluation.sampling import multimodal, sample_responses
 from prism_cli.models import load_policy, placeholder_ids
-from prism_cli.recipes.sections import WorldData
+from prism_cli.recipes.sections import ResponseSection, WorldData
 from prism_cli.recipes.stages import RLRecipe
 from prism_cli.stages import build, rl
+from prism_cli.stages.grammar import grammar_of
+from prism_cli.trainers.arguments import RolloutBatch
 from prism_cli.trainers.grpo import PRESETS, GRPOTrainer, VerifiedReward
 from prism_cli.trainers.on_policy_distill import AdvantageRule, OnPolicyDistillTrainer
-from prism_cli.trainers.rollout import RolloutBatch, RolloutTrainer
+from prism_cli.trainers.rollout import RolloutTrainer
 from prism_cli.worlds import world
 
 GROUP, PROMPTS = 4, 3
@@ -227,7 +229,7 @@ def recipe(**settings):
 def reward_of(text, truth, **settings):
     """TRL's weighted sum of the rules for one response."""
     rules, weights = rl._rewards(recipe(**settings))
-    grammar = rl.build.grammar_of(rl.build.ResponseSection())
+    grammar = grammar_of(ResponseSection())
     row = {"answers": [truth], "prompt": [{"role": "user", "content": "what is at b2 ?"}]}
     rules.judge([grammar.parse(text)], [row], [len(text.split())])
     return sum(weights[name] * values[0] for name, values in rules.values.items())

@@ -2,15 +2,15 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from datasets import Dataset, Image, List
 from PIL import Image as PILImage
-from transformers import ProcessorMixin
 
 from prism_cli.errors import DataError
 
 
-def token_lengths(data: Dataset, processor: ProcessorMixin, texts: Sequence[str] | None = None) -> list[int]:
+def token_lengths(data: Dataset, processor: Any, texts: Sequence[str | None] | None = None) -> list[int]:
     """Tokens of each row's prompt with its images, and of `texts` as the response if given.
 
     Args:
@@ -39,7 +39,7 @@ def token_lengths(data: Dataset, processor: ProcessorMixin, texts: Sequence[str]
 
 
 def refuse_over_long(
-    data: Dataset, processor: ProcessorMixin, limit: int, setting: str, texts: Sequence[str] | None = None
+    data: Dataset, processor: Any, limit: int, setting: str, texts: Sequence[str | None] | None = None
 ) -> None:
     """Stops on rows longer than `limit` tokens: cutting one would cut its image or its answer.
 
@@ -53,4 +53,19 @@ def refuse_over_long(
         raise DataError(
             f"{len(long)} of {len(lengths)} rows are longer than {setting} = {limit}: {named}",
             f"raise {setting}, lower image.max_pixels, or drop these rows",
+        )
+
+
+def refuse_mixed(data: Dataset) -> None:
+    """Stops on rows with pictures beside rows without: a rollout batch must be of one kind.
+
+    Raises:
+        DataError: names a row of the smaller kind.
+    """
+    counts = [len(images) for images in data.cast_column("images", List(Image(decode=False)))["images"]]
+    without = [id for id, count in zip(data["id"], counts, strict=True) if not count]
+    if 0 < len(without) < len(counts):
+        raise DataError(
+            f"{len(without)} of {len(counts)} rows have no picture, the first is {without[0]}",
+            "give every row a picture, or none: rollouts of both kinds can't share a batch yet",
         )

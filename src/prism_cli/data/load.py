@@ -16,6 +16,7 @@ from prism_cli.errors import DataError
 
 LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 IMAGE_MARK = "<image>"
+IMAGE_ITEMS = ("image", "image_url")
 
 
 def load_rows(path: str, split: str = "train", limit: int | None = None) -> Dataset:
@@ -72,7 +73,7 @@ def _open(path: str, split: str) -> tuple[Dataset, Path | None]:
         raise DataError(f"can't read {path}: {str(error).splitlines()[0]}", "check data.path or --data") from None
 
 
-def _undecoded(source: Dataset) -> Iterator[dict[str, Any]]:
+def _undecoded(source: Dataset) -> Iterator[Any]:
     """Rows with image columns as bytes, so that the teacher is sent what the file holds."""
     for name, feature in source.features.items():
         if isinstance(feature, Image):
@@ -88,6 +89,9 @@ def _row(id: str, fields: dict[str, Any], folder: Path | None) -> dict[str, Any]
     marks = question.count(IMAGE_MARK)
     if marks and marks != len(images):
         raise DataError(f"{marks} {IMAGE_MARK} marks for {len(images)} images")
+    items = sum(item.get("type") in IMAGE_ITEMS for turn in _turns(fields) for item in _items(turn["content"]))
+    if items > len(images):
+        raise DataError(f"{items} image items in its messages for {len(images)} in `images`; name them in `images`")
     answers = _listed(fields.get("answers") or fields.get("answer"))
     return row(
         str(fields.get("id") or id),
@@ -105,8 +109,9 @@ def _texts(fields: dict[str, Any]) -> tuple[str | None, str, str | None]:
     if fields.get("question"):
         return None, fields["question"], fields.get("response")
     prompt, completion = fields.get("prompt"), fields.get("completion")
-    if fields.get("messages"):
-        *prompt, completion = fields["messages"]
+    if messages := fields.get("messages"):
+        answered = messages[-1]["role"] == "assistant"
+        prompt, completion = (messages[:-1], messages[-1]) if answered else (messages, None)
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     if not prompt:
@@ -118,6 +123,17 @@ def _texts(fields: dict[str, Any]) -> tuple[str | None, str, str | None]:
         raise DataError(f"one user turn is expected, found turns {[role for role, _ in turns]}")
     last = completion[-1] if isinstance(completion, list) else completion
     return system, users[0], _plain(last["content"]) if isinstance(last, dict) else last
+
+
+def _turns(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """The prompt's turns, where it is written as turns."""
+    turns = fields.get("messages") or fields.get("prompt")
+    return turns if isinstance(turns, list) else []
+
+
+def _items(content: Any) -> list[dict[str, Any]]:
+    """A message's items, where it is written as items."""
+    return content if isinstance(content, list) else []
 
 
 def _plain(content: Any) -> str:

@@ -1,8 +1,8 @@
 """The one shape of a data row inside PRISM, whatever it was read from.
 
-Columns: `id`, `prompt` (messages, text only, the question last), `images`, `answers` (accepted final answers, may be empty),
-`teacher_response`, `demonstration` (the text SFT learns) and `truth` (what a synthetic world knows); the last three may be
-None.
+Columns: `id`, `prompt` (messages, text only, the question last), `images`, `answers` (accepted final answers, may be
+empty), `teacher_response`, `demonstration` (the text SFT learns) and `truth` (what a synthetic world knows); the last
+three may be None.
 """
 
 import io

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+from transformers import GenerationConfig
 
 
 class Sampled(NamedTuple):
@@ -33,7 +33,7 @@ def multimodal(messages: Sequence[dict[str, str]], images: Sequence[Any]) -> lis
     return result
 
 
-def encode_prompts(processor: ProcessorMixin, conversations: Sequence[list[dict[str, Any]]]) -> dict[str, torch.Tensor]:
+def encode_prompts(processor: Any, conversations: Sequence[list[dict[str, Any]]]) -> Any:
     """Left-padded model inputs for conversations that end where the response begins; (B, P)."""
     return processor.apply_chat_template(
         list(conversations),
@@ -46,7 +46,7 @@ def encode_prompts(processor: ProcessorMixin, conversations: Sequence[list[dict[
 
 
 @contextmanager
-def generating(model: PreTrainedModel) -> Iterator[None]:
+def generating(model: Any) -> Iterator[None]:
     """Evaluation mode without gradients; the mode before is restored."""
     training = model.training
     model.eval()
@@ -58,8 +58,8 @@ def generating(model: PreTrainedModel) -> Iterator[None]:
 
 
 def sample_responses(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
+    model: Any,
+    processor: Any,
     conversations: Sequence[list[dict[str, Any]]],
     *,
     max_tokens: int,
@@ -113,13 +113,13 @@ def _until_end(row: list[int], ends: Sequence[int], tokenizer) -> Sampled:
     return Sampled(tokenizer.decode(row[:stop], skip_special_tokens=True), row[:stop])
 
 
-def _cuda_devices(model: PreTrainedModel) -> list[int]:
+def _cuda_devices(model: Any) -> list[int]:
     return [model.device.index or 0] if model.device.type == "cuda" else []
 
 
 def mean_log_likelihood(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
+    model: Any,
+    processor: Any,
     conversations: Sequence[list[dict[str, Any]]],
     texts: Sequence[str],
     batch_size: int,

@@ -152,9 +152,9 @@ class FileData(Section):
 
     type: Literal["file"] = "file"
     path: str
-    """File or hub id. A row has `image` or `images` (paths inside the file's folder, or bytes) and either `messages`, or
-    `prompt` (and `completion`), or `question` (and `response`); for RL `answer` or `answers`; for the dataset teacher
-    `teacher_response`."""
+    """File or hub id. A row has `image` or `images` (paths inside the file's folder, or bytes) and either `messages`,
+    or `prompt` (and `completion`), or `question` (and `response`); for RL `answer` or `answers`; for the dataset
+    teacher `teacher_response`."""
     split: str = "train"
     """Split of a hub data set."""
     limit: PositiveInt | None = None
@@ -235,15 +235,15 @@ class _DiscriminatorSection(Section):
     path: str | None = None
     """Folder of a warmed-up discriminator; null builds one and warms it up."""
     base: str | None = None
-    """Dense model it is built from, a folder or hub id with the policy's vocabulary (the paper: Qwen3-VL 2B); null takes
-    the starting policy."""
+    """Dense model it is built from, a folder or hub id with the policy's vocabulary (the paper: Qwen3-VL 2B); null
+    takes the starting policy."""
     readout: Literal["last", "mean"] = "last"
     """Where a part's score is read: at its last token (paper), or averaged over its tokens."""
     dropout: Fraction = 0.1
     """Dropout in the head."""
     head_std: PositiveFloat = 0.02
-    """Standard deviation of the head's initial weights; scores start at about head_std · √width, so a narrow model wants
-    more than the paper's."""
+    """Standard deviation of the head's initial weights; scores start at about head_std · √width, so a narrow model
+    wants more than the paper's."""
     learning_rate: PositiveFloat = 1e-6
     """AdamW learning rate, constant."""
     weight_decay: NonNegativeFloat = 0.01

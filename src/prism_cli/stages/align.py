@@ -8,12 +8,14 @@ from rich import get_console
 from prism_cli.errors import CheckpointError, RecipeError
 from prism_cli.recipes.sections import DatasetTeacher
 from prism_cli.recipes.stages import AlignRecipe
-from prism_cli.stages import build
+from prism_cli.stages import build, checks
+from prism_cli.stages.checks import Plan
+from prism_cli.stages.teaching import teaching
 
 DISCRIMINATOR = "discriminator"
 
 
-def check(recipe: AlignRecipe, pending: bool = False) -> build.Plan:
+def check(recipe: AlignRecipe, pending: bool = False) -> Plan:
     """What would be done; finds what is wrong without a model.
 
     Args:
@@ -23,14 +25,14 @@ def check(recipe: AlignRecipe, pending: bool = False) -> build.Plan:
     Raises:
         PrismError: see the `check_…` functions.
     """
-    plan = [*build.check_start(recipe, "align", pending), *build.check_data(recipe.data, "align")]
+    plan = [*checks.check_start(recipe, "align", pending), *checks.check_data(recipe.data, "align")]
     if recipe.eval_data is not None:
-        plan += build.check_data(recipe.eval_data, "align", "eval_data")
-    plan += build.check_teacher(recipe.teacher, "align")
-    build.check_training(recipe)
-    if recipe.discriminator.path is not None:
-        if not (Path(recipe.discriminator.path) / "discriminator.json").is_file():
-            raise CheckpointError(f"no discriminator in {recipe.discriminator.path}", "leave out discriminator.path")
+        plan += checks.check_data(recipe.eval_data, "align", "eval_data")
+    plan += checks.check_teacher(recipe.teacher, "align")
+    checks.check_training(recipe)
+    path = recipe.discriminator.path
+    if path is not None and not (Path(path) / "discriminator.json").is_file():
+        raise CheckpointError(f"no discriminator in {path}", "leave out discriminator.path")
     warm = recipe.discriminator.path or f"warmed up on {recipe.discriminator.warmup.pairs} pairs"
     rollouts = f"{recipe.prompts_per_step} prompts × {recipe.rollouts} rollouts a step"
     length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs} epochs"
@@ -47,7 +49,7 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
     run = build.open_stage(recipe, "align", build.lineage(recipe), fresh, command)
     if build.already_done(run):
         return run.folder
-    from prism_cli.data.lengths import refuse_over_long
+    from prism_cli.data.lengths import refuse_mixed, refuse_over_long
     from prism_cli.stages.showcase import write_showcase
     from prism_cli.stages.warmup import warm_discriminator
 
@@ -55,9 +57,10 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
         policy = build.start_policy(recipe)
         rows = build.load_data(recipe.data, policy)
         held_out = build.load_data(recipe.eval_data, policy) if recipe.eval_data else None
+        refuse_mixed(rows)
         refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
         _check_column(recipe, rows)
-        with build.teaching(recipe.teacher, policy.grammar, run, *filter(None, (rows, held_out))) as desk:
+        with teaching(recipe.teacher, policy.grammar, run, *filter(None, (rows, held_out))) as desk:
             judge = warm_discriminator(recipe, policy, rows, desk, run.folder / "warmup")
             trainer, learner = _trainer(recipe, policy, judge, desk, rows, held_out, run)
             _train(trainer, learner, run, policy)
@@ -92,7 +95,7 @@ def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run):
         desk.prefetch,
         desk.answers,
         AdvantageRule(**recipe.advantage.model_dump()),
-        training.arguments(recipe, run, {**build.rollout_batch(recipe).arguments(), **loss}),
+        training.arguments(recipe, run, {**checks.rollout_batch(recipe).arguments(), **loss}),
         rows,
         held_out,
         training.callbacks(recipe, run, policy, "align", shown, savers),

@@ -13,7 +13,9 @@ from prism_cli.recipes.sections import WorldData
 from prism_cli.recipes.stages import EvalRecipe
 from prism_cli.responses import Response
 from prism_cli.runs import Run, read_manifest, resolve_model, write_atomically
-from prism_cli.stages import build
+from prism_cli.stages import build, checks
+from prism_cli.stages.checks import Plan
+from prism_cli.stages.teaching import teaching
 from prism_cli.worlds import world
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 Verdicts = dict[str, float]
 
 
-def check(recipe: EvalRecipe, pending: bool = False) -> build.Plan:
+def check(recipe: EvalRecipe, pending: bool = False) -> Plan:
     """What would be done; finds what is wrong without a model.
 
     Args:
@@ -41,9 +43,9 @@ def check(recipe: EvalRecipe, pending: bool = False) -> build.Plan:
     if not pending:
         _names(recipe.runs)
     plan = [("evaluates", reference) for reference in recipe.runs]
-    plan += build.check_data(recipe.data, "eval")
+    plan += checks.check_data(recipe.data, "eval")
     if recipe.teacher is not None:
-        plan += build.check_teacher(recipe.teacher, "eval")
+        plan += checks.check_teacher(recipe.teacher, "eval")
     how = f"{recipe.samples} samples at temperature {recipe.temperature}" + (", and greedy" if recipe.greedy else "")
     return [*plan, ("a question", how)]
 
@@ -96,7 +98,7 @@ def _evaluate(recipe: EvalRecipe, name: str, reference: str, run: Run) -> list[d
 
     policy = load_policy(resolve_model(reference)[0])
     policy.model.to(device())
-    rows = build.load_data(recipe.data, policy)
+    rows: Any = build.load_data(recipe.data, policy)
     conversations = [multimodal(row["prompt"], row["images"]) for row in rows]
     taught = _teacher_texts(recipe, policy, rows, run)
     judge = _judge(recipe, policy, rows, taught)
@@ -106,6 +108,7 @@ def _evaluate(recipe: EvalRecipe, name: str, reference: str, run: Run) -> list[d
     bar, moved = build.progress_callback(f"eval {name}", len(passes) * len(rows))
     with bar:
         for number, (kind, temperature, seed) in enumerate(passes):
+            done_before = number * len(rows)
             responses = sample_responses(
                 policy.model,
                 policy.processor,
@@ -115,7 +118,7 @@ def _evaluate(recipe: EvalRecipe, name: str, reference: str, run: Run) -> list[d
                 seed=seed,
                 suppress=placeholder_ids(policy.processor),
                 batch_size=recipe.batch_size,
-                on_batch=lambda done, before=number * len(rows): moved(before + done),
+                on_batch=lambda done, before=done_before: moved(before + done),
             )
             for index, response in enumerate(responses):
                 verdict = {"text": response.text, "length": len(response.token_ids), **judge(index, response.text)}
@@ -133,7 +136,7 @@ def _evaluate(recipe: EvalRecipe, name: str, reference: str, run: Run) -> list[d
 def _teacher_texts(recipe: EvalRecipe, policy: "Policy", rows: "Dataset", run: Run) -> list[str] | None:
     if recipe.teacher is None:
         return None
-    with build.teaching(recipe.teacher, policy.grammar, run, rows) as desk:
+    with teaching(recipe.teacher, policy.grammar, run, rows) as desk:
         return desk.answers([{"id": id} for id in rows["id"]])
 
 
@@ -152,7 +155,7 @@ def _judge(
         response = policy.grammar.parse(text)
         found: Verdicts = {"well_formed": float(response.well_formed)}
         if answers[index]:
-            right = response.well_formed and is_correct(response.answer, answers[index], questions[index])
+            right = response.answer is not None and is_correct(response.answer, answers[index], questions[index])
             found["accuracy"] = float(right)
         if place is not None:
             known = place.judge(response.blocks, questions[index], truths[index])

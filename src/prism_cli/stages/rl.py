@@ -7,7 +7,8 @@ from typing import Any
 from prism_cli.errors import DataError
 from prism_cli.recipes.sections import DAPO, GSPO
 from prism_cli.recipes.stages import RLRecipe
-from prism_cli.stages import build
+from prism_cli.stages import build, checks
+from prism_cli.stages.checks import Plan
 
 SHOWN = {
     "rewards/accuracy/mean": "accuracy",
@@ -16,7 +17,7 @@ SHOWN = {
 }
 
 
-def check(recipe: RLRecipe, pending: bool = False) -> build.Plan:
+def check(recipe: RLRecipe, pending: bool = False) -> Plan:
     """What would be done; finds what is wrong without a model.
 
     Args:
@@ -26,10 +27,10 @@ def check(recipe: RLRecipe, pending: bool = False) -> build.Plan:
     Raises:
         PrismError: see the `check_…` functions.
     """
-    plan = [*build.check_start(recipe, "rl", pending), *build.check_data(recipe.data, "rl")]
+    plan = [*checks.check_start(recipe, "rl", pending), *checks.check_data(recipe.data, "rl")]
     if recipe.eval_data is not None:
-        plan += build.check_data(recipe.eval_data, "rl", "eval_data")
-    build.check_training(recipe)
+        plan += checks.check_data(recipe.eval_data, "rl", "eval_data")
+    checks.check_training(recipe)
     length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs} epochs"
     rollouts = f"{recipe.prompts_per_step} prompts × {recipe.rollouts} rollouts a step"
     reward = f"{recipe.rewards.accuracy} · accuracy + {recipe.rewards.format} · format"
@@ -46,7 +47,7 @@ def run(recipe: RLRecipe, fresh: bool = False, command: Sequence[str] = ()) -> P
     run = build.open_stage(recipe, "rl", build.lineage(recipe), fresh, command)
     if build.already_done(run):
         return run.folder
-    from prism_cli.data.lengths import refuse_over_long
+    from prism_cli.data.lengths import refuse_mixed, refuse_over_long
     from prism_cli.stages import training
     from prism_cli.trainers.grpo import PRESETS, GRPOTrainer
 
@@ -54,11 +55,12 @@ def run(recipe: RLRecipe, fresh: bool = False, command: Sequence[str] = ()) -> P
         policy = build.start_policy(recipe)
         rows = build.load_data(recipe.data, policy)
         held_out = build.load_data(recipe.eval_data, policy) if recipe.eval_data else None
+        refuse_mixed(rows)
         refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
         _check_answers(rows)
         rules, weights = _rewards(recipe)
         extra = {
-            **build.rollout_batch(recipe).arguments(),
+            **checks.rollout_batch(recipe).arguments(),
             **PRESETS[recipe.algorithm.type],
             **_clips(recipe),
             "beta": recipe.kl,
@@ -94,7 +96,7 @@ def _rewards(recipe: RLRecipe):
 
     def accuracy(response, row, length) -> float:
         return float(
-            response.well_formed and is_correct(response.answer, row["answers"], row["prompt"][-1]["content"])
+            response.answer is not None and is_correct(response.answer, row["answers"], row["prompt"][-1]["content"])
         )
 
     rules = {"accuracy": accuracy, "format": lambda response, row, length: format_reward(response)}

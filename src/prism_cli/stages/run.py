@@ -10,15 +10,16 @@ from prism_cli.errors import RecipeError
 from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.load import load_step
 from prism_cli.recipes.sections import ResponseSection
-from prism_cli.recipes.stages import EvalRecipe, PipelineRecipe, PipelineStep, TrainingStage
+from prism_cli.recipes.stages import EvalRecipe, PipelineRecipe, PipelineStep
 from prism_cli.runs import read_manifest
 from prism_cli.stages import align, build, eval, rl, sft
+from prism_cli.stages.checks import Plan
 from prism_cli.stages.grammar import grammar_of
 
 STAGES = {"sft": sft, "align": align, "rl": rl, "eval": eval}
 
 
-def check(recipe: PipelineRecipe, base: Path) -> build.Plan:
+def check(recipe: PipelineRecipe, base: Path) -> Plan:
     """What would be done; loads every step's recipe.
 
     Args:

@@ -8,19 +8,18 @@ from PIL import Image, UnidentifiedImageError
 from starlette.applications import Starlette
 
 from prism_cli.errors import DataError, RecipeError, TeacherError
-from prism_cli.recipes.sections import EmbeddedTeacher
 from prism_cli.recipes.stages import ResponseSection
 from prism_cli.responses import Grammar
 from prism_cli.stages.grammar import grammar_of
 from prism_cli.teacher.server import ChatRequest, create_app, serve_forever
 from prism_cli.worlds import world
-
+from prism_cli.worlds.shapes import Variant
 
 WORLD_BLOCKS = {"caption", "think", "answer"}
 
 
 def world_app(
-    name: str, variant: str, grammar: Grammar, api_key: str | None = None, delay: float = 0.0
+    name: str, variant: Variant, grammar: Grammar, api_key: str | None = None, delay: float = 0.0
 ) -> Starlette:
     """An app that answers about pictures of a world, in a grammar of its blocks (caption, think, answer).
 
@@ -44,7 +43,7 @@ def world_app(
 
 def run(
     world_name: str,
-    variant: str,
+    variant: Variant,
     port: int,
     on_ready: Callable[[str], None],
     api_key_env: str | None = None,
@@ -58,9 +57,8 @@ def run(
     if api_key_env is not None and not os.environ.get(api_key_env):
         raise TeacherError(f"${api_key_env} is not set", f"export {api_key_env}=… or leave out --api-key-env")
     key = os.environ[api_key_env] if api_key_env else None
-    section = EmbeddedTeacher(type="embedded", world=world_name, variant=variant)
     grammar = grammar_of(ResponseSection())
-    serve_forever(world_app(section.world, section.variant, grammar, key, delay), port, on_ready)
+    serve_forever(world_app(world_name, variant, grammar, key, delay), port, on_ready)
 
 
 def _picture(data: bytes) -> Image.Image:

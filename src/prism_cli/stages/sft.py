@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from prism_cli.errors import DataError
 from prism_cli.recipes.stages import SFTRecipe
 from prism_cli.runs import Run
-from prism_cli.stages import build
+from prism_cli.stages import build, checks
+from prism_cli.stages.checks import Plan
+from prism_cli.stages.teaching import teaching
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 SHOWN = {"loss": "loss", "mean_token_accuracy": "token accuracy", "eval_loss": "held-out loss"}
 
 
-def check(recipe: SFTRecipe, pending: bool = False) -> build.Plan:
+def check(recipe: SFTRecipe, pending: bool = False) -> Plan:
     """What would be done; finds what is wrong without a model.
 
     Args:
@@ -27,12 +29,12 @@ def check(recipe: SFTRecipe, pending: bool = False) -> build.Plan:
     Raises:
         PrismError: see the `check_…` functions.
     """
-    plan = [*build.check_start(recipe, "sft", pending), *build.check_data(recipe.data, "sft")]
+    plan = [*checks.check_start(recipe, "sft", pending), *checks.check_data(recipe.data, "sft")]
     if recipe.eval_data is not None:
-        plan += build.check_data(recipe.eval_data, "sft", "eval_data")
+        plan += checks.check_data(recipe.eval_data, "sft", "eval_data")
     if recipe.teacher is not None:
-        plan += build.check_teacher(recipe.teacher, "sft")
-    build.check_training(recipe)
+        plan += checks.check_teacher(recipe.teacher, "sft")
+    checks.check_training(recipe)
     length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs} epochs"
     rows = recipe.batch_size * recipe.gradient_accumulation
     return [*plan, ("training", f"{length} of {rows} rows a device, learning rate {recipe.optimizer.learning_rate}")]
@@ -77,7 +79,7 @@ def _demonstrations(recipe: SFTRecipe, policy: "Policy", run: Run) -> tuple["Dat
     sources = [build.load_data(section, policy) for section in (recipe.data, recipe.eval_data) if section is not None]
     texts = [data["demonstration"] for data in sources]
     if recipe.teacher is not None:
-        with build.teaching(recipe.teacher, policy.grammar, run, *sources) as desk:
+        with teaching(recipe.teacher, policy.grammar, run, *sources) as desk:
             texts = [desk.answers([{"id": id} for id in data["id"]]) for data in sources]
         _refuse_malformed(texts[0], sources[0]["id"], policy)
     prepared = [_completions(*pair, policy, recipe.max_tokens) for pair in zip(sources, texts, strict=True)]

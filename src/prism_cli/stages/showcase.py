@@ -12,7 +12,8 @@ from prism_cli.evaluation.sampling import multimodal, sample_responses
 from prism_cli.models import Policy, device, load_policy, placeholder_ids
 from prism_cli.recipes.stages import AlignRecipe
 from prism_cli.runs import Run, write_atomically
-from prism_cli.stages.build import TeacherDesk, start_policy
+from prism_cli.stages.build import start_policy
+from prism_cli.stages.teaching import TeacherDesk
 from prism_cli.trainers.on_policy_distill import PartReader
 
 if TYPE_CHECKING:
@@ -59,14 +60,18 @@ def _respond(
         batch_size=SHOWN,
     )
     reader = PartReader(policy.processor, policy.grammar)
-    scores = DiscriminatorLearner(judge).score(
-        Comparisons(
-            prompts=[reader.prompt(conversation) for conversation in conversations],
-            teacher=[reader.text(text) for text in taught],
-            rollouts=[reader.tokens(response.token_ids) for response in sampled],
-            prompt_of=range(len(rows)),
+    scores = (
+        DiscriminatorLearner(judge)
+        .score(
+            Comparisons(
+                prompts=[reader.prompt(conversation) for conversation in conversations],
+                teacher=[reader.text(text) for text in taught],
+                rollouts=[reader.tokens(response.token_ids) for response in sampled],
+                prompt_of=range(len(rows)),
+            )
         )
-    ).scores
+        .scores
+    )
     return [
         {"text": response.text, "scores": _named(row, judge.parts)}
         for response, row in zip(sampled, scores, strict=True)

@@ -1,23 +1,24 @@
-"""The discriminator before the game: built from the starting policy, or loaded, and trained on teacher/policy pairs."""
+"""The discriminator before the game: built from a dense model, or loaded, and trained on teacher/policy pairs."""
 
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from prism_cli.discriminator.inputs import Comparisons
+from prism_cli.discriminator.inputs import Comparisons, Parts
 from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.discriminator.model import Discriminator
 from prism_cli.discriminator.upcycle import dense_body, upcycle
 from prism_cli.evaluation.sampling import multimodal, sample_responses
-from prism_cli.models import Policy, placeholder_ids
+from prism_cli.models import Policy, device, load_pretrained, placeholder_ids
 from prism_cli.recipes.sections import MoEDiscriminator
 from prism_cli.recipes.stages import AlignRecipe
 from prism_cli.runs import COMPLETE, write_atomically
-from prism_cli.stages.build import TeacherDesk, progress_callback
+from prism_cli.stages.build import progress_callback
+from prism_cli.stages.teaching import TeacherDesk
 from prism_cli.trainers.on_policy_distill import PartReader
 
 if TYPE_CHECKING:
@@ -25,6 +26,25 @@ if TYPE_CHECKING:
 
 # Published value; the game itself has none unless the recipe sets one.
 WARMUP_BALANCE = 0.01
+SAMPLED_AT_ONCE = 128
+
+
+class Pairs(NamedTuple):
+    """Policy samples beside teacher answers, without their pictures: those are encoded batch by batch.
+
+    Attributes:
+        rows: (M,) the row each pair is about.
+        teacher: (M,) the teacher's parts, None where malformed.
+        policy: (M,) the policy's parts, None where malformed.
+    """
+
+    rows: Sequence[int]
+    teacher: Sequence[Parts | None]
+    policy: Sequence[Parts | None]
+
+    def select(self, start: int, stop: int) -> "Pairs":
+        """Some pairs in a row."""
+        return Pairs(self.rows[start:stop], self.teacher[start:stop], self.policy[start:stop])
 
 
 def warm_discriminator(
@@ -34,7 +54,7 @@ def warm_discriminator(
 
     Args:
         recipe: The stage's recipe.
-        policy: Whose responses the judge learns to tell from the teacher's; also what a new judge is built from.
+        policy: Whose responses the judge learns to tell from the teacher's.
         rows: Prompts for the pairs.
         desk: The teacher.
         folder: Where the warm-up is kept; complete once its marker stands.
@@ -43,27 +63,27 @@ def warm_discriminator(
         return Discriminator.from_pretrained(recipe.discriminator.path)
     if (folder / COMPLETE).is_file():
         return Discriminator.from_pretrained(folder / "discriminator")
+    folder.mkdir(parents=True, exist_ok=True)
+    reader = PartReader(policy.processor, policy.grammar)
+    pairs = _pairs(recipe, policy, rows, desk, reader, folder / "samples.jsonl")
     # From here on nothing depends on what ran before, so a warm-up that was killed ends the same when run again.
     torch.manual_seed(recipe.seed)
-    discriminator = build_discriminator(recipe, policy)
-    train, held_out = _pairs(recipe, policy, rows, desk)
-    metrics = _train(recipe, discriminator, train, held_out)
-    folder.mkdir(parents=True, exist_ok=True)
+    discriminator = build_discriminator(recipe, policy).to(device())
+    metrics = _train(recipe, discriminator, pairs, rows, reader)
     discriminator.save_pretrained(folder / "discriminator")
     write_atomically(folder / "metrics.jsonl", "".join(f"{json.dumps(line)}\n" for line in metrics))
-    write_atomically(folder / COMPLETE, json.dumps({"pairs": len(train.rollouts)}))
+    write_atomically(folder / COMPLETE, json.dumps({"pairs": len(pairs.rows)}))
     return discriminator
 
 
 def build_discriminator(recipe: AlignRecipe, policy: Policy) -> Discriminator:
-    """A cold discriminator of the recipe's type, made from the policy's body."""
+    """A cold discriminator of the recipe's type, made from its base or from the policy's body."""
     section = recipe.discriminator
+    dense = policy.model if section.base is None else load_pretrained(section.base, dtype="float32")[0]
     if isinstance(section, MoEDiscriminator):
-        body: Any = upcycle(
-            policy.model, section.experts, section.top_k, section.noise, section.noise_scale, seed=recipe.seed
-        )
+        body: Any = upcycle(dense, section.experts, section.top_k, section.noise, section.noise_scale, seed=recipe.seed)
     else:
-        body = dense_body(policy.model)
+        body = dense_body(dense)
     tokenizer = policy.processor.tokenizer
     return Discriminator(
         body,
@@ -96,52 +116,63 @@ def learner_for(section: Any, discriminator: Discriminator, **schedule: Any) -> 
 
 
 def _pairs(
-    recipe: AlignRecipe, policy: Policy, rows: "Dataset", desk: TeacherDesk
-) -> tuple[Comparisons, Comparisons]:
-    """Training and held-out pairs: the policy's samples beside the teacher's answers, malformed samples left out."""
-    wanted = recipe.discriminator.warmup.pairs + recipe.discriminator.warmup.held_out
-    chosen = [rows[i % len(rows)] for i in range(wanted)]
-    desk.prefetch(chosen)
-    conversations = [multimodal(row["prompt"], row["images"]) for row in chosen]
-    bar, moved = progress_callback("warm-up: sampling the policy", wanted)
-    with bar:
-        sampled = sample_responses(
-            policy.model,
-            policy.processor,
-            conversations,
-            max_tokens=recipe.max_response_tokens,
-            temperature=recipe.discriminator.warmup.temperature,
-            seed=recipe.seed,
-            suppress=placeholder_ids(policy.processor),
-            batch_size=max(recipe.micro_batch, recipe.rollouts),
-            on_batch=moved,
-        )
-    reader = PartReader(policy.processor, policy.grammar)
-    everything = Comparisons(
-        prompts=[reader.prompt(conversation) for conversation in conversations],
-        teacher=[reader.text(answer) for answer in desk.answers(chosen)],
-        rollouts=[reader.tokens(response.token_ids) for response in sampled],
-        prompt_of=range(wanted),
-    )
-    held_out = recipe.discriminator.warmup.held_out
-    return _select(everything, range(held_out, wanted)), _select(everything, range(held_out))
+    recipe: AlignRecipe, policy: Policy, rows: "Dataset", desk: TeacherDesk, reader: PartReader, path: Path
+) -> Pairs:
+    """The policy's samples beside the teacher's answers; rows are taken again when there are fewer than pairs."""
+    warmup = recipe.discriminator.warmup
+    wanted = [i % len(rows) for i in range(warmup.held_out + warmup.pairs)]
+    ids = [{"id": id} for id in rows["id"]]
+    desk.prefetch([ids[i] for i in wanted])
+    sampled = _samples(recipe, policy, rows, wanted, path)
+    taught = [reader.text(answer) for answer in desk.answers([ids[i] for i in wanted])]
+    return Pairs(wanted, taught, [reader.tokens(token_ids) for token_ids in sampled])
 
 
-def _select(pairs: Comparisons, chosen: Sequence[int]) -> Comparisons:
-    return Comparisons(
-        prompts=[pairs.prompts[i] for i in chosen],
-        teacher=[pairs.teacher[i] for i in chosen],
-        rollouts=[pairs.rollouts[i] for i in chosen],
-        prompt_of=range(len(chosen)),
-    )
+def _samples(
+    recipe: AlignRecipe, policy: Policy, rows: "Dataset", wanted: Sequence[int], path: Path
+) -> list[list[int]]:
+    """The policy's responses, (M,) token ids; kept batch by batch, so that a kill loses one batch at most."""
+    done = _whole_lines(path)
+    policy.model.to(device())
+    bar, moved = progress_callback("warm-up: sampling the policy", len(wanted))
+    with bar, open(path, "a", encoding="utf-8") as file:
+        for start in range(0, len(wanted), SAMPLED_AT_ONCE):
+            if start < len(done):
+                continue
+            batch = [rows[i] for i in wanted[start : start + SAMPLED_AT_ONCE]]
+            responses = sample_responses(
+                policy.model,
+                policy.processor,
+                [multimodal(row["prompt"], row["images"]) for row in batch],
+                max_tokens=recipe.max_response_tokens,
+                temperature=recipe.discriminator.warmup.temperature,
+                # Each batch has a seed of its own, so that one sampled after a restart is the same.
+                seed=recipe.seed * 1_000_000 + start,
+                suppress=placeholder_ids(policy.processor),
+                batch_size=max(recipe.micro_batch, recipe.rollouts),
+            )
+            file.writelines(f"{json.dumps(response.token_ids)}\n" for response in responses)
+            file.flush()
+            done += [response.token_ids for response in responses]
+            moved(len(done))
+    return done
+
+
+def _whole_lines(path: Path) -> list[list[int]]:
+    """Samples kept before, in whole batches; what a kill left of another is cut off."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    whole = text.splitlines()[: text.count("\n") // SAMPLED_AT_ONCE * SAMPLED_AT_ONCE]
+    write_atomically(path, "".join(f"{line}\n" for line in whole))
+    return [json.loads(line) for line in whole]
 
 
 def _train(
-    recipe: AlignRecipe, discriminator: Discriminator, train: Comparisons, held_out: Comparisons
+    recipe: AlignRecipe, discriminator: Discriminator, pairs: Pairs, rows: "Dataset", reader: PartReader
 ) -> list[dict[str, float]]:
     """One pass over the pairs; gives a line of metrics a step, the last with the held-out ones."""
     warmup = recipe.discriminator.warmup
-    steps = math.ceil(len(train.rollouts) / warmup.batch_size)
+    held_out, train = pairs.select(0, warmup.held_out), pairs.select(warmup.held_out, len(pairs.rows))
+    steps = math.ceil(len(train.rows) / warmup.batch_size)
     learner = learner_for(
         recipe.discriminator,
         discriminator,
@@ -155,9 +186,30 @@ def _train(
     bar, moved = progress_callback("warm-up: training the discriminator", steps)
     with bar:
         for step in range(steps):
-            batch = range(step * warmup.batch_size, min((step + 1) * warmup.batch_size, len(train.rollouts)))
-            lines.append({"step": step + 1, **learner.score_and_update(_select(train, batch)).metrics})
+            batch = train.select(step * warmup.batch_size, (step + 1) * warmup.batch_size)
+            lines.append({"step": step + 1, **learner.score_and_update(_comparisons(batch, rows, reader)).metrics})
             moved(step + 1)
-    if held_out.rollouts:
-        lines[-1] |= {f"held_out/{name}": value for name, value in learner.score(held_out).metrics.items()}
+    lines[-1] |= _held_out(learner, held_out, rows, reader, warmup.batch_size)
     return lines
+
+
+def _held_out(
+    learner: DiscriminatorLearner, pairs: Pairs, rows: "Dataset", reader: PartReader, batch_size: int
+) -> dict[str, float]:
+    """Each metric's mean over batches of held-out pairs, in which it was measured."""
+    found: dict[str, list[float]] = {}
+    for start in range(0, len(pairs.rows), batch_size):
+        batch = _comparisons(pairs.select(start, start + batch_size), rows, reader)
+        for name, value in learner.score(batch).metrics.items():
+            found.setdefault(f"held_out/{name}", []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def _comparisons(pairs: Pairs, rows: "Dataset", reader: PartReader) -> Comparisons:
+    chosen = [rows[i] for i in pairs.rows]
+    return Comparisons(
+        prompts=[reader.prompt(multimodal(row["prompt"], row["images"])) for row in chosen],
+        teacher=pairs.teacher,
+        rollouts=pairs.policy,
+        prompt_of=range(len(chosen)),
+    )

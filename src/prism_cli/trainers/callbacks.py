@@ -33,7 +33,7 @@ class CompleteCheckpoints(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         for save in self.savers:
             save(folder)
         write_atomically(folder / COMPLETE, json.dumps({"step": state.global_step}))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prism_cli.responses import Response
-from prism_cli.trainers.rollout import RolloutTrainer
+from prism_cli.trainers.rollout import RewardFunction, RolloutTrainer
 
 # What makes each algorithm, beside its clip ranges.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -31,11 +31,11 @@ class VerifiedReward:
         triples = list(zip(responses, rows, lengths, strict=True))
         self.values = {name: [rule(*triple) for triple in triples] for name, rule in self.rules.items()}
 
-    def functions(self) -> list[Callable[..., list[float]]]:
+    def functions(self) -> list[RewardFunction]:
         """One TRL reward callable a rule; its name is the rule's."""
         return [self._serve(name) for name in self.rules]
 
-    def _serve(self, name: str) -> Callable[..., list[float]]:
+    def _serve(self, name: str) -> RewardFunction:
         def reward(**columns: Any) -> list[float]:
             return self.values[name]
 

@@ -1,11 +1,11 @@
 """Black-box on-policy distillation: the policy's rollouts are pulled to a teacher's texts by a discriminator.
 
-Each step: roll out, take the teacher's answer, split both into parts, score and train the discriminator in one pass, and
-give every token of a rollout its advantage (METHOD: arXiv 2604.28123).
+Each step: roll out, take the teacher's answer, split both into parts, score and train the discriminator in one pass,
+and give every token of a rollout its advantage (arXiv 2604.28123).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from accelerate.utils import gather
@@ -23,8 +23,8 @@ from prism_cli.trainers.rollout import RolloutTrainer
 class AdvantageRule(NamedTuple):
     """How scores become advantages; see `align_advantages`."""
 
-    rule: str
-    malformed: str
+    rule: Literal["per_part", "combined"]
+    malformed: Literal["floor", "apart"]
     malformed_penalty: float
     std_floor: float
 
@@ -111,7 +111,7 @@ class OnPolicyDistillTrainer(RolloutTrainer):
         return output
 
     def judge(self, rows, prompts, responses: list[Response], completion_ids):
-        """Scores this process's rollouts against the teacher's answers and, when training, updates the discriminator."""
+        """Scores this process's rollouts against the teacher's answers; when training, updates the discriminator."""
         firsts = [i for i, first in enumerate(_firsts(rows)) if first]
         prompt_of = [sum(first <= i for first in firsts) - 1 for i in range(len(rows))]
         taught = [self.reader.text(answer) for answer in self.answers([rows[i] for i in firsts])]
@@ -124,7 +124,7 @@ class OnPolicyDistillTrainer(RolloutTrainer):
             ],
             prompt_of=prompt_of,
         )
-        judged = self.learner.score_and_update(batch) if self.model.training else self.learner.score(batch)
+        judged = self.learner.score_and_update(batch) if self._training else self.learner.score(batch)
         for name, value in judged.metrics.items():
             self._log_metric(name, value)
         self._log_metric("teacher/malformed_fraction", sum(parts is None for parts in taught) / len(taught))
@@ -133,12 +133,11 @@ class OnPolicyDistillTrainer(RolloutTrainer):
 
     def _local_advantages(self, count: int) -> torch.Tensor:
         """(N,) advantages of this process's rollouts; groups may lie across processes, so scores are gathered first."""
-        group_size = self.num_generations if self.model.training else self.num_generations_eval
         advantages = align_advantages(
-            gather(self._scores),
-            gather(self._valid),
+            cast(torch.Tensor, gather(self._scores)),
+            cast(torch.Tensor, gather(self._valid)),
             self.part_weights.to(self._scores.device),
-            group_size,
+            cast(int, self.num_generations if self._training else self.num_generations_eval),
             rule=self.advantage.rule,
             malformed=self.advantage.malformed,
             std_floor=self.advantage.std_floor,
@@ -146,6 +145,10 @@ class OnPolicyDistillTrainer(RolloutTrainer):
         )
         start = self.accelerator.process_index * count
         return advantages[start : start + count]
+
+    @property
+    def _training(self) -> bool:
+        return cast(torch.nn.Module, self.model).training
 
 
 def _firsts(rows: Sequence[dict]) -> list[bool]:

@@ -1,16 +1,17 @@
-"""What align and RL share on TRL's GRPOTrainer: rollouts read by the declared grammar, and never a placeholder token."""
+"""What align and RL share on TRL's GRPOTrainer: rollouts read by the declared grammar, no placeholder token."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from datasets import Dataset
 from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from prism_cli.models import Policy, placeholder_ids
 from prism_cli.responses import Response
 
-RewardFunction = Callable[..., list[float | None]]
+RewardFunction = Callable[..., Any]
 
 
 class RolloutTrainer(GRPOTrainer):

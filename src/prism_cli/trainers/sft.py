@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from transformers import TrainerCallback
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 
 def sft_trainer(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
+    model: Any,
+    processor: Any,
     train: Dataset,
     held_out: Dataset | None,
     arguments: dict[str, Any],

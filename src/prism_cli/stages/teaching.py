@@ -1,0 +1,138 @@
+"""The teacher a recipe names, at work: asked about rows by id, its endpoint started and stopped, its usage kept."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prism_cli.endpoint.budget import Budget
+from prism_cli.endpoint.client import EndpointClient, served_model
+from prism_cli.endpoint.requests import data_url
+from prism_cli.endpoint.store import AnswerStore
+from prism_cli.errors import DataError
+from prism_cli.recipes.sections import DatasetTeacher, EmbeddedTeacher, OpenAITeacher, Teacher
+from prism_cli.responses import Grammar
+from prism_cli.runs import Run, write_atomically
+from prism_cli.stages.serve import world_app
+from prism_cli.teacher.server import ServedEndpoint
+from prism_cli.teacher.teachers import ColumnTeacher, EndpointTeacher, TeacherRequest
+from prism_cli.teacher.teachers import Teacher as TeacherProtocol
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TEACHER_STORE = "teacher_answers.sqlite"
+
+
+class TeacherDesk:
+    """Asks a teacher about rows of one data set, with the images' bytes as they were read.
+
+    Args:
+        teacher: Whom to ask.
+        rows: The data sets the rows are from, by id.
+
+    Raises:
+        DataError: two different rows have one id, so one would get the other's answer.
+    """
+
+    def __init__(self, teacher: TeacherProtocol, *rows: "Dataset"):
+        from datasets import Image, List
+
+        self.teacher = teacher
+        self._sources: dict[str, tuple[Any, int]] = {}
+        for data in rows:
+            raw = data.cast_column("images", List(Image(decode=False)))
+            for index, id in enumerate(data["id"]):
+                if id in self._sources and self._row(id) != raw[index]:
+                    raise DataError(
+                        f"two rows have the id {id}, one in each data set", "give each row an `id` of its own"
+                    )
+                self._sources[id] = (raw, index)
+
+    def prefetch(self, rows: Sequence[dict]) -> None:
+        """Starts asking about rows, and returns at once."""
+        self.teacher.prefetch([self._request(row["id"]) for row in rows])
+
+    def answers(self, rows: Sequence[dict]) -> list[str]:
+        """The teacher's texts, in order."""
+        return [answer.text for answer in self.teacher.answers([self._request(row["id"]) for row in rows])]
+
+    def image_url(self, id: str) -> str | None:
+        """A row's first picture as a data URL, or None."""
+        images = self._request(id).images
+        return data_url(images[0]) if images else None
+
+    def _request(self, id: str) -> TeacherRequest:
+        row = self._row(id)
+        return TeacherRequest(row["prompt"], tuple(image["bytes"] for image in row["images"]), row=id)
+
+    def _row(self, id: str) -> dict[str, Any]:
+        data, index = self._sources[id]
+        return data[index]
+
+
+@contextmanager
+def teaching(section: Teacher, grammar: Grammar, run: Run, *rows: "Dataset") -> Iterator[TeacherDesk]:
+    """The teacher a section names, ready to be asked about rows; its endpoint, if ours, runs as long as the context.
+
+    What it was asked is added to the run's teacher.json however the context ends, so that caps hold over restarts.
+
+    Args:
+        section: Which teacher.
+        grammar: What an embedded teacher writes.
+        run: Whose usage counts.
+        rows: The data sets it will be asked about.
+    """
+    if isinstance(section, DatasetTeacher):
+        answers = {id: text for data in rows for id, text in zip(data["id"], data["teacher_response"], strict=True)}
+        yield TeacherDesk(ColumnTeacher(answers), *rows)
+        return
+    path = run.folder / "teacher.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    with ExitStack() as stack:
+        budget = _budget(section, before)
+        stack.callback(lambda: write_atomically(path, json.dumps(_added(before, budget.summary()), indent=2)))
+        store = AnswerStore(_store_path(section, run.folder.parent))
+        stack.callback(store.close)
+        teacher = EndpointTeacher(_client(section, grammar, store, budget, stack))
+        stack.callback(teacher.close)
+        yield TeacherDesk(teacher, *rows)
+
+
+def _budget(section: OpenAITeacher | EmbeddedTeacher, before: dict[str, Any]) -> Budget:
+    cap = section.max_calls if isinstance(section, OpenAITeacher) else None
+    return Budget(max_calls=None if cap is None else max(0, cap - before.get("calls", 0)))
+
+
+def _added(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Usage of earlier starts and this one; what is not known (a price) stays unknown."""
+    return {name: value if value is None else value + (before.get(name) or 0) for name, value in now.items()}
+
+
+def _store_path(section: OpenAITeacher | EmbeddedTeacher, folder: Path) -> Path:
+    path = Path(section.store) if isinstance(section, OpenAITeacher) else folder / TEACHER_STORE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _client(
+    section: OpenAITeacher | EmbeddedTeacher, grammar: Grammar, store: AnswerStore, budget: Budget, stack: ExitStack
+) -> EndpointClient:
+    if isinstance(section, EmbeddedTeacher):
+        model = f"{section.world}-{section.variant}"
+        server = stack.enter_context(ServedEndpoint(world_app(section.world, section.variant, grammar)))
+        return EndpointClient(server.url, model, store=store, temperature=0.0, max_tokens=256, budget=budget)
+    assert section.endpoint is not None, "check_teacher refuses a teacher without an endpoint"
+    # Asked first because it fails at once when nobody listens; a question would be retried for a while.
+    served = served_model(section.endpoint, section.api_key_env) if section.model is None else section.model
+    return EndpointClient(
+        section.endpoint,
+        served,
+        store=store,
+        api_key_env=section.api_key_env,
+        temperature=section.temperature,
+        max_tokens=section.max_tokens,
+        concurrency=section.concurrency,
+        budget=budget,
+    )
