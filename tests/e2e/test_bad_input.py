@@ -128,10 +128,12 @@ def test_a_budget_that_is_reached_has_its_own_exit_code_and_keeps_what_was_paid(
         assert done.code == 3, done
         assert "max_calls" in done.stderr
         assert "Traceback" not in done.stderr
+        assert prism(*order, cwd=tmp_path, env={"OPENAI_API_KEY": "any"}).code == 3, "a cap holds over restarts"
         # A larger budget continues: it is no part of what a run is.
         more = prism(*order[:-1], teacher.replace("3}", "300}"), cwd=tmp_path, env={"OPENAI_API_KEY": "any"})
         assert more.code == 0, more.stderr
-    assert json.loads((tmp_path / "runs/align/run.json").read_text())["teacher"]["calls"] == 13
+    # All 16 rows were asked about, each once, over three starts.
+    assert json.loads((tmp_path / "runs/align/teacher.json").read_text())["calls"] == 16
 
 
 def test_what_a_diverged_run_had_is_kept(prism, tmp_path):

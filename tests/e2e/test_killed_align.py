@@ -91,7 +91,7 @@ CHAINS = {
         ("prism_cli.stages.training:_save_final", 1),  # the last step is done and saved
         ("prism_cli.models:Policy.save", 1),
         ("prism_cli.stages.training:model_card", 1),
-        ("prism_cli.stages.align:build.TeacherDesk.usage", 1),
+        ("prism_cli.stages.teaching:write_atomically", 1),
     ],
 }
 

@@ -39,17 +39,12 @@ def folder(prism, tmp_path_factory):
 
 def test_every_step_left_what_it_should(folder):
     step_files = {"run.json", "recipe.yaml", "metrics.jsonl", "model", "checkpoints", ".lock"}
+    samples = {f"samples-{step}.jsonl" for step in ("sft", "align", "rl")}
     expected = {
         "sft": step_files,
-        "align": step_files | {"warmup", "discriminator", "showcase.jsonl"},
+        "align": step_files | {"warmup", "discriminator", "showcase.jsonl", "teacher.json"},
         "rl": step_files,
-        "eval": {
-            "run.json",
-            "recipe.yaml",
-            "summary.json",
-            ".lock",
-            *(f"samples-{s}.jsonl" for s in ("sft", "align", "rl")),
-        },
+        "eval": {"run.json", "recipe.yaml", "summary.json", "teacher.json", ".lock"} | samples,
     }
     for step, files in expected.items():
         assert {path.name for path in (folder / "runs/tiny" / step).iterdir()} == files
@@ -91,7 +86,7 @@ def test_the_final_model_is_an_ordinary_one(folder):
 def test_the_model_card_tells_where_it_came_from(folder):
     card = (folder / "runs/tiny/rl/model/README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
-    assert re.findall(r"^\d\. `(\w+)`", card, re.M) == ["sft", "align", "rl"]
+    assert re.findall(r"^\d\. `prism (\w+)`", card, re.M) == ["sft", "align", "rl"]
 
 
 def test_a_checkpoint_holds_all_it_takes_to_continue_or_start_from(folder):
@@ -112,9 +107,9 @@ def test_a_step_can_start_from_a_checkpoint(prism, folder, tmp_path):
 def test_every_teacher_answer_was_paid_for_once(folder):
     store = AnswerStore(folder / "runs/tiny/teacher_answers.sqlite")
     kept = {answer.key for answer in store}
-    usage = json.loads((folder / "runs/tiny/align/run.json").read_text())["teacher"]
+    calls = [json.loads((folder / f"runs/tiny/{step}/teacher.json").read_text())["calls"] for step in ("align", "eval")]
     # align: 16 + 4 pairs of 16 rows, so all 16, and 4 held-out for the showcase; eval: 16 others.
-    assert (usage["calls"], len(kept)) == (20, 36)
+    assert (calls, len(kept)) == ([20, 16], 36)
     store.close()
 
 

@@ -40,7 +40,11 @@ def conduct(stage: str, recipe: Any, dry_run: bool, resume: bool | None, base: P
         _print_plan(stage, [*module.check(recipe, *where), ("writes to", str(folder))])
         return
     module.run(recipe, *where, fresh=resume is False, command=["prism", *sys.argv[1:]])
+    from prism_cli.stages import report
+
+    page = report.write(folder)
     get_console().print(f"[bold green]finished[/] {escape(str(folder))}", highlight=False, soft_wrap=True)
+    get_console().print(f"report   {escape(str(page))}", highlight=False, soft_wrap=True)
 
 
 def start_from_newest(recipe: Any, *stages: str) -> dict[str, str]:

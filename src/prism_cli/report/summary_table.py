@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -10,7 +11,7 @@ from prism_cli.report.quantities import Metric, clear_winner, is_number, metrics
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
-    """One row a run, one column a metric, first all greedy, then all sampled; shares in points with their interval.
+    """One column a run, one row a metric, greedy beside sampled; shares in points with their interval.
 
     A value is bold only where its interval lies apart from every other run's.
 
@@ -18,14 +19,14 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         summary: What summary.json holds.
     """
     runs = summary.get("runs", [])
-    table = Table("run", caption=_caption(summary))
-    columns = sorted(metrics_of(summary), key=lambda shown: ("greedy", "sampled", "").index(shown.decoding))
-    for shown in columns:
-        table.add_column(f"{escape(shown.quantity)}\n[dim]{shown.decoding or shown.unit}[/dim]", justify="right")
-    winners = {shown: clear_winner(shown, [run["metrics"].get(shown.name) for run in runs]) for shown in columns}
-    for place, run in enumerate(runs):
-        cells = [_cell(shown, run["metrics"].get(shown.name), winners[shown] == place) for shown in columns]
-        table.add_row(escape(str(run["id"])), *cells)
+    table = Table("", *(escape(str(run["id"])) for run in runs), caption=_caption(summary), box=box.SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for shown in metrics_of(summary):
+        cells = [run["metrics"].get(shown.name) for run in runs]
+        winner = clear_winner(shown, cells)
+        name = f"{escape(shown.quantity)}[dim]{f', {shown.decoding}' if shown.decoding else ''}[/dim]"
+        table.add_row(name, *(_cell(shown, cell, place == winner) for place, cell in enumerate(cells)))
     return table
 
 
@@ -41,4 +42,4 @@ def _caption(summary: Mapping[str, Any]) -> str | None:
     if not counts:
         return None
     low, high = min(counts), max(counts)
-    return f"{low if low == high else f'{low} to {high}'} questions; ± is the interval, clustered by question"
+    return f"{low if low == high else f'{low} to {high}'} questions; shares in points, ± the 95 % interval"

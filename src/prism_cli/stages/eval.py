@@ -121,7 +121,7 @@ def _evaluate(recipe: EvalRecipe, name: str, reference: str, run: Run) -> list[d
                 on_batch=lambda done, before=done_before: moved(before + done),
             )
             for index, response in enumerate(responses):
-                verdict = {"text": response.text, "length": len(response.token_ids), **judge(index, response.text)}
+                verdict = {"text": response.text, **judge(index, response.text), "length": len(response.token_ids)}
                 if kind == "greedy":
                     lines[index]["greedy"] = verdict
                 else:
@@ -153,10 +153,11 @@ def _judge(
 
     def verdicts(index: int, text: str) -> Verdicts:
         response = policy.grammar.parse(text)
-        found: Verdicts = {"well_formed": float(response.well_formed)}
+        found: Verdicts = {}
         if answers[index]:
             right = response.answer is not None and is_correct(response.answer, answers[index], questions[index])
             found["accuracy"] = float(right)
+        found["well_formed"] = float(response.well_formed)
         if place is not None:
             known = place.judge(response.blocks, questions[index], truths[index])
             found |= {part: float(known[part]) for part in ("perception", "reasoning")}
@@ -179,7 +180,7 @@ def _summary(recipe: EvalRecipe, names: dict[str, str], folder: Path) -> dict[st
     """Every metric of every run with its interval, and paired differences between all runs."""
     from prism_cli.evaluation.intervals import mean_interval, paired_difference
 
-    values = {name: _values(folder / f"samples-{name}.jsonl") for name in names}
+    values = {name: read_samples(folder / f"samples-{name}.jsonl") for name in names}
     runs = []
     for name, reference in names.items():
         source = Path(resolve_model(reference)[1]["run"])
@@ -202,7 +203,7 @@ def _summary(recipe: EvalRecipe, names: dict[str, str], folder: Path) -> dict[st
     return {"settings": settings, "runs": runs, "pairs": pairs}
 
 
-def _values(path: Path) -> dict[str, list[list[float]]]:
+def read_samples(path: Path) -> dict[str, list[list[float]]]:
     """Metric → for each question the values of its responses, from a samples file."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     found: dict[str, list[list[float]]] = {}

@@ -9,12 +9,9 @@ from rich import get_console
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.load import load_step
-from prism_cli.recipes.sections import ResponseSection
 from prism_cli.recipes.stages import EvalRecipe, PipelineRecipe, PipelineStep
-from prism_cli.runs import read_manifest
-from prism_cli.stages import align, build, eval, rl, sft
+from prism_cli.stages import align, build, eval, report, rl, sft
 from prism_cli.stages.checks import Plan
-from prism_cli.stages.grammar import grammar_of
 
 STAGES = {"sft": sft, "align": align, "rl": rl, "eval": eval}
 
@@ -53,8 +50,7 @@ def run(recipe: PipelineRecipe, base: Path, fresh: bool = False, command: Sequen
         for number, (step, resolved) in enumerate(steps, start=1):
             console.rule(f"[bold]{step.id or step.stage}[/bold]  {number} of {len(steps)}", align="left")
             STAGES[step.stage].run(resolved, fresh=False, command=command)
-            _report(folder)
-    console.print(f"\nreport: [bold]{folder / 'report.html'}[/bold]")
+            report.write(folder)
     return folder
 
 
@@ -84,19 +80,3 @@ def _steps(recipe: PipelineRecipe, base: Path) -> list[tuple[PipelineStep, Any]]
             trained.append(id)
         result.append((step, resolved))
     return result
-
-
-def _report(folder: Path) -> None:
-    """Writes report.html; its rollouts are read with the grammar the steps share."""
-    from prism_cli.report.page import write_report
-    from prism_cli.rewards.accuracy import is_correct
-
-    write_report(folder, parse=grammar_of(_response(folder)).parse, is_correct=is_correct)
-
-
-def _response(folder: Path) -> ResponseSection:
-    """The response settings of the pipeline's first step; the others inherit them."""
-    for path in sorted(folder.glob("*/run.json"), key=lambda path: read_manifest(path.parent)["created"]):
-        if section := read_manifest(path.parent)["recipe"].get("response"):
-            return ResponseSection.model_validate(section)
-    return ResponseSection()
