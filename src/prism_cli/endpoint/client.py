@@ -190,11 +190,19 @@ class EndpointClient:
         self._loop.stop()
 
 
-def served_model(base_url: str, api_key_env: str = "OPENAI_API_KEY") -> str:
-    """The name of the one model an endpoint serves; also a quick check that the endpoint can be reached.
+_DEAD_OR_CLOSED = (openai.APIConnectionError, openai.AuthenticationError, openai.PermissionDeniedError)
+
+
+def served_model(base_url: str, api_key_env: str = "OPENAI_API_KEY", model: str | None = None) -> str:
+    """The model to ask, found by a quick call that fails at once where a question would be retried for a while.
+
+    Args:
+        base_url: The endpoint.
+        api_key_env: Name of the environment variable that holds the key.
+        model: The model to ask for; None takes the one the endpoint serves. Endpoints without a list are fine then.
 
     Raises:
-        TeacherError: it can't be reached, refuses the key, or serves none or several models.
+        TeacherError: it can't be reached, refuses the key, or (with no model named) serves none or several.
     """
     url, failure, names = shown_url(base_url), None, []
     client = openai.OpenAI(base_url=base_url, api_key=api_key(base_url, api_key_env), max_retries=1, timeout=TIMEOUT)
@@ -202,9 +210,12 @@ def served_model(base_url: str, api_key_env: str = "OPENAI_API_KEY") -> str:
         try:
             names = [model.id for model in client.models.list()]
         except (openai.OpenAIError, ValueError) as error:
-            failure = explain(error, url, "a list of its models", api_key_env)
+            if model is None or isinstance(error, _DEAD_OR_CLOSED):
+                failure = explain(error, url, "a list of its models", api_key_env)
     if failure is not None:
         raise failure
+    if model is not None:
+        return model
     if len(names) != 1:
         some = ", ".join(sorted(names)[:10]) or "none"
         raise TeacherError(f"{url} serves {len(names)} models ({some})", hint="name one: --teacher-model NAME")

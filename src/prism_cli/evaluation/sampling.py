@@ -87,7 +87,11 @@ def sample_responses(
     tokenizer = processor.tokenizer
     eos = model.generation_config.eos_token_id
     ends = [eos] if isinstance(eos, int) else list(eos or [tokenizer.eos_token_id])
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    # All of them, since what is left unset is taken from the model's own settings and the library's (top_k = 50): the
+    # policy's distribution is what is measured, and what its rollouts are drawn from.
+    sampling: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.0}
+    if temperature > 0:
+        sampling |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     config = GenerationConfig(
         max_new_tokens=max_tokens,
         eos_token_id=ends,

@@ -76,6 +76,7 @@ def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run):
     from prism_cli.stages.warmup import learner_for
     from prism_cli.trainers.on_policy_distill import AdvantageRule, OnPolicyDistillTrainer
 
+    training.prepare(recipe, len(rows), recipe.prompts_per_step)
     learner = learner_for(recipe.discriminator, judge.to(device()))
     # The method's policy loss: clipped ratio, mean over the batch's tokens (TRL calls it dapo), dual clip.
     loss = {
@@ -84,7 +85,7 @@ def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run):
         "delta": recipe.dual_clip,
         "beta": recipe.kl,
         "num_generations_eval": 2,
-        "per_device_eval_batch_size": max(2, recipe.micro_batch),
+        "per_device_eval_batch_size": 2 * recipe.micro_batch,
     }
     shown = {f"discriminator/accuracy/{part}": f"judge {part}" for part in policy.grammar.parts}
     shown |= {"responses/malformed_fraction": "malformed", "completions/mean_length": "length"}

@@ -1,12 +1,14 @@
 """From recipe sections to machinery: policy, rows, teacher, run folder. The only room that knows both sides."""
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import get_console
 
+from prism_cli.errors import RecipeError
 from prism_cli.recipes.identity import differences, run_folder, to_dict, to_yaml
 from prism_cli.recipes.sections import (
     Data,
@@ -29,7 +31,14 @@ if TYPE_CHECKING:  # torch and datasets cost seconds to import, and --dry-run ne
 
 
 def open_stage(recipe: Section, stage: str, source: dict[str, Any] | None, fresh: bool, command: Sequence[str]) -> Run:
-    """Opens the stage's run folder, new or to be continued."""
+    """Opens the stage's run folder, new or to be continued.
+
+    Raises:
+        RecipeError: started by a launcher of several processes.
+        CheckpointError: see `open_run`.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RecipeError(f"`prism {stage}` runs as one process", "start it without torchrun or accelerate launch")
     quiet_libraries()
     return open_run(
         run_folder(stage, recipe),

@@ -58,5 +58,6 @@ def _lineage(run: Run) -> list[str]:
 
 def _last_metrics(run: Run) -> dict[str, float]:
     path = run.folder / "metrics.jsonl"
-    last = path.read_text(encoding="utf-8").splitlines()[-1:] if path.exists() else []
-    return {k: v for line in last for k, v in json.loads(line).items() if k not in ("step", "seconds")}
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    last = next((line for line in reversed(lines) if not any(name.startswith("eval/") for name in line)), {})
+    return {name: value for name, value in last.items() if name not in ("step", "seconds")}

@@ -58,6 +58,7 @@ def run(recipe: RLRecipe, fresh: bool = False, command: Sequence[str] = ()) -> P
         refuse_mixed(rows)
         refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
         _check_answers(rows)
+        training.prepare(recipe, len(rows), recipe.prompts_per_step)
         rules, weights = _rewards(recipe)
         extra = {
             **checks.rollout_batch(recipe).arguments(),
@@ -65,7 +66,7 @@ def run(recipe: RLRecipe, fresh: bool = False, command: Sequence[str] = ()) -> P
             **_clips(recipe),
             "beta": recipe.kl,
             "num_generations_eval": 2,
-            "per_device_eval_batch_size": max(2, recipe.micro_batch),
+            "per_device_eval_batch_size": 2 * recipe.micro_batch,
         }
         trainer = GRPOTrainer(
             policy,

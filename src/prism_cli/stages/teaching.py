@@ -124,11 +124,9 @@ def _client(
         server = stack.enter_context(ServedEndpoint(world_app(section.world, section.variant, grammar)))
         return EndpointClient(server.url, model, store=store, temperature=0.0, max_tokens=256, budget=budget)
     assert section.endpoint is not None, "check_teacher refuses a teacher without an endpoint"
-    # Asked first because it fails at once when nobody listens; a question would be retried for a while.
-    served = served_model(section.endpoint, section.api_key_env) if section.model is None else section.model
     return EndpointClient(
         section.endpoint,
-        served,
+        served_model(section.endpoint, section.api_key_env, section.model),
         store=store,
         api_key_env=section.api_key_env,
         temperature=section.temperature,

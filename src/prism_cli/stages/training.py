@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rich import get_console
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 
+from prism_cli.errors import DataError, PrismError
 from prism_cli.models import Policy
 from prism_cli.recipes.stages import TrainingStage
 from prism_cli.runs import Run
@@ -57,6 +58,17 @@ def callbacks(
     ]
 
 
+def prepare(recipe: TrainingStage, rows: int, rows_per_step: int) -> None:
+    """Seeds what is random in building a trainer (adapters), and refuses data that don't fill one step.
+
+    Raises:
+        DataError: fewer rows than a step takes.
+    """
+    if rows < rows_per_step:
+        raise DataError(f"{rows} rows don't fill a step of {rows_per_step}", "give more rows, or take fewer a step")
+    set_seed(recipe.seed)
+
+
 def train(
     trainer: Trainer, run: Run, policy: Policy, restore: Callable[[Path], None] = lambda checkpoint: None
 ) -> None:
@@ -74,8 +86,18 @@ def train(
         get_console().print(f"continuing from {checkpoint}")
         restore(checkpoint)
     started = time.monotonic()
-    with suppress(AlreadyTrainedError):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        with suppress(AlreadyTrainedError):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, RichProgress):
+                callback.progress.stop()  # an error or Ctrl-C must not print into a live display
+    if trainer.state.global_step < trainer.state.max_steps:
+        raise PrismError(
+            f"training ended at step {trainer.state.global_step} of {trainer.state.max_steps}",
+            "the data gave no further batch; give more rows or fewer a step",
+        )
     run.update(train_seconds=round(run.manifest.get("train_seconds", 0.0) + time.monotonic() - started, 1))
     if trainer.is_world_process_zero():
         _save_final(trainer, run, policy)

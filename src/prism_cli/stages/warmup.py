@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from rich import get_console
 
 from prism_cli.discriminator.inputs import Comparisons, Parts
 from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.discriminator.model import Discriminator
 from prism_cli.discriminator.upcycle import dense_body, upcycle
+from prism_cli.errors import PrismError
 from prism_cli.evaluation.sampling import multimodal, sample_responses
 from prism_cli.models import Policy, device, load_pretrained, placeholder_ids
 from prism_cli.recipes.sections import MoEDiscriminator
@@ -71,9 +73,17 @@ def warm_discriminator(
     discriminator = build_discriminator(recipe, policy).to(device())
     metrics = _train(recipe, discriminator, pairs, rows, reader)
     discriminator.save_pretrained(folder / "discriminator")
+    _say_accuracy(metrics[-1])
     write_atomically(folder / "metrics.jsonl", "".join(f"{json.dumps(line)}\n" for line in metrics))
     write_atomically(folder / COMPLETE, json.dumps({"pairs": len(pairs.rows)}))
     return discriminator
+
+
+def _say_accuracy(last: dict[str, float]) -> None:
+    prefix = "held_out/discriminator/accuracy/"
+    found = {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
+    told = ", ".join(f"{part} {value:.2f}" for part, value in found.items())
+    get_console().print(f"warm-up: the judge tells held-out pairs apart with accuracy {told}")
 
 
 def build_discriminator(recipe: AlignRecipe, policy: Policy) -> Discriminator:
@@ -122,10 +132,22 @@ def _pairs(
     warmup = recipe.discriminator.warmup
     wanted = [i % len(rows) for i in range(warmup.held_out + warmup.pairs)]
     ids = [{"id": id} for id in rows["id"]]
-    desk.prefetch([ids[i] for i in wanted])
+    # Each row is asked once, however many pairs it is in: a request holds its pictures.
+    asked = list(dict.fromkeys(wanted))
+    desk.prefetch([ids[i] for i in asked])
     sampled = _samples(recipe, policy, rows, wanted, path)
-    taught = [reader.text(answer) for answer in desk.answers([ids[i] for i in wanted])]
-    return Pairs(wanted, taught, [reader.tokens(token_ids) for token_ids in sampled])
+    answers = dict(zip(asked, map(reader.text, desk.answers([ids[i] for i in asked])), strict=True))
+    taught = [answers[i] for i in wanted]
+    pairs = Pairs(wanted, taught, [reader.tokens(token_ids) for token_ids in sampled])
+    usable = sum(None not in pair for pair in zip(pairs.teacher, pairs.policy, strict=True))
+    if not usable:
+        malformed = "teacher answer" if all(parts is None for parts in pairs.teacher) else "policy sample"
+        raise PrismError(
+            f"the judge can't be warmed up: every {malformed} of {len(wanted)} pairs is malformed",
+            "train SFT longer, or declare the response.parts that the texts have",
+        )
+    get_console().print(f"warm-up: {usable} of {len(wanted)} pairs are well-formed on both sides")
+    return pairs
 
 
 def _samples(
@@ -189,20 +211,14 @@ def _train(
             batch = train.select(step * warmup.batch_size, (step + 1) * warmup.batch_size)
             lines.append({"step": step + 1, **learner.score_and_update(_comparisons(batch, rows, reader)).metrics})
             moved(step + 1)
-    lines[-1] |= _held_out(learner, held_out, rows, reader, warmup.batch_size)
+    lines[-1] |= _held_out(learner, held_out, rows, reader)
     return lines
 
 
-def _held_out(
-    learner: DiscriminatorLearner, pairs: Pairs, rows: "Dataset", reader: PartReader, batch_size: int
-) -> dict[str, float]:
-    """Each metric's mean over batches of held-out pairs, in which it was measured."""
-    found: dict[str, list[float]] = {}
-    for start in range(0, len(pairs.rows), batch_size):
-        batch = _comparisons(pairs.select(start, start + batch_size), rows, reader)
-        for name, value in learner.score(batch).metrics.items():
-            found.setdefault(f"held_out/{name}", []).append(value)
-    return {name: sum(values) / len(values) for name, values in found.items()}
+def _held_out(learner: DiscriminatorLearner, pairs: Pairs, rows: "Dataset", reader: PartReader) -> dict[str, float]:
+    """The judge's metrics on held-out pairs, measured on all of them at once."""
+    metrics = learner.score(_comparisons(pairs, rows, reader)).metrics
+    return {f"held_out/{name}": value for name, value in metrics.items()}
 
 
 def _comparisons(pairs: Pairs, rows: "Dataset", reader: PartReader) -> Comparisons:

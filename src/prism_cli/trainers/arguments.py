@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prism_cli.errors import RecipeError
+
 
 class Schedule(NamedTuple):
     """How long to train, and when to log, evaluate and save (all in optimiser steps).
@@ -74,6 +76,24 @@ class RolloutBatch(NamedTuple):
         }
 
 
+def trl_config(kind: type, arguments: dict[str, Any]) -> Any:
+    """TRL's config of these arguments, for one process on one device.
+
+    Raises:
+        RecipeError: TRL or transformers refuses a value.
+    """
+    try:
+        config = kind(**arguments)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(
+            f"{kind.__name__} refuses the recipe: {error}", "change `trainer:` or what it names"
+        ) from None
+    # With several GPUs in sight transformers would split each batch over them without a launcher (nn.DataParallel),
+    # which tears pictures from their rows.
+    config._n_gpu = min(config.n_gpu, 1)
+    return config
+
+
 def shared_arguments(
     output: Path, seed: int, schedule: Schedule, optimizer: AdamW, extra: dict[str, Any]
 ) -> dict[str, Any]:
@@ -92,7 +112,7 @@ def shared_arguments(
     if schedule.best_by:
         best = {
             "metric_for_best_model": schedule.best_by,
-            "greater_is_better": schedule.best_by != "loss",
+            "greater_is_better": not schedule.best_by.endswith("loss"),
         }
     return {
         "output_dir": str(output),

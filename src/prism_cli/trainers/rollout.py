@@ -1,17 +1,31 @@
 """What align and RL share on TRL's GRPOTrainer: rollouts read by the declared grammar, no placeholder token."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
 from prism_cli.models import Policy, placeholder_ids
 from prism_cli.responses import Response
+from prism_cli.trainers.arguments import trl_config
 
 RewardFunction = Callable[..., Any]
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's sampler with an order that follows from the epoch alone.
+
+    TRL's draws each epoch's order from one generator whose state no checkpoint keeps, so a run that continues in a
+    later epoch would see the first one's order again.
+    """
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader before each epoch."""
+        self.generator.manual_seed((self.seed or 0) + epoch)
 
 
 class RolloutTrainer(GRPOTrainer):
@@ -42,12 +56,23 @@ class RolloutTrainer(GRPOTrainer):
         super().__init__(
             model=policy.model,
             reward_funcs=list(reward_funcs),
-            args=GRPOConfig(**{**arguments, "generation_kwargs": generation}),
+            args=trl_config(GRPOConfig, {**arguments, "generation_kwargs": generation}),
             train_dataset=train,
             eval_dataset=held_out,
             processing_class=policy.processor,
             callbacks=list(callbacks),
             peft_config=lora,
+        )
+
+    def _get_train_sampler(self, dataset=None):
+        sampler = cast(RepeatSampler, super()._get_train_sampler(dataset))
+        return EpochSampler(
+            sampler.data_source,
+            sampler.mini_repeat_count,
+            sampler.batch_size,
+            sampler.repeat_count,
+            sampler.shuffle,
+            sampler.seed,
         )
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):

@@ -8,6 +8,8 @@ from transformers import TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from prism_cli.trainers.arguments import trl_config
+
 
 def sft_trainer(
     model: Any,
@@ -30,7 +32,7 @@ def sft_trainer(
         lora: A peft config, or None to train all weights.
     """
     # Rows are never cut (TRL's default of 1024 would cut image tokens); over-long ones were refused before.
-    config = SFTConfig(**arguments, max_length=None, completion_only_loss=True)
+    config = trl_config(SFTConfig, {**arguments, "max_length": None, "completion_only_loss": True})
     return SFTTrainer(
         model=model,
         args=config,
