@@ -4,6 +4,7 @@ The grammar, the instruction and the pixel budget are one setting for all stages
 `response.json` beside the model holds the first two, the processor's own file the third.
 """
 
+import gc
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,6 +120,13 @@ def fit_threads(model: PreTrainedModel) -> None:
     """
     if model.num_parameters() < SMALL:
         torch.set_num_threads(1)
+
+
+def free_memory() -> None:
+    """Gives back what a finished trainer held: trainers are reference cycles, and the device keeps what they freed."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
 
 
 def device() -> torch.device:

@@ -148,7 +148,7 @@ def open_run(
             with _locked(folder):
                 shutil.rmtree(folder)
         if manifest_path.is_file():
-            run = _continue(folder, stage, resolved, differences)
+            run = _continue(folder, stage, resolved, differences, source)
         else:
             if folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir()):
                 raise CheckpointError(f"{folder} holds files that are no run", "choose another --output")
@@ -164,7 +164,7 @@ def open_run(
             seed=resolved.get("seed"),
             versions=versions(),
             command=list(command) or run.manifest.get("command", []),
-            **({"from": source} if source is not None or "from" not in run.manifest else {}),
+            **{"from": None if source is None else dict(source)},
         )
     except OSError as error:
         raise CheckpointError(
@@ -173,7 +173,9 @@ def open_run(
     return run
 
 
-def _continue(folder: Path, stage: str, resolved: Mapping[str, Any], differences: Callable) -> Run:
+def _continue(
+    folder: Path, stage: str, resolved: Mapping[str, Any], differences: Callable, source: Mapping[str, Any] | None
+) -> Run:
     manifest = read_manifest(folder)
     if manifest["stage"] != stage:
         raise CheckpointError(
@@ -184,9 +186,18 @@ def _continue(folder: Path, stage: str, resolved: Mapping[str, Any], differences
             f"{folder} is a run of another recipe:\n  " + "\n  ".join(changed),
             "choose another --output, or start over with --fresh",
         )
+    if manifest.get("from") != source:
+        raise CheckpointError(
+            f"{folder} started from another state of {_sources(source)} than is there now",
+            f"remove {folder} to do this step again, or choose another --output",
+        )
     if manifest["recipe"] != dict(resolved):
         manifest["status"] = "interrupted"  # e.g. a larger max_steps: there is more to do
     return Run(folder, manifest)
+
+
+def _sources(source: Mapping[str, Any] | None) -> str:
+    return ", ".join(run["run"] for run in (source or {}).get("runs", [source] if source else [])) or "its start"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -239,20 +250,24 @@ def resolve_model(reference: str) -> tuple[Path, dict[str, Any]]:
             raise CheckpointError(
                 f"{path} holds LoRA adapters, not a whole model", f"name the run's final model: {folder}"
             )
-        return path, {"run": str(folder), "checkpoint": int(selected)}
-    status = read_manifest(folder)["status"]
+        return path, {"run": str(folder), "checkpoint": int(selected), "created": read_manifest(folder)["created"]}
+    manifest = read_manifest(folder)
+    status = manifest["status"]
     if status != "finished" or not (folder / "model").is_dir():
         raise CheckpointError(
             f"the run in {folder} is {status}, so it has no final model yet", "finish it first: rerun its command"
         )
-    return folder / "model", {"run": str(folder), "checkpoint": None}
+    return folder / "model", {"run": str(folder), "checkpoint": None, "finished": manifest["finished"]}
 
 
 def newest_finished(stage: str, root: Path = Path("runs")) -> Path | None:
     """The newest finished run of a stage below `root`, or None."""
     found = []
     for path in [*root.glob("*/run.json"), *root.glob("*/*/run.json")]:
-        manifest = read_manifest(path.parent)
+        try:
+            manifest = read_manifest(path.parent)
+        except CheckpointError:
+            continue  # an unreadable run is no candidate, and no reason to stop a command that doesn't name it
         if manifest["stage"] == stage and manifest["status"] == "finished":
             found.append((manifest["finished"], path.parent))
     return max(found, default=(None, None))[1]

@@ -63,7 +63,7 @@ def _open(path: str, split: str) -> tuple[Dataset, Path | None]:
             return load_dataset(LOADERS[file.suffix], data_files=str(file), split="train"), file.parent.resolve()
         if file.is_dir():
             raise DataError(f"{path} is a folder", "give the data file inside it")
-        if path.startswith((".", "/", "~")) or file.suffix in LOADERS:
+        if path.startswith((".", "/")) or file.suffix in LOADERS:
             raise DataError(f"no file {path}", "check data.path or --data")
         return load_dataset(path, split=split), None
     except DatasetGenerationError as error:
@@ -85,7 +85,10 @@ def _undecoded(source: Dataset) -> Iterator[Any]:
 
 def _row(id: str, fields: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     images = [_picture(value, folder) for value in _listed(fields.get("images") or fields.get("image"))]
-    system, question, demonstration = _texts(fields)
+    try:
+        system, question, demonstration = _texts(fields)
+    except (AttributeError, KeyError, TypeError):
+        raise DataError("its messages are no turns of `role` and `content`, or a text is none") from None
     marks = question.count(IMAGE_MARK)
     if marks and marks != len(images):
         raise DataError(f"{marks} {IMAGE_MARK} marks for {len(images)} images")
@@ -148,7 +151,7 @@ def _picture(value: Any, folder: Path | None) -> bytes:
     data = _image(value, folder)
     try:
         PILImage.open(io.BytesIO(data))
-    except OSError:
+    except (OSError, PILImage.DecompressionBombError):
         raise DataError(f"image {value!r} is no picture" if isinstance(value, str) else "image is no picture") from None
     return data
 

@@ -232,7 +232,7 @@ class DiscriminatorLearner:
         return teacher, rollouts, statistics
 
 
-_NOT_FINITE_HINT = "lower the discriminator's learning rate, or start from an earlier checkpoint"
+_NOT_FINITE_HINT = "lower discriminator.learning_rate and start over: --fresh, or --output NEW"
 
 
 def _world_size() -> int:

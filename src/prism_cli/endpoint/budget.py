@@ -1,7 +1,8 @@
 """How often an endpoint may be asked and what that may cost."""
 
 import threading
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from prism_cli.errors import BudgetError, RecipeError
 
@@ -28,17 +29,27 @@ class Budget:
         max_usd: Most dollars, or None. A call's cost is known only when it has ended, so each one under way is taken to
             cost as much as the dearest so far; only the very first calls, all under way at once, can overshoot.
         price: Needed for `max_usd`; without it no dollars are counted.
+        spent: The `summary` of an earlier start, on top of which is counted.
 
     Raises:
         RecipeError: `max_usd` without a price.
     """
 
-    def __init__(self, max_calls: int | None = None, max_usd: float | None = None, price: Price | None = None):
+    def __init__(
+        self,
+        max_calls: int | None = None,
+        max_usd: float | None = None,
+        price: Price | None = None,
+        spent: Mapping[str, Any] | None = None,
+    ):
         if max_usd is not None and price is None:
             raise RecipeError("max_usd is given without a price", hint="give the price of a million tokens")
         self._max_calls, self._max_usd, self._price = max_calls, max_usd, price
-        self._calls = self._cached = self._prompt_tokens = self._completion_tokens = self._under_way = 0
-        self._usd = self._dearest = 0.0
+        before = {name: value or 0 for name, value in (spent or {}).items()}
+        self._calls, self._cached = before.get("calls", 0), before.get("cached", 0)
+        self._prompt_tokens = before.get("prompt_tokens", 0)
+        self._completion_tokens = before.get("completion_tokens", 0)
+        self._under_way, self._usd, self._dearest = 0, before.get("usd", 0.0), 0.0
         self._lock = threading.Lock()
 
     def reserve(self) -> None:

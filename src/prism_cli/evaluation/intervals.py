@@ -64,11 +64,6 @@ def paired_difference(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]
     return _student(differences, level)
 
 
-def within_noise(difference: Interval) -> bool:
-    """Whether a difference's interval holds zero."""
-    return difference.low <= 0 <= difference.high
-
-
 def _student(means: list[float], level: float) -> Interval:
     """Student's t on independent values; infinite ends for a single one."""
     n, value = len(means), math.fsum(means) / len(means)

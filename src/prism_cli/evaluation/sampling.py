@@ -51,7 +51,8 @@ def generating(model: Any) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        on_accelerator = model.device.type != "cpu"
+        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=on_accelerator):
             yield
     finally:
         model.train(training)
@@ -155,10 +156,11 @@ def mean_log_likelihood(
             ):
                 if key in inputs:
                     inputs[key] = torch.cat([inputs[key], addition], dim=1)
-            logits = model(**inputs).logits[:, prompt_length - 1 : -1].float()
-            chosen = logits.log_softmax(-1).gather(-1, answers["input_ids"].unsqueeze(-1)).squeeze(-1)
-            mask = answers["attention_mask"]
-            values += ((chosen * mask).sum(1) / mask.sum(1)).tolist()
+            logits = model(**inputs).logits[:, prompt_length - 1 : -1]
+            # Row by row: float32 log-probabilities of a whole batch over a real vocabulary take gigabytes.
+            for row, ids, mask in zip(logits, answers["input_ids"], answers["attention_mask"], strict=True):
+                chosen = row.float().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+                values.append(((chosen * mask).sum() / mask.sum()).item())
     if not all(map(math.isfinite, values)):
         raise ValueError("a log-likelihood is not finite")
     return values

@@ -51,7 +51,8 @@ def to_yaml(recipe: Section) -> str:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The keys that make `new` another run than `old`, one line each: `seed: 0 there, 1 now`.
 
-    Keys in FREE_KEYS never count, nor does a larger `max_steps`.
+    Keys in FREE_KEYS never count, nor does a larger `max_steps`, nor what a pipeline sets in a step: the step
+    compares it.
 
     Args:
         old: The recipe of the run there, from `to_dict`.
@@ -72,7 +73,8 @@ def _changed(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _free(key: str, old: Any, new: Any) -> bool:
-    key = re.sub(r"^steps\.\d+\.set\.", "", key)  # what a pipeline sets in a step is free where the step's key is
+    if re.match(r"steps\.\d+\.set(\.|$)", key):
+        return True  # a step's own run folder compares what is set in it
     if key == "max_steps" and isinstance(old, int) and isinstance(new, int):
         return new > old
     return any(fnmatchcase(key, pattern) for pattern in FREE_KEYS)

@@ -4,9 +4,12 @@ Every default is the paper's value where the paper gives one, so a line in a rec
 a field is its documentation. Alternatives are unions on `type`, so that a wrong combination can't be written.
 """
 
+import os.path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -21,6 +24,9 @@ from pydantic import (
 from prism_cli.responses import Grammar, Part
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class Section(BaseModel):
@@ -58,13 +64,13 @@ class PretrainedModel(Section):
     """A model from a folder or the hub."""
 
     type: Literal["pretrained"] = "pretrained"
-    path: str
+    path: UserPath
     """Folder or hub id, e.g. Qwen/Qwen3-VL-4B-Instruct."""
     revision: str | None = None
     """Hub revision."""
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Type of the weights. On a GPU the arithmetic is bfloat16 either way; weights in bfloat16 lose steps of 1e-6 to
-    rounding. `auto` takes the checkpoint's."""
+    """Type of the weights. On a GPU the policy's arithmetic is bfloat16 either way; weights in bfloat16 lose steps of
+    1e-6 to rounding. `auto` takes the checkpoint's."""
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
     """Attention implementation."""
 
@@ -151,7 +157,7 @@ class FileData(Section):
     """Rows from a local JSONL, JSON, CSV or Parquet file, or from the hub."""
 
     type: Literal["file"] = "file"
-    path: str
+    path: UserPath
     """File or hub id. A row has `image` or `images` (paths inside the file's folder, or bytes) and either `messages`,
     or `prompt` (and `completion`), or `question` (and `response`); for RL `answer` or `answers`; for the dataset
     teacher `teacher_response`."""
@@ -167,12 +173,22 @@ Data = Annotated[WorldData | FileData, Field(discriminator="type"), _type_if_abs
 # Teacher -------------------------------------------------------------------------------------------------------------
 
 
+def _plain_url(url: str) -> str:
+    """An http(s) URL without anything secret in it: recipes are copied into run folders and model cards."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("expected a URL that begins with http:// or https://")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("a URL with a user, password or query; put the key into the variable api_key_env names")
+    return url
+
+
 class OpenAITeacher(Section):
     """A teacher behind an OpenAI-compatible endpoint. Answers are kept: nothing is asked twice."""
 
     type: Literal["openai"] = "openai"
-    endpoint: str | None = None
-    """Base URL, e.g. https://api.openai.com/v1 or http://127.0.0.1:8000/v1."""
+    endpoint: Annotated[str, AfterValidator(_plain_url)] | None = None
+    """Base URL, e.g. https://api.openai.com/v1 or http://127.0.0.1:8000/v1; it can't hold a key."""
     model: str | None = None
     """Model name the endpoint knows; null asks the endpoint when it serves exactly one."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -183,7 +199,7 @@ class OpenAITeacher(Section):
     """Longest teacher answer."""
     concurrency: PositiveInt = 16
     """Requests in flight at most."""
-    store: str = "runs/teacher_answers.sqlite"
+    store: UserPath = "runs/teacher_answers.sqlite"
     """Where answers are kept, shared by all runs: nothing is asked twice."""
     max_calls: PositiveInt | None = None
     """Stop (exit code 3) before asking more often than this; null for no cap."""
@@ -232,9 +248,9 @@ class WarmupSection(Section):
 
 
 class _DiscriminatorSection(Section):
-    path: str | None = None
+    path: UserPath | None = None
     """Folder of a warmed-up discriminator; null builds one and warms it up."""
-    base: str | None = None
+    base: UserPath | None = None
     """Dense model it is built from, a folder or hub id with the policy's vocabulary (the paper: Qwen3-VL 2B); null
     takes the starting policy."""
     readout: Literal["last", "mean"] = "last"

@@ -88,6 +88,10 @@ FIXED = {
     "save_only_model": "checkpoints hold what resuming needs",
     "remove_unused_columns": "the stage needs every column",
     "logging_nan_inf_filter": "a non-finite loss must be seen",
+    "num_iterations": "one update a rollout batch; more could not be continued exactly",
+    "use_vllm": "generation is by transformers",
+    "completion_only_loss": "the loss is on the response alone",
+    "hub_token": "log in with `hf auth login`; a recipe is copied into model cards",
 }
 
 

@@ -89,6 +89,8 @@ def _lineage(step: Step) -> dict[str, Any]:
 def _source(source: Any) -> str:
     if not isinstance(source, Mapping):
         return "–"
+    if isinstance(runs := source.get("runs"), list):
+        return ", ".join(map(_source, runs))
     checkpoint = source.get("checkpoint")
     return f"{source.get('run')}" + (f" @ step {checkpoint}" if checkpoint is not None else "")
 

@@ -1,11 +1,4 @@
-"""How single rewards become the one number RL optimises."""
-
-
-def combined_reward(
-    accuracy: float, format: float, *, well_formed: bool, accuracy_weight: float = 0.8, format_weight: float = 0.2
-) -> float:
-    """0.8 · accuracy + 0.2 · format, and 0 in all for a response that is not well-formed (the paper's RL reward)."""
-    return accuracy_weight * accuracy + format_weight * format if well_formed else 0.0
+"""Rewards that shape a response's length."""
 
 
 def overlong_penalty(length: int, max_length: int, buffer: int) -> float:

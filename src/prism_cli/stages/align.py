@@ -1,11 +1,10 @@
 """`prism align`: black-box on-policy distillation, the stage between SFT and RL."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import get_console
-
-from prism_cli.errors import CheckpointError, RecipeError
+from prism_cli.errors import CheckpointError, DataError, RecipeError
 from prism_cli.recipes.sections import DatasetTeacher
 from prism_cli.recipes.stages import AlignRecipe
 from prism_cli.stages import build, checks
@@ -31,8 +30,8 @@ def check(recipe: AlignRecipe, pending: bool = False) -> Plan:
     plan += checks.check_teacher(recipe.teacher, "align")
     checks.check_training(recipe)
     path = recipe.discriminator.path
-    if path is not None and not (Path(path) / "discriminator.json").is_file():
-        raise CheckpointError(f"no discriminator in {path}", "leave out discriminator.path")
+    if path is not None:
+        _check_discriminator(recipe)
     warm = recipe.discriminator.path or f"warmed up on {recipe.discriminator.warmup.pairs} pairs"
     rollouts = f"{recipe.prompts_per_step} prompts × {recipe.rollouts} rollouts a step"
     length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs} epochs"
@@ -50,6 +49,7 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
     if build.already_done(run):
         return run.folder
     from prism_cli.data.lengths import refuse_mixed, refuse_over_long
+    from prism_cli.models import free_memory
     from prism_cli.stages.showcase import write_showcase
     from prism_cli.stages.warmup import warm_discriminator
 
@@ -59,15 +59,33 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
         held_out = build.load_data(recipe.eval_data, policy) if recipe.eval_data else None
         refuse_mixed(rows)
         refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
-        _check_column(recipe, rows)
+        _check_column(recipe, *filter(None, (rows, held_out)))
         with teaching(recipe.teacher, policy.grammar, run, *filter(None, (rows, held_out))) as desk:
             judge = warm_discriminator(recipe, policy, rows, desk, run.folder / "warmup")
             trainer, learner = _trainer(recipe, policy, judge, desk, rows, held_out, run)
             _train(trainer, learner, run, policy)
-            learner.discriminator.save_pretrained(run.folder / DISCRIMINATOR)
-            write_showcase(recipe, run, policy, learner.discriminator, held_out or rows, desk)
-    get_console().print(f"[dim]aligned policy in {run.model}[/dim]")
+            judge = learner.discriminator
+            judge.save_pretrained(run.folder / DISCRIMINATOR)
+            # The showcase loads two more policies: what trained goes first.
+            del trainer, learner, policy
+            free_memory()
+            write_showcase(recipe, run, judge, held_out or rows, desk)
     return run.folder
+
+
+def _check_discriminator(recipe: AlignRecipe) -> None:
+    """Refuses a warm discriminator that is not what the recipe says."""
+    section = recipe.discriminator
+    settings = Path(section.path or "") / "discriminator.json"
+    if not settings.is_file():
+        raise CheckpointError(f"no discriminator in {section.path}", "leave out discriminator.path")
+    found = json.loads(settings.read_text(encoding="utf-8"))
+    for key, name in (("type", "kind"), ("readout", "readout"), ("dropout", "dropout")):
+        if found[name] != getattr(section, key):
+            raise RecipeError(
+                f"the discriminator in {section.path} has {key} {found[name]!r}, the recipe {getattr(section, key)!r}",
+                f"set discriminator.{key} to {found[name]}",
+            )
 
 
 def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run):
@@ -111,8 +129,13 @@ def _train(trainer, learner, run, policy) -> None:
     training.train(trainer, run, policy, restore=lambda checkpoint: learner.load(checkpoint / DISCRIMINATOR))
 
 
-def _check_column(recipe: AlignRecipe, rows) -> None:
-    if isinstance(recipe.teacher, DatasetTeacher) and not any(rows["teacher_response"]):
-        raise RecipeError(
-            "teacher is `dataset`, but no row has a teacher_response", "give --teacher-endpoint URL, or other data"
-        )
+def _check_column(recipe: AlignRecipe, *sources) -> None:
+    if not isinstance(recipe.teacher, DatasetTeacher):
+        return
+    for rows in sources:
+        missing = [id for id, text in zip(rows["id"], rows["teacher_response"], strict=True) if not text]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of {len(rows)} rows have no teacher_response, the first is {missing[0]}",
+                "fill the column, drop these rows, or give --teacher-endpoint URL",
+            )

@@ -22,6 +22,7 @@ from prism_cli.recipes.stages import Stage
 from prism_cli.responses import Grammar
 from prism_cli.runs import Run, open_run, resolve_model
 from prism_cli.stages.grammar import grammar_of, instruction_of
+from prism_cli.stages.serve import WORLD_BLOCKS
 from prism_cli.worlds import world
 
 if TYPE_CHECKING:  # torch and datasets cost seconds to import, and --dry-run needs neither
@@ -55,7 +56,7 @@ def open_stage(recipe: Section, stage: str, source: dict[str, Any] | None, fresh
 def already_done(run: Run) -> bool:
     """Whether the stage has nothing left to do; says so."""
     if run.finished:
-        get_console().print(f"[dim]{run.folder} is finished; --fresh starts it over[/dim]")
+        get_console().print(f"{run.folder} is finished; --fresh starts it over", markup=False)
     return run.finished
 
 
@@ -124,6 +125,11 @@ def load_data(section: Data | None, policy: "Policy") -> "Dataset":
 
     if isinstance(section, WorldData):
         place = world(section.world)
+        if unknown := set(policy.grammar.tags) - WORLD_BLOCKS:
+            raise RecipeError(
+                f"world {section.world} writes {', '.join(sorted(WORLD_BLOCKS))}, not {', '.join(sorted(unknown))}",
+                "declare response.parts with these tags, or take other data",
+            )
         examples = place.examples(section.split, section.size, section.seed)
         rows = dataset(
             row(

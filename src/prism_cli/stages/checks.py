@@ -34,7 +34,7 @@ def check_start(recipe: Stage, stage: str, pending: bool) -> Plan:
         )
     if isinstance(recipe.model, TinyModel):
         return [("starts from", "a randomly initialised tiny Qwen3-VL")]
-    if recipe.model.path.startswith((".", "/", "~")) and not Path(recipe.model.path).is_dir():
+    if recipe.model.path.startswith((".", "/")) and not Path(recipe.model.path).is_dir():
         raise RecipeError(f"model.path: no folder {recipe.model.path}", "give a model folder or a hub id")
     return [("starts from", recipe.model.path)]
 
@@ -53,7 +53,7 @@ def check_data(section: Data | None, stage: str, field: str = "data") -> Plan:
     if isinstance(section, WorldData):
         return [(field, f"{section.size} rows of world {section.world} ({section.split}, seed {section.seed})")]
     path = Path(section.path)
-    local = section.path.startswith((".", "/", "~")) or path.suffix in DATA_SUFFIXES
+    local = section.path.startswith((".", "/")) or path.suffix in DATA_SUFFIXES
     if path.is_dir() or (local and not path.is_file()):
         raise DataError(f"{field}: no file {section.path}", "give a data file: data.path or --data")
     return [(field, section.path + (f", first {section.limit} rows" if section.limit else ""))]

@@ -57,7 +57,8 @@ def run(recipe: EvalRecipe, fresh: bool = False, command: Sequence[str] = ()) ->
         PrismError: with the cure in its hint.
     """
     check(recipe)
-    run = build.open_stage(recipe, "eval", None, fresh, command)
+    source = {"runs": [resolve_model(reference)[1] for reference in recipe.runs]}
+    run = build.open_stage(recipe, "eval", source, fresh, command)
     if not build.already_done(run):
         with run.working():
             names = _names(recipe.runs)

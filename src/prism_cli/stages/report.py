@@ -22,6 +22,7 @@ def _response(folder: Path) -> ResponseSection:
     while manifest is not None:
         if section := manifest["recipe"].get("response"):
             return ResponseSection.model_validate(section)
-        source = manifest.get("from")
-        manifest = read_manifest(Path(source["run"])) if source and Path(source["run"]).is_dir() else None
+        source = manifest.get("from") or {}
+        run = source.get("run") or next((run["run"] for run in source.get("runs", ())), "")
+        manifest = read_manifest(Path(run)) if run and Path(run).is_dir() else None
     return ResponseSection()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prism_cli.errors import DataError
+from prism_cli.errors import DataError, RecipeError
 from prism_cli.recipes.sections import DAPO, GSPO
 from prism_cli.recipes.stages import RLRecipe
 from prism_cli.stages import build, checks
@@ -31,6 +31,12 @@ def check(recipe: RLRecipe, pending: bool = False) -> Plan:
     if recipe.eval_data is not None:
         plan += checks.check_data(recipe.eval_data, "rl", "eval_data")
     checks.check_training(recipe)
+    if isinstance(recipe.algorithm, DAPO) and recipe.algorithm.overlong_buffer >= recipe.max_response_tokens:
+        raise RecipeError(
+            f"algorithm.overlong_buffer {recipe.algorithm.overlong_buffer} is not below max_response_tokens "
+            f"{recipe.max_response_tokens}, so every response would be penalised",
+            "lower algorithm.overlong_buffer; 0 switches the penalty off",
+        )
     length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs} epochs"
     rollouts = f"{recipe.prompts_per_step} prompts × {recipe.rollouts} rollouts a step"
     reward = f"{recipe.rewards.accuracy} · accuracy + {recipe.rewards.format} · format"

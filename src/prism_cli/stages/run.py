@@ -46,10 +46,13 @@ def run(recipe: PipelineRecipe, base: Path, fresh: bool = False, command: Sequen
     folder = run_folder("run", recipe)
     whole = build.open_stage(recipe.model_copy(update={"output": str(folder)}), "run", None, fresh, command)
     console = get_console()
+    from prism_cli.models import free_memory
+
     with whole.working():
         for number, (step, resolved) in enumerate(steps, start=1):
             console.rule(f"[bold]{step.id or step.stage}[/bold]  {number} of {len(steps)}", align="left")
             STAGES[step.stage].run(resolved, fresh=False, command=command)
+            free_memory()
             report.write(folder)
     return folder
 

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 SHOWN = 12
 
 
-def write_showcase(
-    recipe: AlignRecipe, run: Run, policy: Policy, judge: Discriminator, rows: "Dataset", desk: TeacherDesk
-) -> None:
+def write_showcase(recipe: AlignRecipe, run: Run, judge: Discriminator, rows: "Dataset", desk: TeacherDesk) -> None:
     """Samples both policies on the first rows, scores them with the final judge, and writes showcase.jsonl."""
     chosen = [rows[i] for i in range(min(SHOWN, len(rows)))]
     taught = desk.answers(chosen)

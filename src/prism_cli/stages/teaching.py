@@ -1,7 +1,7 @@
 """The teacher a recipe names, at work: asked about rows by id, its endpoint started and stopped, its usage kept."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 TEACHER_STORE = "teacher_answers.sqlite"
+USAGE = "teacher.json"
 
 
 class TeacherDesk:
@@ -31,15 +32,17 @@ class TeacherDesk:
     Args:
         teacher: Whom to ask.
         rows: The data sets the rows are from, by id.
+        keep_usage: Called after each batch of answers.
 
     Raises:
         DataError: two different rows have one id, so one would get the other's answer.
     """
 
-    def __init__(self, teacher: TeacherProtocol, *rows: "Dataset"):
+    def __init__(self, teacher: TeacherProtocol, *rows: "Dataset", keep_usage: Callable[[], None] = lambda: None):
         from datasets import Image, List
 
         self.teacher = teacher
+        self._keep_usage = keep_usage
         self._sources: dict[str, tuple[Any, int]] = {}
         for data in rows:
             raw = data.cast_column("images", List(Image(decode=False)))
@@ -56,7 +59,9 @@ class TeacherDesk:
 
     def answers(self, rows: Sequence[dict]) -> list[str]:
         """The teacher's texts, in order."""
-        return [answer.text for answer in self.teacher.answers([self._request(row["id"]) for row in rows])]
+        answers = self.teacher.answers([self._request(row["id"]) for row in rows])
+        self._keep_usage()
+        return [answer.text for answer in answers]
 
     def image_url(self, id: str) -> str | None:
         """A row's first picture as a data URL, or None."""
@@ -76,7 +81,7 @@ class TeacherDesk:
 def teaching(section: Teacher, grammar: Grammar, run: Run, *rows: "Dataset") -> Iterator[TeacherDesk]:
     """The teacher a section names, ready to be asked about rows; its endpoint, if ours, runs as long as the context.
 
-    What it was asked is added to the run's teacher.json however the context ends, so that caps hold over restarts.
+    What it was asked is counted in the run's teacher.json, after each batch, so that a cap holds over restarts.
 
     Args:
         section: Which teacher.
@@ -88,26 +93,20 @@ def teaching(section: Teacher, grammar: Grammar, run: Run, *rows: "Dataset") -> 
         answers = {id: text for data in rows for id, text in zip(data["id"], data["teacher_response"], strict=True)}
         yield TeacherDesk(ColumnTeacher(answers), *rows)
         return
-    path = run.folder / "teacher.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path = run.folder / USAGE
+    cap = section.max_calls if isinstance(section, OpenAITeacher) else None
+    budget = Budget(cap, spent=json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)
+
+    def keep_usage() -> None:
+        write_atomically(path, json.dumps(budget.summary(), indent=2))
+
     with ExitStack() as stack:
-        budget = _budget(section, before)
-        stack.callback(lambda: write_atomically(path, json.dumps(_added(before, budget.summary()), indent=2)))
+        stack.callback(keep_usage)
         store = AnswerStore(_store_path(section, run.folder.parent))
         stack.callback(store.close)
         teacher = EndpointTeacher(_client(section, grammar, store, budget, stack))
         stack.callback(teacher.close)
-        yield TeacherDesk(teacher, *rows)
-
-
-def _budget(section: OpenAITeacher | EmbeddedTeacher, before: dict[str, Any]) -> Budget:
-    cap = section.max_calls if isinstance(section, OpenAITeacher) else None
-    return Budget(max_calls=None if cap is None else max(0, cap - before.get("calls", 0)))
-
-
-def _added(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """Usage of earlier starts and this one; what is not known (a price) stays unknown."""
-    return {name: value if value is None else value + (before.get(name) or 0) for name, value in now.items()}
+        yield TeacherDesk(teacher, *rows, keep_usage=keep_usage)
 
 
 def _store_path(section: OpenAITeacher | EmbeddedTeacher, folder: Path) -> Path:
@@ -126,7 +125,7 @@ def _client(
     assert section.endpoint is not None, "check_teacher refuses a teacher without an endpoint"
     return EndpointClient(
         section.endpoint,
-        served_model(section.endpoint, section.api_key_env, section.model),
+        _model(section, store),
         store=store,
         api_key_env=section.api_key_env,
         temperature=section.temperature,
@@ -134,3 +133,11 @@ def _client(
         concurrency=section.concurrency,
         budget=budget,
     )
+
+
+def _model(section: OpenAITeacher, store: AnswerStore) -> str:
+    """The model to ask; where it is named and answers are kept, the endpoint may be down until a new question."""
+    assert section.endpoint is not None, "check_teacher refuses a teacher without an endpoint"
+    if section.model is not None and store.count():
+        return section.model
+    return served_model(section.endpoint, section.api_key_env, section.model)

@@ -83,7 +83,7 @@ def train(
     trainer.remove_callback(PrinterCallback)
     checkpoint = run.last_checkpoint()
     if checkpoint is not None:
-        get_console().print(f"continuing from {checkpoint}")
+        get_console().print(f"continuing from {checkpoint}", markup=False)
         restore(checkpoint)
     started = time.monotonic()
     try:

@@ -13,7 +13,7 @@ from prism_cli.discriminator.inputs import Comparisons, Parts
 from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.discriminator.model import Discriminator
 from prism_cli.discriminator.upcycle import dense_body, upcycle
-from prism_cli.errors import PrismError
+from prism_cli.errors import PrismError, RecipeError
 from prism_cli.evaluation.sampling import multimodal, sample_responses
 from prism_cli.models import Policy, device, load_pretrained, placeholder_ids
 from prism_cli.recipes.sections import MoEDiscriminator
@@ -89,7 +89,7 @@ def _say_accuracy(last: dict[str, float]) -> None:
 def build_discriminator(recipe: AlignRecipe, policy: Policy) -> Discriminator:
     """A cold discriminator of the recipe's type, made from its base or from the policy's body."""
     section = recipe.discriminator
-    dense = policy.model if section.base is None else load_pretrained(section.base, dtype="float32")[0]
+    dense = policy.model if section.base is None else _base(section.base, policy)
     if isinstance(section, MoEDiscriminator):
         body: Any = upcycle(dense, section.experts, section.top_k, section.noise, section.noise_scale, seed=recipe.seed)
     else:
@@ -105,6 +105,20 @@ def build_discriminator(recipe: AlignRecipe, policy: Policy) -> Discriminator:
         dropout=section.dropout,
         head_std=section.head_std,
     )
+
+
+def _base(path: str, policy: Policy) -> Any:
+    """The dense model a judge is built from; it must read the policy's tokens.
+
+    Raises:
+        RecipeError: another vocabulary.
+    """
+    model, processor = load_pretrained(path, dtype="float32")
+    if processor.tokenizer.get_vocab() != policy.processor.tokenizer.get_vocab():
+        raise RecipeError(
+            f"discriminator.base {path} has another vocabulary than the policy", "take a model of the same family"
+        )
+    return model
 
 
 def learner_for(section: Any, discriminator: Discriminator, **schedule: Any) -> DiscriminatorLearner:

@@ -106,7 +106,7 @@ class StopOnNonFinite(TrainerCallback):
             if value is not None and not math.isfinite(value):
                 raise PrismError(
                     f"step {state.global_step}: {name} is {value}",
-                    "lower optimizer.learning_rate; the last checkpoint is intact, and rerunning continues from it",
+                    "lower optimizer.learning_rate and start over: --fresh, or --from RUN@N --output NEW",
                 )
 
 
