@@ -22,7 +22,7 @@ check: $(STAMP)  ## style, layers, types, generated docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/pyright
+	$(BIN)/basedpyright
 	$(BIN)/python -m prism_cli.recipes.document --check
 	$(BIN)/python -m prism_cli.cli.document --check
 

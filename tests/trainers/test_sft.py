@@ -1,14 +1,19 @@
 import copy
+from pathlib import Path
 
 import pytest
+from rich.console import Console
+from transformers import TrainerCallback
 
 from prism_cli.data.lengths import refuse_over_long, token_lengths
-from prism_cli.errors import DataError
+from prism_cli.errors import DataError, PrismError
 from prism_cli.models import Policy
 from prism_cli.recipes.sections import ResponseSection, TinyModel, WorldData
-from prism_cli.stages import build
+from prism_cli.runs import Run
+from prism_cli.stages import build, training
 from prism_cli.stages.grammar import grammar_of
 from prism_cli.stages.sft import _completions
+from prism_cli.trainers.callbacks import RichProgress
 from prism_cli.trainers.sft import sft_trainer
 
 
@@ -62,3 +67,33 @@ def test_an_over_long_row_is_refused_by_its_id(policy, data):
     longest = data["id"][lengths.index(max(lengths))]
     assert f"{longest} ({max(lengths)} tokens)" in str(caught.value)
     refuse_over_long(data, policy.processor, max(lengths), "max_tokens", data["demonstration"])
+
+
+class Ends(TrainerCallback):
+    """Ends the training in its first step: as data without a further batch would, or with an error."""
+
+    def __init__(self, error: PrismError | None):
+        self.error = error
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = True
+        if self.error:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"), [(None, "training ended at step 1 of 3"), (PrismError("broken"), "broken")]
+)
+def test_a_training_that_ends_early_is_an_error_and_leaves_no_live_display(policy, data, tmp_path, error, message):
+    train = _completions(data, data["demonstration"], policy, 10_000)
+    options = {"output_dir": str(tmp_path / "checkpoints"), "report_to": "none", "use_cpu": True, "bf16": False}
+    options |= {"max_steps": 3, "per_device_train_batch_size": 4, "remove_unused_columns": False, "disable_tqdm": True}
+    options |= {"gradient_checkpointing": False, "save_strategy": "no"}
+    progress = RichProgress("SFT", {}, Console(record=True, force_terminal=True, file=(tmp_path / "shown").open("w")))
+    mine = policy.with_model(copy.deepcopy(policy.model))
+    trainer = sft_trainer(mine.model, mine.processor, train, None, options, [progress, Ends(error)])
+    run = Run(Path(tmp_path), {"stage": "sft", "status": "running"})
+    with pytest.raises(PrismError, match=message):
+        training.train(trainer, run, mine)
+    assert not progress.progress.live.is_started
+    assert not run.model.exists()

@@ -15,8 +15,8 @@ from prism_cli import __version__
 from prism_cli.cli import document
 from prism_cli.cli.app import app
 from prism_cli.recipes.load import load_recipe
-from prism_cli.recipes.sections import EmbeddedTeacher
 from prism_cli.recipes.sources import parse_value
+from prism_cli.recipes.teachers import EmbeddedTeacher
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,6 +92,44 @@ def test_the_page_of_commands_is_current():
     assert (ROOT / document.PAGE).read_text(encoding="utf-8") == document.page()
 
 
+@pytest.mark.parametrize(
+    "url", ["http://user:s3cret@host/v1", "http://s3cret@host/v1", "http://host/v1?key=s3cret", "http://host/v1#s3cret"]
+)
+@pytest.mark.parametrize("way", ["file", "option", "override", "section"])
+def test_a_key_in_a_url_is_refused_and_not_repeated(folder, url, way):
+    (folder / "x.yaml").write_text(f"teacher: {{endpoint: '{url}', nonsense: 1}}")
+    words = {
+        "file": ["x.yaml"],
+        "option": ["--teacher-endpoint", url],
+        "override": ["tiny", "teacher.type=openai", f"teacher.endpoint={url}"],
+        "section": ["tiny", f"teacher={{type: openai, endpoint: '{url}'}}"],
+    }[way]
+    result = prism("align", *words)
+    assert result.exit_code == 2
+    assert "teacher.endpoint: a URL with a user, password or query" in result.stderr
+    assert "api_key_env" in result.stderr
+    assert "s3cret" not in result.output
+
+
+def test_a_token_on_the_command_line_is_refused_and_not_repeated():
+    result = prism("sft", "tiny", "trainer.hub_token=s3cret")
+    assert result.exit_code == 2
+    assert "trainer.hub_token: the stage sets this: log in with `hf auth login`" in result.stderr
+    assert "s3cret" not in result.output
+
+
+def test_a_penalty_that_would_meet_every_response_is_refused(folder):
+    finished_run(folder / "runs/align", "align")
+    order = ["rl", "tiny", "algorithm.type=dapo", "max_response_tokens=48", "--dry-run"]
+    result = prism(*order, "algorithm.overlong_buffer=48")
+    assert result.exit_code == 2
+    assert "algorithm.overlong_buffer 48 is not below max_response_tokens 48" in result.stderr
+    assert "0 switches the penalty off" in result.stderr
+    for fits in (47, 0):
+        result = prism(*order, f"algorithm.overlong_buffer={fits}")
+        assert result.exit_code == 0, result.stderr
+
+
 # Training commands ----------------------------------------------------------------------------------------------------
 
 
@@ -106,7 +144,8 @@ def test_dry_run_prints_the_whole_recipe_and_a_plan_and_writes_nothing(folder):
     assert list(folder.iterdir()) == []
 
 
-def test_every_option_reaches_its_key():
+def test_every_option_reaches_its_key(folder):
+    (folder / "d.jsonl").touch()
     result = prism(
         *("align", "--model", "m", "--data", "d.jsonl", "--output", "o", "--teacher-endpoint", "http://h/v1"),
         *("--teacher-model", "t", "--max-steps", "3", "--seed", "4", "--dry-run"),
@@ -205,7 +244,8 @@ def test_copy_takes_a_set_and_never_overwrites(folder):
     assert result.exit_code == 2
     assert "already there: mine/rl.yaml" in result.stderr
     assert (folder / "mine/rl.yaml").read_text() == "seed: 1"
-    assert prism("run", "mine", "--dry-run").exit_code == 0
+    assert prism("recipes", "copy", "tiny", "whole").exit_code == 0
+    assert prism("run", "whole", "--dry-run").exit_code == 0
 
 
 def test_check_finds_the_problems_of_all_files(folder):

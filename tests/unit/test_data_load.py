@@ -1,11 +1,14 @@
 import csv
 import io
 import json
+import struct
+import zlib
 
 import pytest
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
+from prism_cli.data.lengths import refuse_mixed
 from prism_cli.data.load import load_rows
 from prism_cli.data.rows import dataset, row, with_instruction
 from prism_cli.errors import DataError
@@ -198,6 +201,43 @@ def test_marks_and_pictures_must_agree(folder, marks, images):
 def test_a_conversation_of_several_turns_is_refused(folder):
     turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user", "assistant")]
     assert "one user turn is expected" in refused(jsonl(folder, {"messages": turns}))
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"from": "human", "value": "colour?"}, {"from": "gpt", "value": "red"}],
+        [{"role": "user", "content": None}, {"role": "assistant", "content": "red"}],
+        [{"role": "user", "content": "colour?"}, {"role": "assistant", "content": None}],
+        [{"role": "user"}],
+    ],
+    ids=["from and value", "no question", "no answer", "no content"],
+)
+def test_messages_that_are_no_turns_are_refused_with_their_row(folder, turns):
+    message = refused(jsonl(folder, {"messages": turns}))
+    assert "row 0: its messages are no turns of `role` and `content`, or a text is none" in message
+
+
+@pytest.mark.parametrize("kind", ["image", "image_url"])
+@pytest.mark.parametrize("key", ["messages", "prompt"])
+def test_a_picture_that_stands_in_a_message_alone_is_not_dropped_in_silence(folder, key, kind):
+    turn = {"role": "user", "content": [{"type": kind, kind: "red.png"}, {"type": "text", "text": "colour?"}]}
+    assert "row 0: 1 image items in its messages for 0 in `images`" in refused(jsonl(folder, {key: [turn]}))
+
+
+def test_a_picture_too_large_to_open_is_refused_with_its_row(folder):
+    data = bytearray(png("red"))
+    data[16:24] = struct.pack(">II", 60_000, 60_000)  # the header's width and height, under a checksum that agrees
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (folder / "bomb.png").write_bytes(data)
+    assert "row 1: image 'bomb.png' is no picture" in refused(jsonl(folder, ROWS[0], {**ROWS[1], "image": "bomb.png"}))
+
+
+def test_rows_with_and_without_a_picture_are_not_mixed_in_rollouts(folder):
+    with pytest.raises(DataError, match="1 of 3 rows have no picture, the first is rows-1"):
+        refuse_mixed(load_rows(jsonl(folder, ROWS[0], {"question": "2 + 2?"}, ROWS[1])))
+    refuse_mixed(load_rows(jsonl(folder, *ROWS)))
+    refuse_mixed(load_rows(jsonl(folder, {"question": "2 + 2?"}, {"question": "2 + 3?"})))
 
 
 def test_two_rows_of_one_id_are_refused(folder):

@@ -33,13 +33,14 @@ def test_the_yaml_of_a_recipe_loads_back_to_the_same_recipe(stage, tmp_path):
 @settings(max_examples=50)
 @given(st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"))))
 def test_any_text_survives_the_yaml(text):
-    recipe = AlignRecipe(output=text)
-    assert parse_value(to_yaml(recipe))["output"] == text
+    recipe = AlignRecipe.model_validate({"response": {"instruction": text}})
+    assert parse_value(to_yaml(recipe))["response"]["instruction"] == text
 
 
 @pytest.mark.parametrize("text", ["1e-6", "no", "null", "3", "~", "a: b", "# x", "two\nlines", " edge "])
 def test_text_that_looks_like_something_else_survives_the_yaml(text):
-    assert parse_value(to_yaml(AlignRecipe(output=text)))["output"] == text
+    recipe = AlignRecipe.model_validate({"response": {"instruction": text}})
+    assert parse_value(to_yaml(recipe))["response"]["instruction"] == text
 
 
 def test_the_dict_is_json_with_the_users_keys_and_all_defaults():
@@ -87,16 +88,14 @@ def test_more_steps_are_no_difference_but_fewer_are():
     assert changed("max_steps=null") == ["max_steps: 500 there, null now"]
 
 
-def test_in_a_pipeline_the_same_keys_are_free_in_a_steps_set():
-    def pipeline(**values):
-        return to_dict(PipelineRecipe(name="p", steps=(PipelineStep(stage="rl", recipe="rl.yaml", set=values),)))
+def test_a_pipeline_leaves_what_is_set_in_a_step_to_the_steps_own_run():
+    def pipeline(recipe, **values):
+        return to_dict(PipelineRecipe(name="p", steps=(PipelineStep(stage="rl", recipe=recipe, set=values),)))
 
-    old = pipeline(max_steps=5, **{"teacher.endpoint": "a"}, kl=0.0)
-    assert not differences(old, pipeline(max_steps=6, **{"teacher.endpoint": "b"}, kl=0.0))
-    assert differences(old, pipeline(max_steps=4, **{"teacher.endpoint": "a"}, kl=0.1)) == [
-        "steps.0.set.max_steps: 5 there, 4 now",
-        "steps.0.set.kl: 0.0 there, 0.1 now",
-    ]
+    old = pipeline("rl.yaml", max_steps=5, kl=0.0)
+    assert not differences(old, pipeline("rl.yaml", max_steps=4, kl=0.1))
+    assert not differences(old, pipeline("rl.yaml"))
+    assert differences(old, pipeline("other.yaml", kl=0.1)) == ["steps.0.recipe: 'rl.yaml' there, 'other.yaml' now"]
 
 
 def test_a_run_lies_under_runs_unless_output_says_otherwise():

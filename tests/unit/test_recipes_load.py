@@ -3,16 +3,11 @@
 import pytest
 
 from prism_cli.errors import RecipeError
+from prism_cli.recipes.alignment import DenseDiscriminator, MoEDiscriminator
 from prism_cli.recipes.load import load_recipe, load_step
-from prism_cli.recipes.sections import (
-    DatasetTeacher,
-    DenseDiscriminator,
-    EmbeddedTeacher,
-    FileData,
-    MoEDiscriminator,
-    OpenAITeacher,
-)
+from prism_cli.recipes.sections import FileData
 from prism_cli.recipes.stages import PipelineStep
+from prism_cli.recipes.teachers import DatasetTeacher, EmbeddedTeacher, OpenAITeacher
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +162,7 @@ def test_type_and_key_may_be_overridden_in_any_order(order):
 def test_an_override_of_another_types_key_is_refused_with_the_type_that_has_it():
     lines = problems("align", "teacher: {type: embedded}", ["teacher.endpoint=http://b"])
     assert lines == [
-        "override 'teacher.endpoint=http://b': teacher.endpoint: "
+        "override 'teacher.endpoint=http://…': teacher.endpoint: "
         "a section of type embedded has no such key (type openai has)"
     ]
 
@@ -315,3 +310,38 @@ def test_a_wrong_set_names_the_step(folder):
         "step 'tune', set: max_steps: expected a whole number, or null, found text 'many'",
         "step 'tune', set: klx: no such key (did you mean kl?)",
     ]
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    text = """
+    model: {path: ~/base}
+    data: {path: ~/rows.jsonl}
+    teacher: {store: ~/answers.sqlite}
+    discriminator: {path: ~/judge, base: ~/small}
+    output: ~/runs/align
+    """
+    recipe = load_recipe("align", write(text))
+    named = [recipe.model.path, recipe.data.path, recipe.teacher.store, recipe.output]
+    named += [recipe.discriminator.path, recipe.discriminator.base]
+    assert named == [
+        f"/home/me/{name}" for name in ("base", "rows.jsonl", "answers.sqlite", "runs/align", "judge", "small")
+    ]
+    assert load_recipe("rl", write("from: ~/runs/align")).from_ == "/home/me/runs/align"
+    assert load_recipe("eval", write("runs: [~/runs/rl]")).runs == ("/home/me/runs/rl",)
+
+
+@pytest.mark.parametrize("url", ["host/v1", "ftp://host/v1", "http://", "file:///etc/passwd"])
+def test_an_endpoint_is_an_http_url(url):
+    (line,) = problems("align", f"teacher: {{endpoint: '{url}'}}")
+    assert line.endswith("teacher.endpoint: expected a URL that begins with http:// or https://")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["teacher.endpoint=[http://me:s3cret@host", "teacher endpoint=http://me:s3cret@host", "hub_token=[s3cret"],
+)
+def test_an_override_that_can_not_be_read_is_not_repeated_where_it_may_hold_a_key(override):
+    (line, *_) = problems("align", "seed: 1", [override])
+    assert line.startswith(f"override {override[:8]!r}"[:-1])
+    assert "s3cret" not in line

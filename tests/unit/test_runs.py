@@ -31,6 +31,12 @@ def finish(folder: Path, stage="sft", **options):
     return folder
 
 
+def redo(folder: Path):
+    """What a run looks like once it was started over: finished at another time."""
+    manifest = json.loads((finish(folder, fresh=True) / "run.json").read_text())
+    write_atomically(folder / "run.json", json.dumps({**manifest, "created": "2999", "finished": "2999"}))
+
+
 def checkpoint(run, step: int, complete: bool) -> Path:
     folder = run.folder / "checkpoints" / f"checkpoint-{step}"
     folder.mkdir(parents=True)
@@ -84,6 +90,33 @@ def test_a_run_of_another_stage_is_refused(tmp_path):
     start(tmp_path / "r")
     with pytest.raises(CheckpointError, match="run of `prism sft`, not of `prism rl`"):
         start(tmp_path / "r", stage="rl")
+
+
+@pytest.mark.parametrize("reference", ["runs/p/sft", "runs/p/align@4"], ids=["final model", "checkpoint"])
+def test_a_run_whose_source_was_redone_is_refused_with_the_cure(pipeline, reference):
+    finish(Path("runs/rl"), stage="rl", source=resolve_model(reference)[1])
+    redo(Path(reference.partition("@")[0]))
+    checkpoint(start(Path("runs/p/align"), stage="sft"), 4, complete=True) if "@" in reference else None
+    with pytest.raises(CheckpointError, match=f"another state of {reference.partition('@')[0]}") as caught:
+        start(Path("runs/rl"), stage="rl", source=resolve_model(reference)[1])
+    assert "remove runs/rl" in caught.value.hint
+
+
+def test_a_run_whose_source_is_unchanged_continues(pipeline):
+    finish(Path("runs/rl"), stage="rl", source=resolve_model("runs/p/sft")[1])
+    finish(Path("runs/p/sft"))  # the same command again, which did nothing
+    assert start(Path("runs/rl"), stage="rl", source=resolve_model("runs/p/sft")[1]).finished
+
+
+def test_an_evaluation_names_the_runs_it_would_mix_up(pipeline):
+    def source():
+        return {"runs": [resolve_model(reference)[1] for reference in ("runs/p/sft", "runs/p/align@4")]}
+
+    finish(Path("runs/eval"), stage="eval", source=source())
+    assert start(Path("runs/eval"), stage="eval", source=source()).finished
+    redo(Path("runs/p/sft"))
+    with pytest.raises(CheckpointError, match="another state of runs/p/sft, runs/p/align"):
+        start(Path("runs/eval"), stage="eval", source=source())
 
 
 def test_fresh_starts_over(tmp_path):
@@ -234,7 +267,12 @@ def pipeline(tmp_path, monkeypatch):
 def test_a_reference_names_a_model(pipeline, reference, model, step):
     path, source = resolve_model(reference)
     assert path == Path(model)
-    assert source == {"run": str(Path(model).parents[0 if step is None else 1]), "checkpoint": step}
+    folder = Path(model).parents[0 if step is None else 1]
+    # With what tells one state of a run from another: a checkpoint is of its creation, a model of its end.
+    stamp = "finished" if step is None else "created"
+    manifest = json.loads((folder / "run.json").read_text())
+    assert source == {"run": str(folder), "checkpoint": step, stamp: manifest[stamp]}
+    assert manifest[stamp]
 
 
 @pytest.mark.parametrize(

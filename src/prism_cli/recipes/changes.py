@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from prism_cli.recipes.fields import annotation_at, child, chosen, keys, sections, type_word
-from prism_cli.recipes.sections import Section
+from prism_cli.recipes.section import Section
 from prism_cli.recipes.sources import KeyPath, parse_value
 
 # Each says where to start; an option for one takes the file's other away.
 STARTS = {"model": "from", "from": "model"}
+# What may hold a key is not repeated in messages, which end up in logs.
+SECRET = re.compile(r"(?<=://).*|(?<=token=).*", re.S)
 
 
 class Change(NamedTuple):
@@ -35,12 +37,13 @@ def parse_override(text: str) -> Change:
         ValueError: no key, or no YAML value; the text says which override.
     """
     key, equals, value = text.partition("=")
+    shown = repr(SECRET.sub("…", text))
     if not equals or not re.fullmatch(r"\w[\w-]*(\.[\w-]+)*", key):
-        raise ValueError(f"override {text!r}: expected key.path=value")
+        raise ValueError(f"override {shown}: expected key.path=value")
     try:
-        return Change(key, parse_value(value), f"override {text!r}")
+        return Change(key, parse_value(value), f"override {shown}")
     except ValueError as error:
-        raise ValueError(f"override {text!r}: {error}") from None
+        raise ValueError(f"override {shown}: {error}") from None
 
 
 def apply(

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from prism_cli.recipes.fields import description, keys, sections, type_word
 from prism_cli.recipes.identity import FREE_KEYS
-from prism_cli.recipes.sections import Section
+from prism_cli.recipes.section import Section
 from prism_cli.recipes.sources import file_name
 from prism_cli.recipes.stages import RECIPES
 

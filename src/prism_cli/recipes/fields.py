@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-from prism_cli.recipes.sections import Section
+from prism_cli.recipes.section import Section
 
 
 def sections(annotation: Any) -> tuple[type[Section], ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from prism_cli.recipes.sections import Section
+from prism_cli.recipes.section import Section
 
 # Keys that may change between two starts of one run: where it lies, how it is watched, what it may spend.
 FREE_KEYS = (

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from prism_cli.recipes.fields import annotation_at, child, chosen, keys, may_be_null, sections, type_word, value_at
-from prism_cli.recipes.sections import Section
+from prism_cli.recipes.section import Section
 from prism_cli.recipes.sources import KeyPath
 
 EXPECTED = {

@@ -4,24 +4,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from prism_cli.recipes.sections import (
+from prism_cli.recipes.alignment import AdvantageSection, Discriminator, MoEDiscriminator
+from prism_cli.recipes.section import Section, UserPath
+from prism_cli.recipes.sections import Data, ImageSection, LoRA, Model, ResponseSection
+from prism_cli.recipes.teachers import OpenAITeacher, Teacher
+from prism_cli.recipes.training import (
     GRPO,
-    AdvantageSection,
     Algorithm,
     CheckpointSection,
-    Data,
-    Discriminator,
-    ImageSection,
-    LoRA,
-    Model,
-    MoEDiscriminator,
-    OpenAITeacher,
     OptimizerSection,
-    ResponseSection,
     RewardsSection,
-    Section,
     SFTOptimizerSection,
-    Teacher,
 )
 
 
@@ -30,13 +23,13 @@ class Stage(Section):
 
     model: Model | None = None
     """The model to start from; null when `from` names a run."""
-    from_: str | None = Field(default=None, alias="from")
+    from_: UserPath | None = Field(default=None, alias="from")
     """A run folder (or `RUN@step`) whose final model, processor, parts and image budget this stage starts from."""
     response: ResponseSection | None = None
     """Parts and instruction; null takes those of the run it starts from, else the default grammar."""
     image: ImageSection | None = None
     """Image budget; null takes that of the run it starts from, else the default."""
-    output: str | None = None
+    output: UserPath | None = None
     """Run folder; null gives runs/<stage>."""
     seed: NonNegativeInt = 0
     """Seed of everything random in the stage."""
@@ -140,7 +133,7 @@ class RLRecipe(RolloutStage):
 class EvalRecipe(Section):
     """Sampled evaluation of one or several runs on the same questions (`prism eval`)."""
 
-    runs: tuple[str, ...] = Field(default=(), strict=False)
+    runs: tuple[UserPath, ...] = Field(default=(), strict=False)
     """Run folders (or `RUN@step`) to evaluate; paired differences are taken between all of them."""
     data: Data | None = None
     """Held-out rows."""
@@ -156,7 +149,7 @@ class EvalRecipe(Section):
     """Longest response."""
     batch_size: PositiveInt = 8
     """Responses generated at once."""
-    output: str | None = None
+    output: UserPath | None = None
     """Run folder; null gives runs/eval."""
     seed: NonNegativeInt = 0
     """Seed of the sampling."""
@@ -186,7 +179,7 @@ class PipelineRecipe(Section):
     """Replaces the seed of every step."""
     steps: Annotated[tuple[PipelineStep, ...], Field(min_length=1, strict=False)]
     """The steps in order."""
-    output: str | None = None
+    output: UserPath | None = None
     """Run folder; null gives runs/<name>."""
 
     @model_validator(mode="after")

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prism_cli.errors import CheckpointError, DataError, RecipeError
-from prism_cli.recipes.sections import DatasetTeacher
 from prism_cli.recipes.stages import AlignRecipe
+from prism_cli.recipes.teachers import DatasetTeacher
 from prism_cli.stages import build, checks
 from prism_cli.stages.checks import Plan
 from prism_cli.stages.teaching import teaching

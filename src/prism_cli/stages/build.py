@@ -10,14 +10,8 @@ from rich import get_console
 
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.identity import differences, run_folder, to_dict, to_yaml
-from prism_cli.recipes.sections import (
-    Data,
-    ImageSection,
-    ResponseSection,
-    Section,
-    TinyModel,
-    WorldData,
-)
+from prism_cli.recipes.section import Section
+from prism_cli.recipes.sections import Data, ImageSection, ResponseSection, TinyModel, WorldData
 from prism_cli.recipes.stages import Stage
 from prism_cli.responses import Grammar
 from prism_cli.runs import Run, open_run, resolve_model

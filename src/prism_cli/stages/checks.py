@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from prism_cli.errors import DataError, RecipeError
-from prism_cli.recipes.sections import Data, DatasetTeacher, EmbeddedTeacher, Teacher, TinyModel, WorldData
+from prism_cli.recipes.sections import Data, TinyModel, WorldData
 from prism_cli.recipes.stages import RolloutStage, Stage, TrainingStage
+from prism_cli.recipes.teachers import DatasetTeacher, EmbeddedTeacher, Teacher
 from prism_cli.runs import resolve_model
 from prism_cli.trainers.arguments import RolloutBatch
 

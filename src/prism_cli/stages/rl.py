@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from prism_cli.errors import DataError, RecipeError
-from prism_cli.recipes.sections import DAPO, GSPO
 from prism_cli.recipes.stages import RLRecipe
+from prism_cli.recipes.training import DAPO, GSPO
 from prism_cli.stages import build, checks
 from prism_cli.stages.checks import Plan
 

@@ -11,7 +11,7 @@ from prism_cli.endpoint.client import EndpointClient, served_model
 from prism_cli.endpoint.requests import data_url
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import DataError
-from prism_cli.recipes.sections import DatasetTeacher, EmbeddedTeacher, OpenAITeacher, Teacher
+from prism_cli.recipes.teachers import DatasetTeacher, EmbeddedTeacher, OpenAITeacher, Teacher
 from prism_cli.responses import Grammar
 from prism_cli.runs import Run, write_atomically
 from prism_cli.stages.serve import world_app

@@ -16,7 +16,7 @@ from prism_cli.discriminator.upcycle import dense_body, upcycle
 from prism_cli.errors import PrismError, RecipeError
 from prism_cli.evaluation.sampling import multimodal, sample_responses
 from prism_cli.models import Policy, device, load_pretrained, placeholder_ids
-from prism_cli.recipes.sections import MoEDiscriminator
+from prism_cli.recipes.alignment import MoEDiscriminator
 from prism_cli.recipes.stages import AlignRecipe
 from prism_cli.runs import COMPLETE, write_atomically
 from prism_cli.stages.build import progress_callback

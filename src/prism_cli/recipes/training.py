@@ -1,0 +1,105 @@
+"""The sections of training: rewards, algorithms, optimiser, checkpoints."""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+from prism_cli.recipes.section import Fraction, Section, type_if_absent
+
+
+class RewardsSection(Section):
+    """reward = accuracy · w + format · w; a malformed response gets 0 in all."""
+
+    accuracy: NonNegativeFloat = 0.8
+    """Weight of the verified final answer."""
+    format: NonNegativeFloat = 0.2
+    """Weight of being well-formed."""
+
+
+class GRPO(Section):
+    """Group-relative policy optimisation."""
+
+    type: Literal["grpo"] = "grpo"
+    clip_low: PositiveFloat = 0.2
+    """Ratio clip below 1."""
+    clip_high: PositiveFloat = 0.2
+    """Ratio clip above 1."""
+    dual_clip: PositiveFloat | None = 3.0
+    """Upper bound on the ratio for negative advantages."""
+
+
+class DAPO(Section):
+    """Decoupled clip, token-mean loss, over-long penalty."""
+
+    type: Literal["dapo"]
+    clip_low: PositiveFloat = 0.2
+    """Ratio clip below 1."""
+    clip_high: PositiveFloat = 0.28
+    """Ratio clip above 1."""
+    dual_clip: PositiveFloat | None = 10.0
+    """Upper bound on the ratio for negative advantages."""
+    overlong_buffer: NonNegativeInt = 4096
+    """The last tokens before the limit over which a length penalty grows to −1."""
+
+
+class GSPO(Section):
+    """Sequence-level ratio."""
+
+    type: Literal["gspo"]
+    clip_low: PositiveFloat = 3e-4
+    """Ratio clip below 1."""
+    clip_high: PositiveFloat = 4e-4
+    """Ratio clip above 1."""
+
+
+Algorithm = Annotated[GRPO | DAPO | GSPO, Field(discriminator="type"), type_if_absent("grpo")]
+
+
+class OptimizerSection(Section):
+    """AdamW, as align and RL use it."""
+
+    learning_rate: PositiveFloat = 1e-6
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Weight decay."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Learning-rate schedule after the warm-up."""
+    warmup_fraction: Fraction = 0.0
+    """Share of steps over which the learning rate rises from 0."""
+    beta2: Fraction = 0.999
+    """Decay of the second moment."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient clip."""
+
+
+class SFTOptimizerSection(OptimizerSection):
+    """AdamW, as SFT uses it."""
+
+    learning_rate: PositiveFloat = 1e-5
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Weight decay."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """Learning-rate schedule after the warm-up."""
+    warmup_fraction: Fraction = 0.1
+    """Share of steps over which the learning rate rises from 0."""
+
+
+class CheckpointSection(Section):
+    """When to evaluate on held-out data, when to save, what to keep."""
+
+    every: PositiveInt = 50
+    """Save each time this many steps are done."""
+    keep: PositiveInt = 2
+    """Newest checkpoints to keep, beside the best."""
+    evaluate_every: PositiveInt | None = None
+    """Evaluate on `eval_data` each time this many steps are done; null never."""
+    best_by: str | None = None
+    """A metric of the held-out evaluation (`loss`: lower is better, any other: higher); the best checkpoint becomes the
+    stage's model. Null: the last one does."""
