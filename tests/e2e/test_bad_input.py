@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import signal
 import socket
 
 import pytest
+from PIL import Image
 
 from prism_cli.recipes.sections import ResponseSection
 from prism_cli.stages.grammar import grammar_of
@@ -16,6 +18,8 @@ ROLL = (
     "max_steps=2 data.size=16 eval_data=null checkpoint.evaluate_every=null prompts_per_step=2 rollouts=4 micro_batch=8"
 )
 ALIGN = f"align tiny {ROLL} discriminator.warmup.pairs=16 discriminator.warmup.held_out=4 --from TRAINED"
+MANY = "prompts_per_step=32 micro_batch=128"
+UNTAUGHT = ALIGN.replace("--from TRAINED", "model={type:\u00a0tiny} max_response_tokens=24 max_prompt_tokens=400")
 SFT = "sft tiny max_steps=2 data.size=16 eval_data=null checkpoint.evaluate_every=null batch_size=8 model.hidden=64"
 
 
@@ -31,6 +35,9 @@ def place(trained, tmp_path):
         "broken.jsonl": '{"question": \n',
         "a/rows.jsonl": '{"question": "what is at b2 ?", "teacher_response": "x"}\n',
         "b/rows.jsonl": '{"question": "what is at b3 ?", "teacher_response": "x"}\n',
+        "judge/discriminator.json": '{"kind": "text_only", "readout": "mean", "dropout": 0.1}',
+        "last/discriminator.json": '{"kind": "dense", "readout": "last", "dropout": 0.1}',
+        "mixed.jsonl": '{"question": "a1 ?", "image": "red.png", "answer": "7"}\n{"question": "a1 ?", "answer": "7"}\n',
         "in_the_way": "",
         "damaged.sqlite": "no database" * 200,
     }
@@ -40,6 +47,7 @@ def place(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "damaged")
     (tmp_path / "damaged/model/model.safetensors").write_bytes(b"cut short")
     shutil.copytree(trained, tmp_path / "other")
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "red.png")
     (tmp_path / "no_run").mkdir()
     (tmp_path / "no_run/cat.png").write_text("")
     (tmp_path / "empty").mkdir()
@@ -84,7 +92,12 @@ CASES = {
     "nothing to learn": (f"{SFT} --data question.jsonl", 1, "question-0", "completion"),
     "nothing to verify": (f"rl tiny {ROLL} --data question.jsonl --from TRAINED", 1, "question-0", "answer"),
     "no teacher": ("align --data question.jsonl --from TRAINED", 2, "has no teacher", "--teacher-endpoint"),
-    "no teacher answers": (f"{ALIGN} teacher={{type:\u00a0dataset}}", 2, "no row has a teacher_response", "--teacher"),
+    "no teacher answers": (
+        f"{ALIGN} teacher={{type:\u00a0dataset}}",
+        1,
+        "16 of 16 rows have no teacher_response",
+        "--teacher",
+    ),
     "two rows of one id": (
         "align --from TRAINED --data a/rows.jsonl eval_data={path:\u00a0b/rows.jsonl} teacher={type:\u00a0dataset}",
         *(1, "two rows have the id rows-0", "id"),
@@ -92,6 +105,18 @@ CASES = {
     "too long a row": (f"{SFT} max_tokens=20", 1, "shapes-train-0-0 (", "max_tokens"),
     "too long a prompt": (f"{ALIGN} max_prompt_tokens=8", 1, "shapes-train-1-0 (", "max_prompt_tokens"),
     "no discriminator": (f"{ALIGN} discriminator.path=empty", 1, "no discriminator in empty", "discriminator.path"),
+    "a discriminator of another kind": (
+        f"{ALIGN} discriminator.path=judge",
+        2,
+        "has type 'text_only'",
+        "type to text_",
+    ),
+    "one read elsewhere": (f"{ALIGN} discriminator.path=last", 2, "has readout 'last', the recipe 'mean'", "to last"),
+    "too few rows to align": (f"{ALIGN} {MANY}", 1, "16 rows don't fill a step of 32", "more rows"),
+    "too few rows for rl": (f"rl tiny {ROLL} {MANY} --from TRAINED", 1, "16 rows don't fill a step of 32", "more rows"),
+    "mixed rows to align": (f"{ALIGN} --data mixed.jsonl", 1, "1 of 2 rows have no picture, the first is mixed-1", ""),
+    "mixed rows for rl": (f"rl tiny {ROLL} --data mixed.jsonl --from TRAINED", 1, "1 of 2 rows have no picture", ""),
+    "a policy that can't speak": (f"{UNTAUGHT}", 1, "every policy sample of 20 pairs is malformed", "train SFT longer"),
     "a file in the way": (f"{SFT} --output in_the_way/run", 1, "can't write the run folder", "--output"),
     "a folder that can't be written": (f"{SFT} --output /proc/run", 1, "can't write the run folder", "--output"),
     "somebody's files": (f"{SFT} --output no_run --fresh", 1, "not a run folder", "--output"),
@@ -113,6 +138,7 @@ def test_is_told_in_one_error_and_one_hint(line, code, error, hint, prism, train
     done = prism(*arguments, cwd=place, env={"OPENAI_API_KEY": "wrong"})
     assert done.code == code, done
     assert "Traceback" not in done.stderr
+    assert "finished" not in done.stdout
     starts = [line.split(":")[0] for line in done.stderr.splitlines() if line.startswith(("error:", "hint:"))]
     assert starts == ["error", "hint"], done.stderr
     found, advice = done.stderr.split("\nhint:")
@@ -134,6 +160,20 @@ def test_a_budget_that_is_reached_has_its_own_exit_code_and_keeps_what_was_paid(
         assert more.code == 0, more.stderr
     # All 16 rows were asked about, each once, over three starts.
     assert json.loads((tmp_path / "runs/align/teacher.json").read_text())["calls"] == 16
+
+
+def test_a_cap_holds_over_a_start_that_was_killed(prism, trained, tmp_path):
+    # The warm-up asks about 8 rows, the game's two steps about all 16.
+    game = "prompts_per_step=8 rollouts=2 micro_batch=16 max_response_tokens=32 discriminator.warmup.pairs=4"
+    order = [*ALIGN.replace("TRAINED", str(trained)).split(), *game.split()]
+    with ServedEndpoint(world_app("shapes", "exact", GRAMMAR)) as served:
+        order.append(f"teacher={{type: openai, endpoint: '{served.url}', max_calls: 9}}")
+        killed = prism(*order, cwd=tmp_path, env={"OPENAI_API_KEY": "any"}, kill=("prism_cli.stages.warmup:_train", 1))
+        assert killed.code == -signal.SIGKILL
+        assert json.loads((tmp_path / "runs/align/teacher.json").read_text())["calls"] == 8
+        done = prism(*order, cwd=tmp_path, env={"OPENAI_API_KEY": "any"})
+    assert done.code == 3, done
+    assert json.loads((tmp_path / "runs/align/teacher.json").read_text())["calls"] == 9
 
 
 def test_what_a_diverged_run_had_is_kept(prism, tmp_path):

@@ -114,3 +114,20 @@ def test_killed_at_random_instants(prism, trained, reference, tmp_path):
         command.wait()
     assert align(prism, trained, tmp_path).wait().code == 0
     assert_same_end(tmp_path, reference)
+
+
+def test_samples_of_a_killed_warm_up_are_kept(prism, trained, tmp_path):
+    # 144 pairs are two batches: one of 128 samples, one of 16.
+    more = ["discriminator.warmup.pairs=136", "micro_batch=64", "rollouts=32", "max_steps=1", "max_response_tokens=32"]
+    order = ["align", "tiny", "--from", trained, *SMALL.split(), *more, "--output", "align"]
+    second = ("prism_cli.stages.warmup:sample_responses", 2)
+    assert prism(*order, cwd=tmp_path, kill=second).code == -signal.SIGKILL
+    samples = tmp_path / "align/warmup/samples.jsonl"
+    first = samples.read_text()
+    assert first.count("\n") == 128
+    samples.write_text(f"{first}[1]\n[1, ")
+    # Only the second batch is left to sample, so nothing is killed at a second call.
+    done = prism(*order, cwd=tmp_path, kill=second)
+    assert done.code == 0, done.stderr
+    assert samples.read_text().startswith(first)
+    assert samples.read_text().count("\n") == 144

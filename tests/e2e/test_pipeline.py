@@ -16,10 +16,15 @@ from prism_cli.runs import COMPLETE
 from prism_cli.worlds import world
 
 SMALL = [
-    *("sft.max_steps=4", "sft.data.size=64", "sft.eval_data.size=16", "sft.batch_size=8", "sft.model.hidden=64"),
-    *("sft.model.layers=2", "sft.checkpoint.every=2", "sft.checkpoint.evaluate_every=2", "sft.log_every=1"),
+    *("sft.max_steps=4", "sft.data.size=64", "sft.eval_data.size=16", "sft.batch_size=8"),
+    *(
+        "sft.optimizer.learning_rate=1e-6",
+        "sft.checkpoint.every=2",
+        "sft.checkpoint.evaluate_every=2",
+        "sft.log_every=1",
+    ),
     *("align.max_steps=2", "align.data.size=16", "align.eval_data.size=4", "align.prompts_per_step=2"),
-    *("align.rollouts=4", "align.micro_batch=8", "align.max_response_tokens=24", "align.checkpoint.every=1"),
+    *("align.rollouts=4", "align.micro_batch=8", "align.max_response_tokens=48", "align.checkpoint.every=1"),
     *("align.discriminator.warmup.pairs=16", "align.discriminator.warmup.held_out=4"),
     *("rl.max_steps=2", "rl.data.size=16", "rl.eval_data.size=4", "rl.prompts_per_step=2", "rl.rollouts=4"),
     *("rl.micro_batch=8", "rl.max_response_tokens=24", "rl.checkpoint.every=2", "rl.checkpoint.evaluate_every=2"),
@@ -28,10 +33,16 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def folder(prism, tmp_path_factory):
+def small(trained):
+    """Overrides that make a run of seconds; it starts from a policy that can speak, else there is nothing to judge."""
+    return [*SMALL, "sft.model.type=pretrained", f"sft.model.path={trained / 'model'}"]
+
+
+@pytest.fixture(scope="module")
+def folder(prism, small, tmp_path_factory):
     """Where `prism run tiny` was run, and finished."""
     folder = tmp_path_factory.mktemp("pipeline")
-    done = prism("run", "tiny", *SMALL, cwd=folder)
+    done = prism("run", "tiny", *small, cwd=folder)
     assert done.code == 0, done.stderr
     assert "Traceback" not in done.stderr
     return folder
@@ -113,18 +124,18 @@ def test_every_teacher_answer_was_paid_for_once(folder):
     store.close()
 
 
-def test_running_it_again_does_nothing_and_says_so(prism, folder):
+def test_running_it_again_does_nothing_and_says_so(prism, small, folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
     started = time.monotonic()
-    done = prism("run", "tiny", *SMALL, cwd=folder)
+    done = prism("run", "tiny", *small, cwd=folder)
     assert done.code == 0
     assert time.monotonic() - started < 10
     assert done.stdout.count("is finished") == 4
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")} == before
 
 
-def test_a_changed_step_is_refused_by_name(prism, folder):
-    done = prism("run", "tiny", *SMALL, "rl.seed=5", cwd=folder)
+def test_a_changed_step_is_refused_by_name(prism, small, folder):
+    done = prism("run", "tiny", *small, "rl.seed=5", cwd=folder)
     assert done.code != 0
     assert "seed" in done.stderr
     assert "Traceback" not in done.stderr
@@ -136,6 +147,13 @@ def test_all_of_eval_is_in_its_summary(folder):
     wanted = {"accuracy/greedy", "accuracy/sampled", "well_formed/greedy", "perception/greedy", "teacher_logprob"}
     assert all(wanted <= run["metrics"].keys() for run in summary["runs"])
     assert {(pair["a"], pair["b"]) for pair in summary["pairs"]} == {("sft", "align"), ("sft", "rl"), ("align", "rl")}
+
+
+def test_an_evaluation_alone_has_its_own_report(prism, folder):
+    done = prism("eval", "tiny", "runs/tiny/sft", "data.size=4", "samples=1", "max_response_tokens=24", cwd=folder)
+    assert done.code == 0, done.stderr
+    assert "runs/eval/report.html" in done.stdout
+    assert "accuracy" in (folder / "runs/eval/report.html").read_text()
 
 
 def test_nothing_was_written_elsewhere(folder):

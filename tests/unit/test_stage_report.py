@@ -1,5 +1,6 @@
 """Which grammar a report reads responses by: that of the stage that declared it."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,22 +20,18 @@ def finish(folder, stage, recipe, source=None):
 
 @pytest.fixture(autouse=True)
 def runs(tmp_path, monkeypatch):
-    """An SFT run with a grammar of its own, an align run from it, an evaluation of both."""
+    """A pipeline with an SFT run that has a grammar of its own, an align run from it, an evaluation of both."""
     monkeypatch.chdir(tmp_path)
+    finish("runs/p", "run", PipelineRecipe(name="p", steps=(PipelineStep(stage="sft", recipe="sft.yaml"),)))
     finish("runs/p/sft", "sft", SFTRecipe.model_validate({"response": ONE_PART}))
     finish("runs/align", "align", AlignRecipe(), resolve_model("runs/p/sft")[1])
     finish("runs/eval", "eval", EvalRecipe(), {"runs": [resolve_model("runs/align")[1]]})
     finish("runs/other", "sft", SFTRecipe())
 
 
-@pytest.mark.parametrize("folder", ["runs/p/sft", "runs/align", "runs/eval"])
+@pytest.mark.parametrize("folder", ["runs/p/sft", "runs/p", "runs/align", "runs/eval"])
 def test_a_stage_is_read_by_the_grammar_of_the_run_it_goes_back_to(folder):
     assert list(report._response(Path(folder)).parts) == ["whole"]
-
-
-def test_a_pipeline_is_read_by_its_first_steps_grammar():
-    finish("runs/p", "run", PipelineRecipe(name="p", steps=(PipelineStep(stage="sft", recipe="sft.yaml"),)))
-    assert list(report._response(Path("runs/p")).parts) == ["whole"]
 
 
 def test_without_a_declaration_the_default_grammar_is_taken():
@@ -42,11 +39,7 @@ def test_without_a_declaration_the_default_grammar_is_taken():
 
 
 def test_a_source_that_is_gone_is_no_error():
-    Path("runs/p/sft/run.json").unlink()
-    Path("runs/p/sft/model").rmdir()
-    Path("runs/p/sft/.lock").unlink()
-    Path("runs/p/sft/recipe.yaml").unlink()
-    Path("runs/p/sft").rmdir()
+    shutil.rmtree("runs/p")
     assert list(report._response(Path("runs/align")).parts) == ["perception", "reasoning"]
 
 

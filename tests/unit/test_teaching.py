@@ -55,7 +55,7 @@ def test_answers_that_are_kept_need_no_endpoint(run, nobody):
 
 def test_without_kept_answers_a_dead_endpoint_is_told_in_seconds(run, nobody):
     started = time.monotonic()
-    with pytest.raises(TeacherError, match="127.0.0.1"):
+    with pytest.raises(TeacherError, match=r"127\.0\.0\.1"):
         ask(run, nobody, "a")
     assert time.monotonic() - started < 10
 

@@ -1,4 +1,4 @@
-"""Token lengths of rows, counted from text and picture sizes alone: no picture is resized or encoded."""
+"""What rows must keep to before training: their number, one kind, and token lengths, counted without decoding."""
 
 import io
 from collections.abc import Sequence
@@ -54,6 +54,16 @@ def refuse_over_long(
             f"{len(long)} of {len(lengths)} rows are longer than {setting} = {limit}: {named}",
             f"raise {setting}, lower image.max_pixels, or drop these rows",
         )
+
+
+def refuse_too_few(data: Dataset, needed: int) -> None:
+    """Stops on data that don't fill one step.
+
+    Raises:
+        DataError: fewer rows than a step takes.
+    """
+    if len(data) < needed:
+        raise DataError(f"{len(data)} rows don't fill a step of {needed}", "give more rows, or take fewer a step")
 
 
 def refuse_mixed(data: Dataset) -> None:

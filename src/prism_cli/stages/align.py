@@ -48,7 +48,7 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
     run = build.open_stage(recipe, "align", build.lineage(recipe), fresh, command)
     if build.already_done(run):
         return run.folder
-    from prism_cli.data.lengths import refuse_mixed, refuse_over_long
+    from prism_cli.data.lengths import refuse_mixed, refuse_over_long, refuse_too_few
     from prism_cli.models import free_memory
     from prism_cli.stages.showcase import write_showcase
     from prism_cli.stages.warmup import warm_discriminator
@@ -57,6 +57,7 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
         policy = build.start_policy(recipe)
         rows = build.load_data(recipe.data, policy)
         held_out = build.load_data(recipe.eval_data, policy) if recipe.eval_data else None
+        refuse_too_few(rows, recipe.prompts_per_step)
         refuse_mixed(rows)
         refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
         _check_column(recipe, *filter(None, (rows, held_out)))
@@ -94,7 +95,7 @@ def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run):
     from prism_cli.stages.warmup import learner_for
     from prism_cli.trainers.on_policy_distill import AdvantageRule, OnPolicyDistillTrainer
 
-    training.prepare(recipe, len(rows), recipe.prompts_per_step)
+    training.seed(recipe)
     learner = learner_for(recipe.discriminator, judge.to(device()))
     # The method's policy loss: clipped ratio, mean over the batch's tokens (TRL calls it dapo), dual clip.
     loss = {

@@ -53,7 +53,7 @@ def run(recipe: RLRecipe, fresh: bool = False, command: Sequence[str] = ()) -> P
     run = build.open_stage(recipe, "rl", build.lineage(recipe), fresh, command)
     if build.already_done(run):
         return run.folder
-    from prism_cli.data.lengths import refuse_mixed, refuse_over_long
+    from prism_cli.data.lengths import refuse_mixed, refuse_over_long, refuse_too_few
     from prism_cli.stages import training
     from prism_cli.trainers.grpo import PRESETS, GRPOTrainer
 
@@ -61,10 +61,11 @@ def run(recipe: RLRecipe, fresh: bool = False, command: Sequence[str] = ()) -> P
         policy = build.start_policy(recipe)
         rows = build.load_data(recipe.data, policy)
         held_out = build.load_data(recipe.eval_data, policy) if recipe.eval_data else None
+        refuse_too_few(rows, recipe.prompts_per_step)
         refuse_mixed(rows)
         refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
         _check_answers(rows)
-        training.prepare(recipe, len(rows), recipe.prompts_per_step)
+        training.seed(recipe)
         rules, weights = _rewards(recipe)
         extra = {
             **checks.rollout_batch(recipe).arguments(),

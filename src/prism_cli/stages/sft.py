@@ -61,7 +61,7 @@ def run(recipe: SFTRecipe, fresh: bool = False, command: Sequence[str] = ()) -> 
             "per_device_eval_batch_size": recipe.batch_size,
             "gradient_accumulation_steps": recipe.gradient_accumulation,
         }
-        training.prepare(recipe, len(train), 1)
+        training.seed(recipe)
         trainer = sft_trainer(
             policy.model,
             policy.processor,

@@ -9,7 +9,7 @@ from typing import Any
 from rich import get_console
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 
-from prism_cli.errors import DataError, PrismError
+from prism_cli.errors import PrismError
 from prism_cli.models import Policy
 from prism_cli.recipes.stages import TrainingStage
 from prism_cli.runs import Run
@@ -58,14 +58,8 @@ def callbacks(
     ]
 
 
-def prepare(recipe: TrainingStage, rows: int, rows_per_step: int) -> None:
-    """Seeds what is random in building a trainer (adapters), and refuses data that don't fill one step.
-
-    Raises:
-        DataError: fewer rows than a step takes.
-    """
-    if rows < rows_per_step:
-        raise DataError(f"{rows} rows don't fill a step of {rows_per_step}", "give more rows, or take fewer a step")
+def seed(recipe: TrainingStage) -> None:
+    """Seeds what is random in building a trainer (adapters)."""
     set_seed(recipe.seed)
 
 

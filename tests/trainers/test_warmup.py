@@ -1,0 +1,102 @@
+"""The pairs a judge is warmed up on: who is asked for them, what they come to, and what they can't be made of."""
+
+import copy
+import json
+
+import pytest
+
+from prism_cli.errors import PrismError, RecipeError
+from prism_cli.models import load_policy
+from prism_cli.recipes.sections import WorldData
+from prism_cli.recipes.stages import AlignRecipe
+from prism_cli.stages import build, warmup
+from prism_cli.trainers.on_policy_distill import PartReader
+from prism_cli.worlds import world
+from tests.tiny import tiny_policy
+
+# 4 rows in 12 pairs, so each row is in three.
+RECIPE = AlignRecipe.model_validate(
+    {
+        "max_response_tokens": 48,
+        "micro_batch": 12,
+        "discriminator": {"type": "dense", "warmup": {"pairs": 8, "held_out": 4}},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def policy(trained):
+    return load_policy(trained / "model")
+
+
+@pytest.fixture(scope="module")
+def rows(policy):
+    return build.load_data(WorldData(type="world", split="train", size=4, seed=3), policy)
+
+
+class Desk:
+    """A teacher's desk that remembers what it was asked."""
+
+    def __init__(self, policy, rows, malformed=False):
+        oracle, render = world("shapes").oracle, policy.grammar.render
+        self.texts = {
+            row["id"]: "no" if malformed else render(oracle(row["prompt"][-1]["content"], row["images"][0]))
+            for row in rows
+        }
+        self.prefetched, self.asked = [], []
+
+    def prefetch(self, rows):
+        self.prefetched += [row["id"] for row in rows]
+
+    def answers(self, rows):
+        self.asked += [row["id"] for row in rows]
+        return [self.texts[row["id"]] for row in rows]
+
+
+def pairs(policy, rows, desk, path):
+    return warmup._pairs(RECIPE, policy, rows, desk, PartReader(policy.processor, policy.grammar), path)
+
+
+def test_a_row_in_several_pairs_is_asked_once_and_paired_with_its_own_answer(policy, rows, tmp_path):
+    desk = Desk(policy, rows)
+    made = pairs(policy, rows, desk, tmp_path / "samples.jsonl")
+    assert desk.prefetched == desk.asked == rows["id"]
+    assert made.rows == [0, 1, 2, 3] * 3
+    own = [PartReader(policy.processor, policy.grammar).text(desk.texts[id]) for id in rows["id"]]
+    assert made.teacher == own * 3
+
+
+def test_without_a_well_formed_side_the_malformed_one_is_named(policy, rows, tmp_path):
+    with pytest.raises(PrismError, match="every teacher answer of 12 pairs is malformed") as caught:
+        pairs(policy, rows, Desk(policy, rows, malformed=True), tmp_path / "a.jsonl")
+    assert "response.parts" in caught.value.hint
+    (tmp_path / "b.jsonl").write_text(f"{json.dumps([])}\n" * 12)
+    whole, warmup.SAMPLED_AT_ONCE = warmup.SAMPLED_AT_ONCE, 12
+    try:
+        with pytest.raises(PrismError, match="every policy sample of 12 pairs is malformed"):
+            pairs(policy, rows, Desk(policy, rows), tmp_path / "b.jsonl")
+    finally:
+        warmup.SAMPLED_AT_ONCE = whole
+
+
+def test_kept_samples_are_whole_batches_and_what_a_kill_left_of_another_is_cut_off(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    assert warmup._whole_lines(path) == []
+    count = warmup.SAMPLED_AT_ONCE
+    whole = "".join(f"[{i}]\n" for i in range(count))
+    path.write_text(whole + "[1]\n[2, ")
+    assert warmup._whole_lines(path) == [[i] for i in range(count)]
+    assert path.read_text() == whole
+
+
+def test_a_base_with_another_vocabulary_is_refused(policy, tmp_path):
+    model, processor = tiny_policy()
+    copy.deepcopy(model).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match="has another vocabulary than the policy") as caught:
+        warmup._base(str(tmp_path), policy)
+    assert "same family" in caught.value.hint
+
+
+def test_a_base_with_the_policys_vocabulary_is_taken(policy, trained):
+    assert warmup._base(str(trained / "model"), policy).num_parameters() == policy.model.num_parameters()
