@@ -1,10 +1,14 @@
 """What all tests share: one thread, no network names, and a started `prism` that forks in milliseconds."""
 
 import os
+import signal
 
+# A shell starts background jobs deaf to Ctrl-C, and what they start would be too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import pytest
+from filelock import FileLock
 
 import prism_cli  # noqa: F401  (before transformers: it lets torchvision load beside a CPU torch)
 
@@ -29,10 +33,14 @@ def prism():
 @pytest.fixture(scope="session")
 def trained(prism, tmp_path_factory):
     """Folder of a finished `prism sft` run whose policy reads pictures well: made once, copied by nobody, read only."""
-    folder = tmp_path_factory.mktemp("trained")
+    # Two test processes share it: the first trains, the other waits.
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "trained"
+    folder.mkdir(exist_ok=True)
     # The oracle's answers, not the noisy public demonstrations: with those it takes twice as long to see.
     data = ["teacher={type: embedded}", "data.size=4000", "eval_data=null"]
     length = ["max_steps=350", "checkpoint.every=350", "checkpoint.evaluate_every=null"]
-    done = prism("sft", "tiny", *data, *length, "--output", str(folder / "sft"), cwd=folder)
+    with FileLock(folder / "lock"):
+        done = prism("sft", "tiny", *data, *length, "--output", str(folder / "sft"), cwd=folder)
     assert done.code == 0, done.stderr
     return folder / "sft"

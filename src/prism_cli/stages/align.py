@@ -57,10 +57,10 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
         policy = build.start_policy(recipe)
         rows = build.load_data(recipe.data, policy)
         held_out = build.load_data(recipe.eval_data, policy) if recipe.eval_data else None
-        refuse_too_few(rows, recipe.prompts_per_step)
         refuse_mixed(rows)
         refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
         _check_column(recipe, *filter(None, (rows, held_out)))
+        refuse_too_few(rows, recipe.prompts_per_step)
         with teaching(recipe.teacher, policy.grammar, run, *filter(None, (rows, held_out))) as desk:
             judge = warm_discriminator(recipe, policy, rows, desk, run.folder / "warmup")
             trainer, learner = _trainer(recipe, policy, judge, desk, rows, held_out, run)

@@ -61,10 +61,10 @@ def run(recipe: RLRecipe, fresh: bool = False, command: Sequence[str] = ()) -> P
         policy = build.start_policy(recipe)
         rows = build.load_data(recipe.data, policy)
         held_out = build.load_data(recipe.eval_data, policy) if recipe.eval_data else None
-        refuse_too_few(rows, recipe.prompts_per_step)
         refuse_mixed(rows)
         refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
         _check_answers(rows)
+        refuse_too_few(rows, recipe.prompts_per_step)
         training.seed(recipe)
         rules, weights = _rewards(recipe)
         extra = {
