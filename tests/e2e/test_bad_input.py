@@ -99,7 +99,8 @@ CASES = {
         "--teacher",
     ),
     "two rows of one id": (
-        "align --from TRAINED prompts_per_step=1 --data a/rows.jsonl eval_data={path:\u00a0b/rows.jsonl} teacher={type:\u00a0dataset}",
+        "align --from TRAINED prompts_per_step=1 --data a/rows.jsonl "
+        "eval_data={path:\u00a0b/rows.jsonl} teacher={type:\u00a0dataset}",
         *(1, "two rows have the id rows-0", "id"),
     ),
     "too long a row": (f"{SFT} max_tokens=20", 1, "shapes-train-0-0 (", "max_tokens"),
