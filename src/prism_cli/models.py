@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from prism_cli.errors import CheckpointError, RecipeError
-from prism_cli.responses import Grammar, Part
+from prism_cli.responses import Grammar, read_settings
 from prism_cli.runs import write_atomically
 
 SMALL = 10_000_000
@@ -68,14 +68,13 @@ def load_policy(folder: Path) -> Policy:
         CheckpointError: a file is missing or unreadable.
     """
     try:
-        settings = json.loads((folder / "response.json").read_text(encoding="utf-8"))
+        settings = read_settings(json.loads((folder / "response.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder / 'response.json'} can't be read: {error}", "point --from at a finished run"
         ) from None
-    parts = {name: Part(tuple(part["tags"]), part["weight"]) for name, part in settings["parts"].items()}
     model, processor = load_pretrained(str(folder))
-    return Policy(model, processor, Grammar(parts, settings["answer"]), settings["instruction"])
+    return Policy(model, processor, *settings)
 
 
 def load_pretrained(

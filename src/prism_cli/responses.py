@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # What the instruction says of a block. Tags a recipe invents are described by their name alone.
 BLOCK_DESCRIPTIONS = {
@@ -50,6 +50,18 @@ class Response(NamedTuple):
     problem: str | None
 
 
+class ResponseSettings(NamedTuple):
+    """What a policy is told to write.
+
+    Attributes:
+        grammar: The parts of its responses.
+        instruction: Its system prompt, or None.
+    """
+
+    grammar: "Grammar"
+    instruction: str | None
+
+
 @dataclass(frozen=True)
 class Grammar:
     """The blocks of a response in order, grouped into parts.
@@ -85,6 +97,20 @@ class Grammar:
     def tags(self) -> tuple[str, ...]:
         """All tags in the order they must stand in."""
         return tuple(tag for part in self.parts.values() for tag in part.tags)
+
+    def without(self, part: str) -> "Grammar":
+        """The grammar of who can't write a part; itself when it has no such part. The others keep their weights.
+
+        Raises:
+            ValueError: it is the only part.
+        """
+        if part not in self.parts:
+            return self
+        left = {name: kept for name, kept in self.parts.items() if name != part}
+        if not left:
+            raise ValueError(f"{part} is the only part, so nothing is left without it")
+        tags = [tag for kept in left.values() for tag in kept.tags]
+        return Grammar(left, self.answer_tag if self.answer_tag in tags else None)
 
     def parse(self, text: str) -> Response:
         """Reads a response. Well-formed = every block once, in order, not empty, only whitespace between."""
@@ -162,6 +188,12 @@ class Grammar:
 
 def _malformed(problem: str) -> Response:
     return Response(False, {}, {}, None, problem)
+
+
+def read_settings(values: Mapping[str, Any]) -> ResponseSettings:
+    """The settings that a policy was saved with (its response.json)."""
+    parts = {name: Part(tuple(part["tags"]), part["weight"]) for name, part in values["parts"].items()}
+    return ResponseSettings(Grammar(parts, values["answer"]), values["instruction"])
 
 
 def token_pieces(tokenizer, token_ids: Sequence[int]) -> list[bytes]:

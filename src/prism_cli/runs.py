@@ -157,15 +157,16 @@ def open_run(
                 folder,
                 {"stage": stage, "id": folder.name, "name": folder.parent.name or folder.name, "created": _now()},
             )
-        write_atomically(folder / "recipe.yaml", resolved_text)
-        run.update(
-            status=run.manifest.get("status", "running"),
-            recipe=dict(resolved),
-            seed=resolved.get("seed"),
-            versions=versions(),
-            command=list(command) or run.manifest.get("command", []),
-            **{"from": None if source is None else dict(source)},
-        )
+        with _locked(folder):  # another process at work here keeps its recipe and manifest
+            write_atomically(folder / "recipe.yaml", resolved_text)
+            run.update(
+                status=run.manifest.get("status", "running"),
+                recipe=dict(resolved),
+                seed=resolved.get("seed"),
+                versions=versions(),
+                command=list(command) or run.manifest.get("command", []),
+                **{"from": None if source is None else dict(source)},
+            )
     except OSError as error:
         raise CheckpointError(
             f"can't write the run folder {folder}: {error.strerror}", "choose another --output"
@@ -298,4 +299,4 @@ def _known_runs(root: Path = Path("runs")) -> str:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -50,7 +50,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for stage in ("run", "sft", "align", "rl", "eval", "training", "showcase", "warmup"):
+    for stage in ("run", "sft", "align", "rl", "eval", "training", "showcase", "warmup", "warming"):
         import_module(f"prism_cli.stages.{stage}")
     for module in ("trainers.sft", "trainers.grpo", "evaluation.intervals", "report.page", "tiny_policy"):
         import_module(f"prism_cli.{module}")

@@ -14,6 +14,7 @@ from prism_cli.stages.serve import world_app
 from prism_cli.teacher.server import ServedEndpoint
 
 GRAMMAR = grammar_of(ResponseSection())
+WELL_FORMED = "<caption>a</caption><think>b</think><answer>c</answer>"
 ROLL = (
     "max_steps=2 data.size=16 eval_data=null checkpoint.evaluate_every=null prompts_per_step=2 rollouts=4 micro_batch=8"
 )
@@ -33,8 +34,8 @@ def place(trained, tmp_path):
         "question.jsonl": '{"question": "what is at b2 ?"}\n',
         "outside.jsonl": '{"question": "what is at b2 ?", "image": "../../etc/passwd", "answer": "7"}\n',
         "broken.jsonl": '{"question": \n',
-        "a/rows.jsonl": '{"question": "what is at b2 ?", "teacher_response": "x"}\n',
-        "b/rows.jsonl": '{"question": "what is at b3 ?", "teacher_response": "x"}\n',
+        "a/rows.jsonl": f'{{"question": "what is at b2 ?", "teacher_response": "{WELL_FORMED}"}}\n',
+        "b/rows.jsonl": f'{{"question": "what is at b3 ?", "teacher_response": "{WELL_FORMED}"}}\n',
         "judge/discriminator.json": '{"kind": "text_only", "readout": "mean", "dropout": 0.1}',
         "last/discriminator.json": '{"kind": "dense", "readout": "last", "dropout": 0.1}',
         "mixed.jsonl": '{"question": "a1 ?", "image": "red.png", "answer": "7"}\n{"question": "a1 ?", "answer": "7"}\n',
@@ -87,10 +88,20 @@ CASES = {
     "no model folder": ("sft tiny model.type=pretrained model.path=./none", 2, "none", ""),
     "a damaged model": (f"rl tiny {ROLL} --from damaged", 2, "can't load a vision-language model", "model"),
     "no data file": ("sft tiny --data ./none.jsonl", 1, "none.jsonl", "--data"),
-    "broken data": (f"{SFT} --data broken.jsonl", 1, "can't read broken.jsonl", "jsonl"),
-    "a picture outside": (f"{SFT} --data outside.jsonl", 1, "row 0: image '../../etc/passwd' leaves", "drop"),
-    "nothing to learn": (f"{SFT} --data question.jsonl", 1, "question-0", "completion"),
-    "nothing to verify": (f"rl tiny {ROLL} --data question.jsonl --from TRAINED", 1, "question-0", "answer"),
+    "broken data": (f"{SFT} --data broken.jsonl", 1, "broken.jsonl:1: row: it is not JSON", "prism data check"),
+    "a picture outside": (
+        f"{SFT} --data outside.jsonl",
+        1,
+        "outside.jsonl:1: image: '../../etc/passwd' leaves",
+        "prism data check",
+    ),
+    "nothing to learn": (f"{SFT} --data question.jsonl", 1, "question.jsonl:1: demonstration", "data check"),
+    "nothing to verify": (
+        f"rl tiny {ROLL} --data question.jsonl --from TRAINED",
+        1,
+        "question.jsonl:1: answers: there is none",
+        "data check",
+    ),
     "no teacher": ("align --data question.jsonl --from TRAINED", 2, "has no teacher", "--teacher-endpoint"),
     "no teacher answers": (
         f"{ALIGN} teacher={{type:\u00a0dataset}}",
@@ -101,7 +112,7 @@ CASES = {
     "two rows of one id": (
         "align --from TRAINED prompts_per_step=1 --data a/rows.jsonl "
         "eval_data={path:\u00a0b/rows.jsonl} teacher={type:\u00a0dataset}",
-        *(1, "two rows have the id rows-0", "id"),
+        *(1, "two rows have the id rows-1", "id"),
     ),
     "too long a row": (f"{SFT} max_tokens=20", 1, "shapes-train-0-0 (", "max_tokens"),
     "too long a prompt": (f"{ALIGN} max_prompt_tokens=8", 1, "shapes-train-1-0 (", "max_prompt_tokens"),
@@ -115,7 +126,7 @@ CASES = {
     "one read elsewhere": (f"{ALIGN} discriminator.path=last", 2, "has readout 'last', the recipe 'mean'", "to last"),
     "too few rows to align": (f"{ALIGN} {MANY}", 1, "16 rows don't fill a step of 32", "more rows"),
     "too few rows for rl": (f"rl tiny {ROLL} {MANY} --from TRAINED", 1, "16 rows don't fill a step of 32", "more rows"),
-    "mixed rows to align": (f"{ALIGN} --data mixed.jsonl", 1, "1 of 2 rows have no picture, the first is mixed-1", ""),
+    "mixed rows to align": (f"{ALIGN} --data mixed.jsonl", 1, "1 of 2 rows have no picture, the first is mixed-2", ""),
     "mixed rows for rl": (f"rl tiny {ROLL} --data mixed.jsonl --from TRAINED", 1, "1 of 2 rows have no picture", ""),
     "a policy that can't speak": (f"{UNTAUGHT}", 1, "every policy sample of 20 pairs is malformed", "train SFT longer"),
     "a file in the way": (f"{SFT} --output in_the_way/run", 1, "can't write the run folder", "--output"),
@@ -149,7 +160,7 @@ def test_is_told_in_one_error_and_one_hint(line, code, error, hint, prism, train
 
 def test_a_budget_that_is_reached_has_its_own_exit_code_and_keeps_what_was_paid(prism, trained, tmp_path):
     with ServedEndpoint(world_app("shapes", "exact", GRAMMAR)) as served:
-        teacher = f"teacher={{type: openai, endpoint: '{served.url}', max_calls: 3}}"
+        teacher = f"teacher={{type: openai, endpoint: '{served.url}', check: false, max_calls: 3}}"
         order = [*ALIGN.replace("TRAINED", str(trained)).split(), teacher]
         done = prism(*order, cwd=tmp_path, env={"OPENAI_API_KEY": "any"})
         assert done.code == 3, done
@@ -168,7 +179,7 @@ def test_a_cap_holds_over_a_start_that_was_killed(prism, trained, tmp_path):
     game = "prompts_per_step=8 rollouts=2 micro_batch=16 max_response_tokens=32 discriminator.warmup.pairs=4"
     order = [*ALIGN.replace("TRAINED", str(trained)).split(), *game.split()]
     with ServedEndpoint(world_app("shapes", "exact", GRAMMAR)) as served:
-        order.append(f"teacher={{type: openai, endpoint: '{served.url}', max_calls: 9}}")
+        order.append(f"teacher={{type: openai, endpoint: '{served.url}', check: false, max_calls: 9}}")
         killed = prism(*order, cwd=tmp_path, env={"OPENAI_API_KEY": "any"}, kill=("prism_cli.stages.warmup:_train", 1))
         assert killed.code == -signal.SIGKILL
         assert json.loads((tmp_path / "runs/align/teacher.json").read_text())["calls"] == 8

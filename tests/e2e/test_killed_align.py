@@ -15,17 +15,22 @@ import pytest
 from safetensors.torch import load_file
 from torch import equal
 
+from prism_cli.recipes.sections import ResponseSection
+from prism_cli.stages.grammar import grammar_of
+from prism_cli.stages.serve import world_app
+from prism_cli.teacher.server import ServedEndpoint
+
 SMALL = (
     "max_steps=5 data.size=64 eval_data.size=4 prompts_per_step=2 rollouts=4 micro_batch=8 max_response_tokens=56 "
     "checkpoint.every=2 discriminator.warmup.pairs=32 discriminator.warmup.held_out=8 "
     "discriminator.warmup.batch_size=16"
 )
 FILES = ("model/model.safetensors", "discriminator/model.safetensors", "discriminator/head.safetensors")
-TIMES = ("seconds", "step_time")
+TIMES = ("seconds", "step_time", "teacher/wait_seconds")
 
 
-def align(prism, trained, folder, **options):
-    words = ["align", "tiny", "--from", trained, *SMALL.split(), "--output", folder / "align"]
+def align(prism, trained, folder, more=(), **options):
+    words = ["align", "tiny", "--from", trained, *SMALL.split(), *more, "--output", folder / "align"]
     return prism.start(*words, cwd=folder, **options)
 
 
@@ -68,15 +73,15 @@ def test_the_reference_plays_a_real_game(reference, trained):
 LEARNER = "prism_cli.discriminator.learner"
 CHAINS = {
     "the warm-up": [
-        ("prism_cli.stages.warmup:sample_responses", 1),
+        ("prism_cli.stages.policy_samples:sample_responses", 1),
         ("prism_cli.worlds.shapes:Shapes.oracle", 20),
         (f"{LEARNER}:_average_gradients", 2),
         ("prism_cli.discriminator.model:Discriminator.save_pretrained", 1),
-        ("prism_cli.stages.warmup:write_atomically", 2),  # the discriminator is there, its marker is not
+        ("prism_cli.stages.warmup:write_atomically", 1),  # the discriminator is there, its marker is not
     ],
     "a step": [
         (f"{LEARNER}:_average_gradients", 4),  # the second step, whose gradients are there and whose update is not
-        ("prism_cli.worlds.shapes:Shapes.oracle", 1),
+        ("prism_cli.trainers.prompts:TeachableSampler._teachable", 3),  # the next ones are asked about, not waited for
         (f"{LEARNER}:DiscriminatorLearner.score_and_update", 2),
         ("trl.trainer.grpo_trainer:GRPOTrainer._compute_loss", 2),
     ],
@@ -116,11 +121,26 @@ def test_killed_at_random_instants(prism, trained, reference, tmp_path):
     assert_same_end(tmp_path, reference)
 
 
+def test_stopped_by_a_budget_it_keeps_its_last_step_and_ends_alike(prism, trained, reference, tmp_path):
+    # The warm-up asks about rows 0 to 39. Of the first steps' prompts (44 46, 17 3, 47 21), 44, 46 and 47 are new.
+    grammar = grammar_of(ResponseSection())
+    with ServedEndpoint(world_app("shapes", "exact", grammar)) as served:
+        teacher = f"{{type: openai, endpoint: {served.url}, model: shapes-exact, temperature: 0, check: false"
+        capped = align(prism, trained, tmp_path, more=[f"teacher={teacher}, max_calls: 42}}"]).wait()
+        assert capped.code == 3, capped.stderr
+        assert "training is kept up to step 1" in " ".join(capped.stderr.split())
+        assert [p.name for p in (tmp_path / "align/checkpoints").glob("checkpoint-*")] == ["checkpoint-1"]
+        done = align(prism, trained, tmp_path, more=[f"teacher={teacher}}}"]).wait()
+    assert done.code == 0, done.stderr
+    assert "checkpoint-1" in done.stdout
+    assert_same_end(tmp_path, reference)
+
+
 def test_samples_of_a_killed_warm_up_are_kept(prism, trained, tmp_path):
     # 144 pairs are two batches: one of 128 samples, one of 16.
     more = ["discriminator.warmup.pairs=136", "micro_batch=64", "rollouts=32", "max_steps=1", "max_response_tokens=32"]
     order = ["align", "tiny", "--from", trained, *SMALL.split(), *more, "--output", "align"]
-    second = ("prism_cli.stages.warmup:sample_responses", 2)
+    second = ("prism_cli.stages.policy_samples:sample_responses", 2)
     assert prism(*order, cwd=tmp_path, kill=second).code == -signal.SIGKILL
     samples = tmp_path / "align/warmup/samples.jsonl"
     first = samples.read_text()

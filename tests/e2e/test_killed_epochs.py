@@ -19,7 +19,7 @@ STEP = "transformers.trainer:Trainer.training_step"
 # From the start into the second pass; from its beginning to near its end; from its middle into the third pass.
 KILLS = [(STEP, 6), (STEP, 4), (STEP, 3)]
 # Times, and TRL's own counter, which it does not keep in a checkpoint.
-LEFT_OUT = ("seconds", "step_time", "num_tokens")
+LEFT_OUT = ("seconds", "step_time", "teacher/wait_seconds", "num_tokens")
 
 
 def metrics(folder):

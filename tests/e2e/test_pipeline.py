@@ -119,8 +119,8 @@ def test_every_teacher_answer_was_paid_for_once(folder):
     store = AnswerStore(folder / "runs/tiny/teacher_answers.sqlite")
     kept = {answer.key for answer in store}
     calls = [json.loads((folder / f"runs/tiny/{step}/teacher.json").read_text())["calls"] for step in ("align", "eval")]
-    # align: 16 + 4 pairs of 16 rows, so all 16, and 4 held-out for the showcase; eval: 16 others.
-    assert (calls, len(kept)) == ([20, 16], 36)
+    # align: 6 probes, 16 + 4 pairs of 16 rows, so all 16, and 4 held-out for the showcase; eval: 16 others.
+    assert (calls, len(kept)) == ([26, 16], 42)
     store.close()
 
 

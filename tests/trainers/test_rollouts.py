@@ -13,11 +13,13 @@ from prism_cli.evaluation.sampling import multimodal, sample_responses
 from prism_cli.models import load_policy, placeholder_ids
 from prism_cli.recipes.sections import ResponseSection, WorldData
 from prism_cli.recipes.stages import RLRecipe
+from prism_cli.responses import Grammar, Part
 from prism_cli.stages import build, rl
 from prism_cli.stages.grammar import grammar_of
 from prism_cli.trainers.arguments import RolloutBatch
 from prism_cli.trainers.grpo import PRESETS, GRPOTrainer, VerifiedReward
-from prism_cli.trainers.on_policy_distill import AdvantageRule, OnPolicyDistillTrainer
+from prism_cli.trainers.on_policy_distill import AdvantageRule, OnPolicyDistillTrainer, PartReader, TeacherCalls
+from prism_cli.trainers.prompts import epoch_order
 from prism_cli.trainers.rollout import RolloutTrainer
 from prism_cli.worlds import world
 
@@ -51,18 +53,18 @@ def groups(rows, count=PROMPTS, size=GROUP):
     return [rows[i] for i in range(count) for _ in range(size)]
 
 
-def oracle_text(policy, row):
-    return policy.grammar.render(world("shapes").oracle(row["prompt"][-1]["content"], row["images"][0]))
+def oracle_text(policy, row, grammar=None):
+    return (grammar or policy.grammar).render(world("shapes").oracle(row["prompt"][-1]["content"], row["images"][0]))
 
 
 class Align:
     """A trainer with all that was asked of its teacher."""
 
-    def __init__(self, policy, rows, folder, **more):
+    def __init__(self, policy, rows, folder, failing=(), taught=None, **more):
         tokenizer = policy.processor.tokenizer
         judge = Discriminator(
             dense_body(policy.model),
-            tuple(policy.grammar.parts),
+            tuple((taught or policy.grammar).parts),
             tokenizer.eos_token_id,
             tokenizer.pad_token_id,
             "dense",
@@ -74,18 +76,22 @@ class Align:
 
         def answers(wanted):
             self.asked.append([row["id"] for row in wanted])
-            return [oracle_text(policy, row) for row in wanted]
+            return [None if row["id"] in failing else oracle_text(policy, row, taught) for row in wanted]
 
         self.trainer = OnPolicyDistillTrainer(
             policy,
             self.learner,
-            lambda wanted: self.prefetched.append([row["id"] for row in wanted]),
-            answers,
+            TeacherCalls(
+                lambda wanted: self.prefetched.extend(row["id"] for row in wanted),
+                lambda wanted: [row["id"] not in failing for row in wanted],
+                answers,
+            ),
             AdvantageRule("per_part", "floor", PENALTY, 0.0),
             options(folder, **more),
             rows,
             rows,
             [],
+            taught=taught,
         )
 
     def roll_out(self, batch):
@@ -131,6 +137,23 @@ def test_advantages_are_the_methods_and_not_trls(policy, rows, tmp_path):
     assert align.metric("responses/malformed_fraction") == pytest.approx(1 - sum(valid) / len(valid))
 
 
+def test_rewards_and_malformed_responses_are_logged_by_source(policy, rows, tmp_path):
+    align = Align(policy, rows, tmp_path, temperature=1.3)
+    align.trainer.model.train()
+    torch.manual_seed(0)
+    # The first prompt is of one source, the others of another.
+    batch = [{**row, "source": "one" if i < GROUP else "two"} for i, row in enumerate(groups(rows))]
+    align.roll_out(batch)
+    valid = align.trainer._valid.tolist()
+    assert align.metric("sources/one/malformed_fraction") == pytest.approx(1 - sum(valid[:GROUP]) / GROUP)
+    assert align.metric("sources/two/malformed_fraction") == pytest.approx(
+        1 - sum(valid[GROUP:]) / (len(valid) - GROUP)
+    )
+    rewards = align.trainer.discriminator(batch)
+    assert align.metric("sources/one/reward") == pytest.approx(statistics.mean(rewards[:GROUP]), abs=1e-5)
+    assert align.metric("sources/two/reward") == pytest.approx(statistics.mean(rewards[GROUP:]), abs=1e-5)
+
+
 def test_the_discriminator_learns_in_training_and_not_in_evaluation(policy, rows, tmp_path):
     align = Align(policy, rows, tmp_path)
     before = align.weights()
@@ -151,7 +174,90 @@ def test_each_prompts_teacher_answer_is_fetched_once_by_its_row(policy, rows, tm
     align = Align(policy, rows, tmp_path)
     align.trainer.model.train()
     align.roll_out(groups(rows))
-    assert align.prefetched == align.asked == [rows["id"][:PROMPTS]]
+    assert align.asked == [rows["id"][:PROMPTS]]
+
+
+def test_prompts_are_asked_about_before_their_step_and_failed_ones_are_never_rolled_out(policy, rows, tmp_path):
+    order = [rows["id"][i] for i in epoch_order(len(rows), 42, 0)]
+    failing = order[1]
+    align = Align(policy, rows, tmp_path, failing={failing}, max_steps=2, logging_steps=1)
+    align.trainer.train()
+    # Eight rows make two steps of three prompts; with the second failing, the seventh is drawn too.
+    taken = [order[i] for i in (0, 2, 3, 4, 5, 6)]
+    assert [id for step in align.asked for id in step] == taken
+    assert align.prefetched == order[:7], "each once, the failed one too, and no prompt of a step past the last"
+    first = align.trainer.state.log_history[0]
+    assert first["teacher/failed_prompts"] == 1
+    assert 0 <= first["teacher/wait_seconds"] < first["step_time"]
+
+
+def test_failed_prompts_stand_in_the_checkpoint(policy, rows, tmp_path):
+    align = Align(policy, rows, tmp_path)
+    align.trainer.failed_prompts.update({"b", "a"})
+    align.trainer.save_failed_prompts(tmp_path)
+    assert (tmp_path / "failed_prompts.json").read_text() == '["a", "b"]'
+    again = Align(policy, rows, tmp_path)
+    again.trainer.load_failed_prompts(tmp_path)
+    assert again.trainer.failed_prompts == {"a", "b"}
+
+
+def test_a_held_out_row_without_an_answer_is_not_compared(policy, rows, tmp_path):
+    align = Align(policy, rows, tmp_path, failing=set(rows["id"]))
+    align.trainer.model.eval()
+    align.roll_out(groups(rows, size=2))
+    assert align.metric("teacher/malformed_fraction", "eval") == 1
+    assert "discriminator/accuracy/perception" not in align.trainer._metrics["eval"]
+
+
+def test_an_evaluation_asks_about_all_held_out_rows_at_once(policy, rows, tmp_path):
+    align = Align(policy, rows, tmp_path)
+    align.trainer.evaluate()
+    assert align.prefetched == list(rows["id"])
+
+
+# Text-only teachers ---------------------------------------------------------------------------------------------------
+
+
+def test_a_text_only_teacher_is_read_by_its_own_grammar(policy):
+    reader = PartReader(policy.processor, policy.grammar, policy.grammar.without("perception"))
+    blind, whole = "<think> red </think> <answer> red </answer>", "<caption> red </caption> "
+    assert reader.text(whole + blind) is None
+    assert list(reader.text(blind)) == ["reasoning"]
+    rollout = policy.processor.tokenizer(whole + blind)["input_ids"]
+    assert reader.tokens(rollout) == reader.text(blind), "without its caption the rollout is what the teacher wrote"
+    assert reader.tokens(policy.processor.tokenizer(blind)["input_ids"]) is None
+
+
+def test_weights_of_taught_parts_keep_the_sum_of_all(policy):
+    def weights(declared, taught):
+        parts = {name: Part((name,), weight) for name, weight in declared.items()}
+        grammar = Grammar(parts, None)
+        left = Grammar({name: parts[name] for name in taught}, None)
+        return PartReader(policy.processor, grammar, left).weights().tolist()
+
+    assert weights({"a": 0.5, "b": 0.5}, ["b"]) == pytest.approx([1.0])
+    assert weights({"a": 0.4, "b": 1.2, "c": 0.4}, ["b", "c"]) == pytest.approx([1.5, 0.5])
+    assert weights({"a": 0.4, "b": 1.2}, ["a", "b"]) == pytest.approx([0.4, 1.2])
+
+
+def test_a_part_that_is_not_taught_is_not_judged(policy, rows, tmp_path):
+    align = Align(policy, rows, tmp_path, taught=policy.grammar.without("perception"))
+    align.trainer.model.train()
+    given = align.roll_out(groups(rows))["advantages"].tolist()
+    scores, valid = align.trainer._scores, align.trainer._valid.tolist()
+    assert scores.shape == (PROMPTS * GROUP, 1)
+    # The one part left weighs what both did, so twice the 0.5 of `by_hand`.
+    starts = range(0, len(valid), GROUP)
+    twice = [[row[0], row[0]] for row in scores.tolist()]
+    expected = [a for i in starts for a in by_hand(twice[i : i + GROUP], valid[i : i + GROUP])]
+    assert given == pytest.approx(expected, abs=1e-4)
+    floor = min(row[0] for row, ok in zip(twice, valid, strict=True) if ok) - 1
+    rewards = [row[0] if ok else floor for row, ok in zip(twice, valid, strict=True)]
+    assert align.metric("reward") == pytest.approx(statistics.mean(rewards), abs=1e-5)
+    assert "discriminator/accuracy/perception" not in align.trainer._metrics["train"]
+
+
+# Comparisons ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_rollout_is_compared_with_its_own_prompts_answer(policy, rows, tmp_path):

@@ -1,4 +1,5 @@
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -6,13 +7,14 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from prism_cli.data.lengths import refuse_over_long, token_lengths
-from prism_cli.errors import DataError, PrismError
+from prism_cli.errors import DataError, PrismError, RecipeError
 from prism_cli.models import Policy
-from prism_cli.recipes.sections import ResponseSection, TinyModel, WorldData
+from prism_cli.recipes.sections import FileData, MixtureData, ResponseSection, TinyModel, WorldData
+from prism_cli.recipes.stages import SFTRecipe
 from prism_cli.runs import Run
-from prism_cli.stages import build, training
+from prism_cli.stages import build, checks, sft, training
 from prism_cli.stages.grammar import grammar_of
-from prism_cli.stages.sft import _completions
+from prism_cli.stages.sft import _completions, _stream
 from prism_cli.trainers.callbacks import RichProgress
 from prism_cli.trainers.sft import sft_trainer
 
@@ -97,3 +99,119 @@ def test_a_training_that_ends_early_is_an_error_and_leaves_no_live_display(polic
         training.train(trainer, run, mine)
     assert not progress.progress.live.is_started
     assert not run.model.exists()
+
+
+# Sources --------------------------------------------------------------------------------------------------------------
+
+
+class Logs(TrainerCallback):
+    """All that was logged."""
+
+    def __init__(self):
+        self.lines = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.lines.append(logs)
+
+    def values(self, name):
+        return [line[name] for line in self.lines if name in line]
+
+
+def small_steps(folder, steps, **more):
+    options = {"output_dir": str(folder), "report_to": "none", "use_cpu": True, "bf16": False, "disable_tqdm": True}
+    options |= {"max_steps": steps, "per_device_train_batch_size": 4, "remove_unused_columns": False, "seed": 0}
+    return {**options, "gradient_checkpointing": False, "logging_steps": 1, "save_strategy": "no", **more}
+
+
+def test_the_loss_of_each_source_is_logged_and_adds_up(policy, data, tmp_path):
+    world = {"type": "world", "split": "train", "count": 8}
+    sources = {"one": {**world, "size": 8, "seed": 0}, "two": {**world, "size": 8, "seed": 1, "count": 4}}
+    mixed = build.load_data(MixtureData.model_validate({"type": "mixture", "sources": sources}), policy)
+    rows = _completions(mixed, None, policy, 10_000)
+    logs, model = Logs(), copy.deepcopy(policy.model)
+    # One step over all rows at a learning rate of nothing, then the same rows as held-out ones.
+    options = small_steps(tmp_path, 1, per_device_train_batch_size=12, learning_rate=0.0)
+    trainer = sft_trainer(model, policy.processor, rows, rows, {**options, "per_device_eval_batch_size": 5}, [logs])
+    trainer.train()
+    trainer.evaluate()
+    learnt = {name: [found for found in rows if found["source"] == name] for name in sources}
+    tokens = {name: (trainer.data_collator(found)["labels"] != -100).sum().item() for name, found in learnt.items()}
+    assert {name: len(found) for name, found in learnt.items()} == {"one": 8, "two": 4}
+    by_source = [logs.values(f"sources/{name}/loss")[0] for name in sources]
+    whole = sum(loss * tokens[name] for loss, name in zip(by_source, sources, strict=True)) / sum(tokens.values())
+    assert logs.values("loss")[0] == pytest.approx(whole, rel=1e-4)
+    assert [logs.values(f"eval_{name}_loss")[0] for name in sources] == pytest.approx(by_source, rel=1e-4)
+    assert by_source[0] != pytest.approx(by_source[1], rel=1e-4)
+
+
+def test_rows_of_one_set_are_no_source(policy, data, tmp_path):
+    logs = Logs()
+    rows = _completions(data, None, policy, 10_000)
+    sft_trainer(copy.deepcopy(policy.model), policy.processor, rows, None, small_steps(tmp_path, 1), [logs]).train()
+    assert logs.values("loss")
+    assert not [name for line in logs.lines for name in line if "source" in name]
+
+
+# Streams --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def streamed(data, tmp_path):
+    """The rows' demonstrations as a file, fewer than the steps below take."""
+    with open(tmp_path / "rows.jsonl", "w") as file:
+        for number, found in enumerate(data):
+            found["images"][0].save(tmp_path / f"{number}.png")
+            fields = {"question": found["prompt"][-1]["content"], "response": found["demonstration"]}
+            file.write(json.dumps({"image": f"{number}.png", **fields}) + "\n")
+    return FileData(path=str(tmp_path / "rows.jsonl"), stream=True)
+
+
+def stream_recipe(section, **more):
+    return SFTRecipe.model_validate(
+        {"data": section, "model": {"type": "tiny"}, "max_steps": 4, "max_tokens": 10_000, **more}
+    )
+
+
+def losses(policy, rows, folder, steps, resume=None, **more):
+    logs = Logs()
+    options = small_steps(folder, steps, save_strategy="steps", save_steps=3, **more)
+    model = copy.deepcopy(policy.model)
+    sft_trainer(model, policy.processor, rows, None, options, [logs]).train(resume_from_checkpoint=resume)
+    return logs.values("loss")
+
+
+def test_a_stream_trains_over_its_end_and_continues_where_it_was(policy, streamed, tmp_path):
+    recipe = stream_recipe(streamed)
+    whole = losses(policy, _stream(recipe, policy), tmp_path / "whole", 5)
+    assert len(whole) == 5  # of 4 rows a step, with 12 in the file
+    losses(policy, _stream(recipe, policy), tmp_path / "cut", 3, lr_scheduler_type="constant")
+    start = losses(policy, _stream(recipe, policy), tmp_path / "start", 5, lr_scheduler_type="constant")
+    checkpoint = str(tmp_path / "cut" / "checkpoint-3")
+    rest = losses(policy, _stream(recipe, policy), tmp_path / "cut", 5, checkpoint, lr_scheduler_type="constant")
+    assert rest == start[3:]
+
+
+def test_a_streamed_row_that_is_too_long_is_told_with_its_tokens(policy, streamed):
+    with pytest.raises(DataError, match=r"row: \d+ tokens, more than max_tokens = 20"):
+        next(iter(_stream(stream_recipe(streamed, max_tokens=20), policy)))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"max_steps": None}, "data.stream: how many rows there are is not known"),
+        ({"teacher": {"type": "embedded"}}, "data.stream: a teacher is asked about all rows"),
+    ],
+)
+def test_what_a_stream_can_not_do_is_refused_before_anything_is_read(streamed, more, message):
+    with pytest.raises(RecipeError, match=message):
+        sft.check(stream_recipe(streamed, **more))
+
+
+def test_only_sft_s_training_rows_are_streamed(streamed):
+    for stage, field in (("rl", "data"), ("sft", "eval_data"), ("align", "data")):
+        with pytest.raises(RecipeError, match=f"{field}.stream"):
+            checks.check_data(streamed, stage, field)
+    mixture = {"type": "mixture", "sources": {"a": {**streamed.model_dump(), "weight": 1}}}
+    with pytest.raises(RecipeError, match=r"data\.sources\.a\.stream"):
+        checks.check_data(MixtureData.model_validate(mixture), "sft")

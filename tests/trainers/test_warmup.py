@@ -9,7 +9,9 @@ from prism_cli.errors import PrismError, RecipeError
 from prism_cli.models import load_policy
 from prism_cli.recipes.sections import WorldData
 from prism_cli.recipes.stages import AlignRecipe
-from prism_cli.stages import build, warmup
+from prism_cli.stages import build, policy_samples
+from prism_cli.stages.judge import build_judge, refuse_unfit
+from prism_cli.stages.pairs import sampled_pairs
 from prism_cli.trainers.on_policy_distill import PartReader
 from prism_cli.worlds import world
 from tests.tiny import tiny_policy
@@ -54,7 +56,7 @@ class Desk:
 
 
 def pairs(policy, rows, desk, path):
-    return warmup._pairs(RECIPE, policy, rows, desk, PartReader(policy.processor, policy.grammar), path)
+    return sampled_pairs(RECIPE, policy, rows, desk, PartReader(policy.processor, policy.grammar), path)
 
 
 def test_a_row_in_several_pairs_is_asked_once_and_paired_with_its_own_answer(policy, rows, tmp_path):
@@ -67,26 +69,31 @@ def test_a_row_in_several_pairs_is_asked_once_and_paired_with_its_own_answer(pol
 
 
 def test_without_a_well_formed_side_the_malformed_one_is_named(policy, rows, tmp_path):
-    with pytest.raises(PrismError, match="every teacher answer of 12 pairs is malformed") as caught:
+    with pytest.raises(PrismError, match=r"of 12 pairs none .* malformed are 12 teacher answers") as caught:
         pairs(policy, rows, Desk(policy, rows, malformed=True), tmp_path / "a.jsonl")
-    assert "response.parts" in caught.value.hint
+    assert "the teacher's side" in caught.value.hint
     (tmp_path / "b.jsonl").write_text(f"{json.dumps([])}\n" * 12)
-    whole, warmup.SAMPLED_AT_ONCE = warmup.SAMPLED_AT_ONCE, 12
+    whole, policy_samples.SAMPLED_AT_ONCE = policy_samples.SAMPLED_AT_ONCE, 12
     try:
-        with pytest.raises(PrismError, match="every policy sample of 12 pairs is malformed"):
+        with pytest.raises(PrismError, match="are 0 teacher answers and 12 policy samples") as caught:
             pairs(policy, rows, Desk(policy, rows), tmp_path / "b.jsonl")
+        assert "the policy's side" in caught.value.hint
     finally:
-        warmup.SAMPLED_AT_ONCE = whole
+        policy_samples.SAMPLED_AT_ONCE = whole
 
 
 def test_kept_samples_are_whole_batches_and_what_a_kill_left_of_another_is_cut_off(tmp_path):
     path = tmp_path / "samples.jsonl"
-    assert warmup._whole_lines(path) == []
-    count = warmup.SAMPLED_AT_ONCE
+    assert policy_samples.whole_lines(path) == []
+    count = policy_samples.SAMPLED_AT_ONCE
     whole = "".join(f"[{i}]\n" for i in range(count))
     path.write_text(whole + "[1]\n[2, ")
-    assert warmup._whole_lines(path) == [[i] for i in range(count)]
+    assert policy_samples.whole_lines(path) == [[i] for i in range(count)]
     assert path.read_text() == whole
+
+
+def based_on(path):
+    return RECIPE.model_copy(update={"discriminator": RECIPE.discriminator.model_copy(update={"base": str(path)})})
 
 
 def test_a_base_with_another_vocabulary_is_refused(policy, tmp_path):
@@ -94,9 +101,20 @@ def test_a_base_with_another_vocabulary_is_refused(policy, tmp_path):
     copy.deepcopy(model).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match="has another vocabulary than the policy") as caught:
-        warmup._base(str(tmp_path), policy)
+        refuse_unfit(based_on(tmp_path).discriminator, policy)
     assert "same family" in caught.value.hint
 
 
 def test_a_base_with_the_policys_vocabulary_is_taken(policy, trained):
-    assert warmup._base(str(trained / "model"), policy).num_parameters() == policy.model.num_parameters()
+    recipe = based_on(trained / "model")
+    refuse_unfit(recipe.discriminator, policy)
+    judge = build_judge(recipe, policy, ("perception", "reasoning"))
+    own = policy.model.model.state_dict()
+    assert all(weight.equal(own[name]) for name, weight in judge.body.state_dict().items())
+
+
+def test_a_base_of_another_family_is_refused(policy, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    with pytest.raises(RecipeError, match="is a qwen2_5_vl model") as caught:
+        refuse_unfit(based_on(tmp_path).discriminator, policy)
+    assert "Qwen3-VL-2B" in caught.value.hint

@@ -145,10 +145,11 @@ def test_dry_run_prints_the_whole_recipe_and_a_plan_and_writes_nothing(folder):
 
 
 def test_every_option_reaches_its_key(folder):
-    (folder / "d.jsonl").touch()
+    (folder / "d.jsonl").write_text('{"question": "q"}\n')
     result = prism(
         *("align", "--model", "m", "--data", "d.jsonl", "--output", "o", "--teacher-endpoint", "http://h/v1"),
-        *("--teacher-model", "t", "--max-steps", "3", "--seed", "4", "--dry-run"),
+        *("--teacher-model", "t", "--max-steps", "3", "--seed", "4", "--dry-run", "--max-teacher-calls", "7"),
+        *("--max-teacher-usd", "2.5", "teacher.price={prompt: 1, completion: 2}"),
     )
     assert result.exit_code == 0, result.output
     recipe = parse_value(result.stdout)
@@ -156,6 +157,8 @@ def test_every_option_reaches_its_key(folder):
     assert recipe["data"]["path"] == "d.jsonl"
     assert recipe["teacher"]["endpoint"] == "http://h/v1"
     assert recipe["teacher"]["model"] == "t"
+    assert (recipe["teacher"]["max_calls"], recipe["teacher"]["max_usd"]) == (7, 2.5)
+    assert "1, with 0 pictures; 0 answers are kept" in result.stderr
     assert (recipe["output"], recipe["max_steps"], recipe["seed"]) == ("o", 3, 4)
 
 

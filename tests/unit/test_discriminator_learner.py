@@ -72,9 +72,10 @@ def test_scores_come_in_the_order_of_rollouts_and_parts():
     assert torch.allclose(judged.scores.flip(0), one.score(comparisons).scores, atol=1e-5, equal_nan=True)
 
 
-def gradients(kind, micro_batch, **options):
+def gradients(kind, micro_batch, comparisons=None, **options):
     one = learner(kind, micro_batch=micro_batch, learning_rate=0.0, max_grad_norm=1e9, **options)
-    one.score_and_update(batch())
+    torch.manual_seed(3)
+    one.score_and_update(comparisons or batch())
     return {name: weight.grad for name, weight in one.discriminator.named_parameters()}
 
 
@@ -82,6 +83,54 @@ def gradients(kind, micro_batch, **options):
 def test_micro_batches_add_up_to_the_same_gradient(kind):
     whole, split = gradients(kind, 16), gradients(kind, 1)
     assert all(torch.allclose(whole[name], split[name], atol=1e-6) for name in whole)
+
+
+def test_a_group_read_in_pieces_gives_the_same_gradient_dropout_and_all():
+    group = batch()._replace(prompt_of=[0] * 5, prompts=batch().prompts[:1], teacher=batch().teacher[:1])
+    whole, pieces = (gradients("dense", size, group, dropout=0.5) for size in (16, 2))
+    assert all(torch.allclose(whole[name], pieces[name], atol=1e-6) for name in whole)
+
+
+def tokens_read(one):
+    """Fills with the length of each row the body reads."""
+    lengths = []
+    one.discriminator.body.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    return lengths
+
+
+def test_prompts_and_teacher_answers_are_read_once_for_all_their_rollouts_to_score_and_to_learn():
+    one, comparisons = learner(), batch()
+    lengths = tokens_read(one)
+    one.score_and_update(comparisons)
+    texts = [*comparisons.teacher, *filter(None, comparisons.rollouts)]
+    parts_and_readouts = sum(len(ids) + 1 for text in texts for ids in text.values())
+    assert lengths == [sum(len(prompt.input_ids) for prompt in comparisons.prompts) + parts_and_readouts]
+
+
+def test_a_micro_batch_holds_whole_prompts_and_no_more_rollouts_than_it_says():
+    one, comparisons = learner(micro_batch=3), batch()
+    lengths = tokens_read(one)
+    one.score_and_update(comparisons)
+    assert len(lengths) == 2  # Two well-formed rollouts each: three would cut a prompt in two.
+    lengths.clear()
+    one.micro_batch = 4
+    one.score_and_update(comparisons)
+    assert len(lengths) == 1
+
+
+def test_a_group_larger_than_a_micro_batch_is_read_in_even_pieces_the_teachers_answer_once():
+    one, view = learner(micro_batch=2), batch().prompts[:1]
+    rollouts = [parts(f"a1 {color} square") for color in ("red", "green", "blue", "yellow")]
+    group = Comparisons(view, [parts("a1 red circle")], rollouts, [0] * 4)
+    lengths = tokens_read(one)
+    one.score_and_update(group)
+    # The teacher's text and four rollouts in two rows, half each; each row twice: to compare, then to learn.
+    text = sum(len(ids) + 1 for ids in rollouts[0].values())
+    assert len(lengths) == 4
+    assert sum(lengths) == 2 * (2 * len(view[0].input_ids) + 5 * text)
+    assert max(lengths) <= len(view[0].input_ids) + 3 * text
 
 
 def test_micro_batches_do_not_multiply_the_balance_loss():

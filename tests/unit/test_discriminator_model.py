@@ -4,10 +4,11 @@ import pytest
 import torch
 from PIL import Image
 from tests.tiny import tiny_policy
+from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import load_balancing_loss_func
 
 from prism_cli.discriminator.inputs import PromptInputs, build_score_inputs
 from prism_cli.discriminator.model import Discriminator
-from prism_cli.discriminator.upcycle import dense_body, upcycle
+from prism_cli.discriminator.upcycle import Upcycling, dense_body, upcycle
 from prism_cli.errors import CheckpointError, DataError
 
 READOUT, PAD = 60, 61
@@ -33,7 +34,7 @@ def ids(text):
 
 def discriminator(kind="dense", readout="last", **options):
     policy, _ = tiny_policy()
-    body = upcycle(policy, noise_scale="relative", noise=0.1) if kind == "moe" else dense_body(policy)
+    body = upcycle(policy, Upcycling(noise_scale="relative", noise=0.1)) if kind == "moe" else dense_body(policy)
     torch.manual_seed(0)
     return Discriminator(body, ("perception", "reasoning"), READOUT, PAD, kind=kind, readout=readout, **options)
 
@@ -47,17 +48,100 @@ SHORT, LONG = "b2 red square", "a1 blue circle , b2 red square , c3 green triang
 KINDS = ["moe", "dense", "text_only"]
 
 
-def test_a_row_is_prompt_part_and_readout_token_padded_on_the_right():
-    batch = build_score_inputs([PromptInputs([1, 2]), PromptInputs([3])], [(0, [5, 6]), (1, [7])], 9, 0)
-    assert batch.input_ids.tolist() == [[1, 2, 5, 6, 9], [3, 7, 9, 0, 0]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
-    assert batch.part_mask.int().tolist() == [[0, 0, 1, 1, 0], [0, 1, 0, 0, 0]]
-    assert batch.readout.tolist() == [4, 2]
+def test_a_row_is_all_prompts_then_all_parts_each_ended_by_the_readout_token():
+    batch = build_score_inputs([PromptInputs([1, 2]), PromptInputs([3])], [(1, [5, 6]), (0, [7])], 9)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 5, 6, 9, 7, 9]]
+    assert batch.packing.starts.tolist() == [3, 6]
+    assert batch.packing.ends.tolist() == [5, 7]
+    assert batch.packing.prompt_of.tolist() == [1, 0]
+
+
+def wide(color):
+    """A picture of two visual tokens by four, beside the usual three by three."""
+    return picture(color).resize((96, 48))
+
+
+def mixed_batch():
+    """Four prompts: one picture, none, two, and one of another size; parts of different lengths, out of order."""
+    prompts = [
+        prompt(picture("red")),
+        prompt(question="what is right of a1 ?"),
+        prompt(picture("blue"), picture("red", (16, 32))),
+        prompt(wide("green"), question="what is at a1 and so ?"),
+    ]
+    return prompts, [(0, ids(SHORT)), (2, ids(LONG)), (1, ids(LONG)), (3, ids(SHORT)), (0, ids(LONG)), (3, ids("a1"))]
+
+
+def alone(judge, prompts, rows, **options):
+    """The model's own forward over `[prompt | part | read-out]`, one sequence at a time, images and all."""
+    outputs = []
+    for p, part in rows:
+        row = torch.tensor([[*prompts[p].input_ids, *part, READOUT]])
+        judge.body.rope_deltas = None  # what it remembers of the last sequence
+        outputs.append(
+            judge.body(
+                input_ids=row,
+                attention_mask=torch.ones_like(row),
+                pixel_values=prompts[p].pixel_values,
+                image_grid_thw=prompts[p].image_grid_thw,
+                mm_token_type_ids=(row == judge.body.config.image_token_id).int(),
+                **options,
+            )
+        )
+    return outputs
+
+
+def gradients(judge):
+    found = {name: weight.grad.clone() for name, weight in judge.named_parameters() if weight.grad is not None}
+    judge.zero_grad()
+    return found
+
+
+def assert_same_gradients(packed, expected, relative=1e-5):
+    assert set(packed) == set(expected)
+    scale = max(float(gradient.norm()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert float((packed[name] - gradient).norm()) <= relative * max(float(gradient.norm()), 0.1 * scale), name
+
+
+@pytest.mark.parametrize("kind", ["moe", "dense"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_scores_and_gradients_equal_the_models_own_one_sequence_at_a_time(kind, checkpointing):
+    judge, (prompts, rows) = discriminator(kind), mixed_batch()
+    weights = torch.linspace(-1, 1, len(rows))
+    own = judge.score(torch.stack([output.last_hidden_state[0, -1] for output in alone(judge, prompts, rows)]))
+    (own * weights).sum().backward()
+    expected = gradients(judge)
+    if checkpointing:
+        judge.body.train().gradient_checkpointing_enable()
+    packed = judge(judge.inputs(prompts, rows))
+    assert packed.tolist() == pytest.approx(own.tolist(), abs=1e-5)
+    (packed * weights).sum().backward()
+    assert_same_gradients(gradients(judge), expected)
+
+
+def test_the_mean_readout_equals_the_models_own_one_sequence_at_a_time():
+    judge, (prompts, rows) = discriminator(readout="mean"), mixed_batch()
+    with torch.no_grad():
+        states = [output.last_hidden_state[0] for output in alone(judge, prompts, rows)]
+        means = [state[-len(part) - 1 : -1].mean(0) for state, (_, part) in zip(states, rows, strict=True)]
+        assert scores(judge, prompts, rows).tolist() == pytest.approx(
+            judge.score(torch.stack(means)).tolist(), abs=1e-5
+        )
+
+
+def test_the_balance_loss_counts_a_prompt_once_a_part():
+    judge, (prompts, rows) = discriminator("moe"), mixed_batch()
+    with torch.no_grad():
+        own = [output.router_logits for output in alone(judge, prompts, rows, output_router_logits=True)]
+        layers = tuple(torch.cat(layer) for layer in zip(*own, strict=True))
+        packed = judge.read(judge.inputs(prompts, rows), balance=True).balance
+    assert float(packed) == pytest.approx(float(load_balancing_loss_func(layers, 4, 2)), abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("readout", ["last", "mean"])
-def test_padding_and_neighbours_do_not_change_a_rows_score(kind, readout):
+def test_neighbours_do_not_change_a_parts_score(kind, readout):
     judge = discriminator(kind, readout)
     prompts = [
         prompt(picture("red")),
@@ -68,22 +152,6 @@ def test_padding_and_neighbours_do_not_change_a_rows_score(kind, readout):
     together = scores(judge, prompts, rows)
     alone = [float(scores(judge, [prompts[p]], [(0, part)])) for p, part in rows]
     assert together.tolist() == pytest.approx(alone, abs=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["moe", "dense"])
-def test_hidden_states_equal_the_models_own_forward_with_the_image_repeated(kind):
-    judge, one = discriminator(kind), prompt(picture("red", (16, 16)))
-    batch = judge.inputs([one], [(0, ids(SHORT)), (0, ids(LONG))])
-    with torch.no_grad():
-        own = judge.body(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            pixel_values=one.pixel_values.repeat(2, 1),
-            image_grid_thw=one.image_grid_thw.repeat(2, 1),
-            mm_token_type_ids=(batch.input_ids == judge.body.config.image_token_id).int(),
-        ).last_hidden_state
-        hidden = judge.read(batch).hidden
-    assert torch.allclose(hidden, own[torch.arange(2), batch.readout], atol=1e-5)
 
 
 def test_the_mean_is_taken_over_the_parts_tokens_alone():
@@ -197,7 +265,7 @@ def test_upcycling_without_noise_changes_no_hidden_state():
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is at b2 ?"}]}]
     )
     batch = processor(text=[text], images=[picture("red", (16, 0))], return_tensors="pt")
-    moe = upcycle(policy, experts=3, top_k=2, noise=0.0)
+    moe = upcycle(policy, Upcycling(experts=3, top_k=2, noise=0.0))
     with torch.no_grad():
         difference = moe(**batch).last_hidden_state - policy.model(**batch).last_hidden_state
     assert difference.abs().max() < 1e-5
@@ -207,14 +275,16 @@ def test_experts_differ_by_the_noise_asked_for():
     policy, _ = tiny_policy()
     dense = policy.model.language_model.layers[0].mlp.down_proj.weight.detach()
     for scale, expected in [("absolute", 0.01), ("relative", 0.01 * float(dense.std()))]:
-        experts = upcycle(policy, noise=0.01, noise_scale=scale).language_model.layers[0].mlp.experts.down_proj
+        experts = (
+            upcycle(policy, Upcycling(noise=0.01, noise_scale=scale)).language_model.layers[0].mlp.experts.down_proj
+        )
         assert float((experts - dense).detach().std()) == pytest.approx(expected, rel=0.05)
         assert not torch.equal(experts[0], experts[1])
 
 
 def test_upcycling_copies_all_but_the_mlps_and_makes_every_layer_sparse():
     policy, _ = tiny_policy()
-    moe = upcycle(policy, experts=4, top_k=2, seed=3)
+    moe = upcycle(policy, Upcycling(experts=4, top_k=2, seed=3))
     dense, sparse = policy.model.state_dict(), moe.state_dict()
     shared = set(dense) & set(sparse)
     assert {name for name in dense if name not in shared} == {
@@ -230,7 +300,9 @@ def test_the_seed_decides_the_noise_and_the_global_random_state_is_left_alone():
     policy, _ = tiny_policy()
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    one, same, other = (upcycle(policy, seed=s).language_model.layers[1].mlp.experts.gate_up_proj for s in (1, 1, 2))
+    one, same, other = (
+        upcycle(policy, Upcycling(seed=s)).language_model.layers[1].mlp.experts.gate_up_proj for s in (1, 1, 2)
+    )
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -238,7 +310,7 @@ def test_the_seed_decides_the_noise_and_the_global_random_state_is_left_alone():
 
 def test_more_choices_than_experts_are_refused():
     with pytest.raises(ValueError, match="top_k is 3"):
-        upcycle(tiny_policy()[0], experts=2, top_k=3)
+        upcycle(tiny_policy()[0], Upcycling(experts=2, top_k=3))
 
 
 def test_a_dense_body_is_a_copy():

@@ -2,6 +2,7 @@
 
 import base64
 import gc
+import json
 import os
 import signal
 import socket
@@ -274,3 +275,96 @@ def test_the_blocking_server_announces_itself_and_stops_cleanly_on_ctrl_c():
     os.kill(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=10)
     assert (process.returncode, out, err) == (0, "interrupted\n", "")
+
+
+def _batch_line(id, question, **change):
+    line = {"custom_id": id, "method": "POST", "url": "/v1/chat/completions"}
+    return line | {"body": {"model": "world", "messages": _user(question)}} | change
+
+
+def _submit(client, *lines, metadata=None):
+    content = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+    file = client.files.create(file=("input.jsonl", content), purpose="batch")
+    assert client.files.content(file.id).content == content
+    return client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata=metadata or {}
+    )
+
+
+def _ended(client, id, within=10):
+    deadline = time.monotonic() + within
+    while (batch := client.batches.retrieve(id)).status in ("validating", "in_progress", "cancelling"):
+        assert time.monotonic() < deadline, batch
+        time.sleep(0.02)
+    return batch
+
+
+def _results(client, file_id):
+    lines = [json.loads(line) for line in client.files.content(file_id).text.splitlines()]
+    return {line["custom_id"]: line for line in lines}
+
+
+def test_a_batch_answers_each_line_and_puts_what_failed_into_the_error_file(client):
+    lines = [_batch_line("a", "hello"), _batch_line("b", "riddle"), _batch_line("c", "crash")]
+    batch = _ended(client, _submit(client, *lines).id)
+    assert batch.status == "completed"
+    answered, failed = _results(client, batch.output_file_id), _results(client, batch.error_file_id)
+    assert answered["a"]["response"]["body"]["choices"][0]["message"]["content"] == "answer 0 to hello"
+    assert {id: line["response"]["status_code"] for id, line in failed.items()} == {"b": 400, "c": 500}
+    assert batch.request_counts.total == 3
+
+
+def test_a_batch_with_a_broken_line_fails_whole_and_says_where(client):
+    batch = _ended(client, _submit(client, _batch_line("a", "x"), _batch_line("a", "y"), {"custom_id": "c"}).id)
+    assert batch.status == "failed"
+    assert [(problem.code, problem.line) for problem in batch.errors.data] == [
+        ("duplicate_custom_id", 2),
+        ("invalid_json_line", 3),
+    ]
+    assert batch.output_file_id is None
+
+
+def test_batches_are_listed_newest_first_page_by_page_with_their_metadata(client):
+    ids = [_submit(client, _batch_line("a", "x"), metadata={"mark": str(i)}).id for i in range(3)]
+    first = client.batches.list(limit=2)
+    assert [batch.id for batch in first.data] == ids[:0:-1]
+    assert first.has_more
+    assert [batch.metadata["mark"] for batch in client.batches.list(limit=1, after=ids[1]).data] == ["0"]
+    assert len(list(client.batches.list(limit=2))) >= 3
+
+
+def test_a_batch_past_its_window_expires_and_one_cancelled_stops_each_with_what_came():
+    slow = threading.Event()
+
+    def some_slow(request):
+        if request.question == "slow":
+            slow.wait(1)
+        return [f"answer to {request.question}"]
+
+    app = create_app(some_slow, "world", batch_window=0.3)
+    with ServedEndpoint(app) as server, openai.OpenAI(base_url=server.url, api_key="x", max_retries=0) as client:
+        lines = [_batch_line("a", "x"), _batch_line("b", "slow")]
+        batch = _ended(client, _submit(client, *lines).id)
+        cancelled = _submit(client, *lines)
+        client.batches.cancel(cancelled.id)
+        cancelled = _ended(client, cancelled.id)
+        slow.set()
+        assert batch.status == "expired"
+        assert set(_results(client, batch.output_file_id)) == {"a"}
+        assert _results(client, batch.error_file_id)["b"]["error"]["code"] == "batch_expired"
+        assert cancelled.status == "cancelled"
+        assert "b" in _results(client, cancelled.error_file_id)
+        with pytest.raises(openai.ConflictError):
+            client.batches.cancel(batch.id)
+
+
+def test_files_and_batches_need_the_key_and_unknown_ones_are_404(client, url):
+    with openai.OpenAI(base_url=url, api_key="wrong", max_retries=0) as stranger:
+        for call in (stranger.batches.list, lambda: stranger.files.content("file-1")):
+            with pytest.raises(openai.AuthenticationError):
+                call()
+    for call in (client.batches.retrieve, client.files.retrieve, client.files.content):
+        with pytest.raises(openai.NotFoundError):
+            call("none")
+    file = client.files.create(file=("x.jsonl", b"{}\n"), purpose="batch")
+    assert (client.files.retrieve(file.id).bytes, client.files.delete(file.id).deleted) == (3, True)

@@ -47,3 +47,19 @@ def test_dollars_cannot_be_capped_when_tokens_are_not_reported():
     budget.reserve()
     with pytest.raises(BudgetError, match="does not report tokens"):
         budget.settle(None, None)
+
+
+def test_a_request_without_a_reply_is_no_call():
+    budget = Budget(max_calls=1)
+    budget.reserve()
+    budget.release()
+    budget.reserve()
+    budget.settle(10, 5)
+    assert budget.summary()["calls"] == 1
+    with pytest.raises(BudgetError):
+        budget.reserve()
+
+
+def test_what_an_answer_costs_is_unknown_without_its_tokens():
+    assert Price(2.0, 10.0).usd(500_000, 100_000) == 2.0
+    assert Price(2.0, 10.0).usd(500_000, None) is None

@@ -1,40 +1,37 @@
 import base64
+import hashlib
+import json
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-import traceback
 from concurrent.futures import CancelledError
 
 import pytest
-from tests.faulty_endpoint import FaultyEndpoint, answer, broken_off, no_choices, status, web_page
+from tests.faulty_endpoint import FaultyEndpoint, answer, ask, connecting, outcomes, results, status
 
-from prism_cli.endpoint.budget import Budget
-from prism_cli.endpoint.client import EndpointClient, served_model
+from prism_cli.endpoint import pace
+from prism_cli.endpoint.budget import Budget, Price
+from prism_cli.endpoint.client import served_model
 from prism_cli.endpoint.failures import NoAnswerError
-from prism_cli.endpoint.requests import EndpointRequest, describe
+from prism_cli.endpoint.requests import EndpointRequest, Settings, describe
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import BudgetError, DataError, TeacherError
 
-SECRET = "sk-very-secret-0123456789"
 PNG = b"\x89PNG\r\n\x1a\n rest"
-KILLED_ASKER = """
-import os, signal, sys
+ASKER = """
+import sys
 from prism_cli.endpoint.client import EndpointClient
 from prism_cli.endpoint.requests import EndpointRequest
 from prism_cli.endpoint.store import AnswerStore
-client = EndpointClient(sys.argv[1], "m", store=AnswerStore(sys.argv[2]), concurrency=1)
-futures = client.submit([EndpointRequest([{"role": "user", "content": f"q{i}"}]) for i in range(6)])
-for future in futures[:3]:
+client = EndpointClient(sys.argv[1], "m", store=AnswerStore(sys.argv[2]), concurrency=4)
+futures = client.submit([EndpointRequest([{"role": "user", "content": f"q{i}"}]) for i in range(200)])
+for future in futures:
     future.result()
-os.kill(os.getpid(), signal.SIGKILL)
+    print("used", flush=True)
 """
-
-
-def ask(question: str, **rest) -> EndpointRequest:
-    return EndpointRequest([{"role": "user", "content": question}], **rest)
 
 
 @pytest.fixture(autouse=True)
@@ -55,19 +52,8 @@ def store(tmp_path):
 
 @pytest.fixture
 def connect(endpoint, store):
-    clients = []
-
-    def connect(url=endpoint.url, **settings) -> EndpointClient:
-        clients.append(EndpointClient(url, settings.pop("model", "m"), **{"store": store, **settings}))
-        return clients[-1]
-
-    yield connect
-    for client in clients:
-        client.close()
-
-
-def results(client, *requests):
-    return [future.result(timeout=30) for future in client.submit(requests)]
+    with connecting(endpoint.url, store) as connect:
+        yield connect
 
 
 # Asked once ----------------------------------------------------------------------------------------------------------
@@ -105,16 +91,47 @@ def test_an_answer_moves_with_its_model_to_another_endpoint(connect):
         assert not elsewhere.asked
 
 
+def test_two_teachers_with_one_model_name_keep_their_answers_apart(endpoint, connect, store):
+    results(connect(name="the school's"), ask("q"))
+    results(connect(name="the university's"), ask("q"))
+    assert endpoint.asked == {"q": 2}
+    assert [(kept.teacher, kept.model) for kept in store] == [("the school's", "m"), ("the university's", "m")]
+
+
+def test_looking_for_a_kept_answer_asks_and_counts_nothing(endpoint, connect):
+    client = connect()
+    assert client.kept(ask("q")) is None
+    results(client, ask("q"))
+    kept = client.kept(ask("q"))
+    assert kept is not None
+    assert (kept.text, kept.cached) == ("answer to q", True)
+    assert (endpoint.asked.total(), client.budget.summary()["cached"]) == (1, 0)
+
+
 @pytest.mark.timeout(120)
-def test_a_killed_process_does_not_ask_again_for_what_it_got(endpoint, connect, store):
-    killed = subprocess.run([sys.executable, "-c", KILLED_ASKER, endpoint.url, store.path], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert store.count() >= 3
-    results(connect(), *[ask(f"q{i}") for i in range(6)])
-    assert [endpoint.asked[f"q{i}"] for i in range(3)] == [1, 1, 1]
-    assert store.count() == 6
-    # Only the one that was under way when the process died may have come twice.
-    assert endpoint.asked.total() <= 7
+@pytest.mark.parametrize("after", [1, 23, 60])
+def test_a_process_killed_at_any_instant_loses_no_answer_it_received(endpoint, connect, store, after):
+    endpoint.delay = 0.01
+    process = subprocess.Popen([sys.executable, "-c", ASKER, endpoint.url, store.path], stdout=subprocess.PIPE)
+    for _ in range(after):
+        assert process.stdout is not None
+        process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    # Of the answers the endpoint gave, only those of the four requests under way may have missed their reader.
+    given = endpoint.completed.total()
+    assert given - 4 <= store.count() <= given
+    kept = {json.loads(answer.request)["messages"][0]["content"] for answer in store}
+    results(connect(), *[ask(f"q{i}") for i in range(200)])
+    assert {endpoint.asked[question] for question in kept} == {1}, "asked again for what was kept"
+    assert store.count() == 200
+    assert endpoint.asked.total() <= 204
+    before = endpoint.asked.total()
+    assert all(given.cached for given in results(connect(), *[ask(f"q{i}") for i in range(200)]))
+    assert endpoint.asked.total() == before
+
+
+# Keys ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -122,13 +139,31 @@ def test_a_killed_process_does_not_ask_again_for_what_it_got(endpoint, connect, 
     [ask("other"), ask("q", sample=1), ask("q", images=(PNG,)), EndpointRequest([{"role": "system", "content": "q"}])],
 )
 def test_what_shapes_the_answer_changes_the_key(changed):
-    assert describe(changed, "m", 1.0, 100)[0] != describe(ask("q"), "m", 1.0, 100)[0]
+    assert describe(changed, Settings("m"))[0] != describe(ask("q"), Settings("m"))[0]
 
 
 def test_settings_change_the_key_but_the_row_id_does_not():
-    keys = {describe(ask("q"), *settings)[0] for settings in [("m", 1, 9), ("n", 1, 9), ("m", 0.5, 9), ("m", 1, 8)]}
-    assert len(keys) == 4
-    assert describe(ask("q", row="7"), "m", 1.0, 9) == describe(ask("q"), "m", 1, 9)
+    settings = [("m", 1, 9), ("n", 1, 9), ("m", 0.5, 9), ("m", 1, 8), ("m", 1, 9, None, "another teacher")]
+    assert len({describe(ask("q"), Settings(*each))[0] for each in settings}) == 5
+    assert describe(ask("q", row="7"), Settings("m", 1.0, 9)) == describe(ask("q"), Settings("m", 1, 9))
+
+
+def test_the_key_of_a_plain_request_is_what_it_always_was():
+    digest = hashlib.sha256(PNG).hexdigest()
+    written = (
+        f'{{"images": ["{digest}"], "max_tokens": 8192, "messages": [{{"content": "Straße?", "role": "user"}}], '
+        '"model": "m", "sample": 0, "temperature": 1.0}'
+    )
+    plain = describe(ask("Straße?", images=(PNG,), row="7"), Settings("m"))
+    assert plain == (hashlib.sha256(written.encode()).hexdigest(), written)
+    # Naming a teacher after its model, or the message the pictures go with anyway, changes nothing.
+    assert describe(ask("Straße?", images=(PNG,), images_at=0), Settings("m", name="m")) == plain
+
+
+def test_where_the_pictures_stand_is_part_of_the_key():
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    first, last, plain = [EndpointRequest(turns, (PNG,), images_at=at) for at in (0, 2, -1)]
+    assert describe(last, Settings("m")) == describe(plain, Settings("m")) != describe(first, Settings("m"))
 
 
 # On the wire ---------------------------------------------------------------------------------------------------------
@@ -136,14 +171,24 @@ def test_settings_change_the_key_but_the_row_id_does_not():
 
 def test_images_are_sent_as_read_before_the_question(endpoint, connect):
     request = EndpointRequest([{"role": "system", "content": "s"}, {"role": "user", "content": "q"}], images=(PNG,))
-    results(connect(temperature=0.5, max_tokens=77), request)
+    client = connect(temperature=0.5, max_tokens=77)
+    results(client, request)
     body = endpoint.bodies[0]
+    assert body == client.body(request)
     assert (body["temperature"], body["max_tokens"], body["model"]) == (0.5, 77, "m")
     assert body["messages"][0] == {"role": "system", "content": "s"}
     picture, text = body["messages"][1]["content"]
     media, _, data = picture["image_url"]["url"].partition(";base64,")
     assert (media, base64.b64decode(data)) == ("data:image/png", PNG)
     assert text == {"type": "text", "text": "q"}
+
+
+def test_images_go_with_the_message_they_belong_to(endpoint, connect):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "q"}]
+    results(connect(), EndpointRequest(turns, images=(PNG,), images_at=0))
+    contents = [message["content"] for message in endpoint.bodies[0]["messages"]]
+    assert [part["type"] for part in contents[0]] == ["image_url", "text"]
+    assert contents[1:] == ["b", "q"]
 
 
 def test_an_unknown_kind_of_image_is_refused_before_anything_is_asked(endpoint, connect):
@@ -167,82 +212,76 @@ def test_concurrency_reaches_its_bound_and_never_exceeds_it(endpoint, connect, b
     assert endpoint.most_at_once == bound
 
 
-# Failures that pass --------------------------------------------------------------------------------------------------
+# Answers that can't be used ------------------------------------------------------------------------------------------
+
+UNUSABLE = [
+    pytest.param(answer(None, refusal="I won't"), "refused", "refusal", id="refused"),
+    pytest.param(answer("part of it", finish_reason="content_filter"), "filtered", "content_filter", id="filtered"),
+    pytest.param(answer(None), "empty", "empty", id="empty"),
+    pytest.param(answer("half an ans", finish_reason="length"), "cut off", "length", id="cut off"),
+    pytest.param(answer(None, finish_reason="length"), "cut off", "length", id="cut off while thinking"),
+    pytest.param(answer("no tags at all"), "malformed", "stop", id="malformed"),
+]
 
 
-def test_retry_after_is_honoured(endpoint, connect):
-    endpoint.plan["q"] = [status(429, retry_after="2")]
-    start = time.monotonic()
-    (given,) = results(connect(), ask("q"))
-    # Without the header the first pause is at most half a second.
-    assert time.monotonic() - start >= 2
-    assert given.text == "answer to q"
+def no_tags(text):
+    return "there are no tags" if "no tags" in text else None
 
 
-@pytest.mark.parametrize("fault", [status(500), status(503), broken_off])
-def test_a_passing_failure_is_asked_again(endpoint, connect, fault):
+@pytest.mark.parametrize(("fault", "reason", "finish"), UNUSABLE)
+def test_an_unusable_answer_is_kept_for_the_bill_and_asked_again(endpoint, connect, store, fault, reason, finish):
     endpoint.plan["q"] = [fault]
-    client = connect()
-    assert results(client, ask("q"))[0].text == "answer to q"
+    client = connect(check=no_tags, price=Price(1e6, 0.0))
+    (given,) = results(client, ask("q", row="7"))
+    assert (given.text, given.cached) == ("answer to q", False)
+    assert [(kept.attempt, kept.finish, client.problem(kept), kept.usd, kept.row) for kept in store] == [
+        (1, finish, reason, 10.0, "7"),
+        (2, "stop", None, 10.0, "7"),
+    ]
+    assert client.budget.summary()["calls"] == 2
+
+
+@pytest.mark.parametrize(("fault", "reason", "finish"), UNUSABLE)
+def test_after_as_many_attempts_the_request_fails_alone(endpoint, connect, store, fault, reason, finish):
+    endpoint.plan["q"] = [fault] * 9
+    client = connect(check=no_tags, attempts=2)
+    failed, other = outcomes(client, [ask("q", row="7"), ask("r")])
+    assert isinstance(failed, NoAnswerError)
+    assert failed.reason == reason
+    assert f"row 7: m at {endpoint.url} gave no usable answer in 2 attempts" in str(failed)
+    assert other.text == "answer to r"
+    # The attempts stand in the store: another start does not begin them anew.
+    (again,) = outcomes(connect(check=no_tags, attempts=2), [ask("q")])
+    assert again.reason == reason
+    assert endpoint.asked == {"q": 2, "r": 1}
+    # More attempts, more asking.
+    outcomes(connect(check=no_tags, attempts=3), [ask("q")])
+    assert endpoint.asked["q"] == 3
+
+
+def test_whether_an_answer_can_be_used_is_decided_when_it_is_read(endpoint, connect):
+    endpoint.plan["q"] = [answer("no tags")]
+    assert results(connect(), ask("q"))[0].text == "no tags"
+    strict = connect(check=no_tags)
+    assert strict.kept(ask("q")) is None
+    assert results(strict, ask("q"))[0].text == "answer to q"
+    assert results(connect(), ask("q"))[0].text == "no tags", "the first usable one stays the answer"
     assert endpoint.asked == {"q": 2}
-    assert client.budget.summary()["calls"] == 1
 
 
-# Failures that stay --------------------------------------------------------------------------------------------------
+def test_the_cost_time_and_origin_of_an_answer_are_kept(endpoint, connect, store):
+    endpoint.plan["q"] = [answer("yes", model="m-2026-11")]
+    endpoint.delay = 0.2
+    results(connect(price=Price(prompt=2.0, completion=10.0)), ask("q", row="7"))
+    (kept,) = store.answers(connect().key(ask("q")))
+    # 10 · 2 $/M + 5 · 10 $/M
+    assert (kept.usd, kept.prompt_tokens, kept.completion_tokens) == (7e-5, 10, 5)
+    assert (kept.url, kept.served_model, kept.row) == (endpoint.url, "m-2026-11", "7")
+    assert kept.seconds is not None
+    assert 0.2 <= kept.seconds < 5
 
 
-@pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        (answer(None, refusal="I won't"), "refused"),
-        (answer("part of it", finish_reason="content_filter"), "filtered"),
-        (answer(None), "empty"),
-        (answer("  \n", finish_reason="length"), "length"),
-        (no_choices, "no choices"),
-        (status(400, "too many pixels"), "too many pixels"),
-    ],
-)
-def test_refusals_are_not_cached(endpoint, connect, store, fault, said):
-    endpoint.plan["q"] = [fault]
-    client = connect()
-    with pytest.raises(NoAnswerError, match=f"row 7: .*{said}"):
-        results(client, ask("q", row="7"))
-    assert store.count() == 0
-    # It concerned that request alone: the client goes on, and may ask it again.
-    assert [given.text for given in results(client, ask("r"), ask("q"))] == ["answer to r", "answer to q"]
-
-
-def test_a_refused_key_is_told_by_the_variables_name(endpoint, connect, store, monkeypatch):
-    monkeypatch.setenv("MY_KEY", SECRET)
-    endpoint.plan["q"] = [status(401, f"Incorrect API key provided: {SECRET}")]
-    with pytest.raises(TeacherError, match="MY_KEY") as caught:
-        results(connect(api_key_env="MY_KEY"), ask("q"))
-    assert endpoint.keys == [f"Bearer {SECRET}"]
-    assert "MY_KEY" in caught.value.hint
-    assert endpoint.asked == {"q": 1}
-
-
-@pytest.mark.parametrize("code", [400, 401, 403, 404, 429, 500])
-def test_the_key_shows_nowhere(endpoint, connect, store, monkeypatch, code):
-    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    endpoint.plan["q"] = [status(code, f"bad key {SECRET}", x_should_retry="false")]
-    client = connect(endpoint.url.replace("127", "user:hunter2@127", 1))
-    results(client, ask("fine"))
-    with pytest.raises(TeacherError) as caught:
-        results(client, ask("q"))
-    shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
-    shown += f"{caught.value!r} {caught.value.hint} {client!r} {vars(client)}"
-    links = [caught.value]
-    while links[-1] is not None:
-        links.append(links[-1].__cause__ or links[-1].__context__)
-    written = b"".join(file.read_bytes() for file in store.path.parent.glob("answers.sqlite*"))
-    assert b"answer to fine" in written
-    assert SECRET.encode() not in written
-    # The test itself names the secret in its own frame's source, so only the library's frames are looked at.
-    own = [line for line in shown.splitlines() if "test_endpoint_client" not in line]
-    assert SECRET not in "\n".join(own)
-    assert "hunter2" not in str(caught.value)
-    assert not [link for link in links if link is not None and not isinstance(link, TeacherError)]
+# Failures that end the client ----------------------------------------------------------------------------------------
 
 
 def test_a_missing_key_is_told_by_the_variables_name(connect):
@@ -261,32 +300,19 @@ def test_what_is_no_url_is_refused_at_once(connect, url):
         connect(url)
 
 
-def test_an_unknown_model_is_named(endpoint, connect):
-    endpoint.plan["q"] = [status(404)]
-    with pytest.raises(TeacherError, match="does not know big-model"):
-        results(connect(model="big-model"), ask("q"))
-
-
-def test_an_endpoint_that_is_not_there_is_named_with_its_url(connect):
+def test_an_endpoint_that_is_not_there_is_named_with_its_url(connect, monkeypatch):
+    monkeypatch.setattr(pace, "PATIENCE", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(TeacherError, match=f"http://127.0.0.1:{port}/v1 can't be reached") as caught:
-        results(connect(f"http://127.0.0.1:{port}/v1", max_retries=0), ask("q"))
-    assert "prism teacher serve" in caught.value.hint
-
-
-def test_a_web_page_is_no_answer(endpoint, connect, store):
-    endpoint.plan["q"] = [web_page]
-    with pytest.raises(TeacherError):
-        results(connect(), ask("q"))
-    assert store.count() == 0
+        results(connect(f"http://127.0.0.1:{port}/v1"), *[ask(f"q{i}") for i in range(8)])
+    assert "prism teacher serve" in (caught.value.hint or "")
 
 
 def test_after_a_failure_that_stays_nothing_more_is_asked(endpoint, connect):
     endpoint.plan["q0"] = [status(401)]
     client = connect(concurrency=1)
-    futures = client.submit([ask(f"q{i}") for i in range(50)])
-    errors = [future.exception(timeout=10) for future in futures]
+    errors = outcomes(client, [ask(f"q{i}") for i in range(50)], timeout=10)
     assert endpoint.asked == {"q0": 1}
     assert len(set(map(id, errors))) == 1
     with pytest.raises(TeacherError, match="401"):
@@ -299,14 +325,20 @@ def test_after_a_failure_that_stays_nothing_more_is_asked(endpoint, connect):
 
 def test_a_budget_stops_with_exit_code_3_and_keeps_what_was_paid(endpoint, connect, store):
     endpoint.delay = 0.05
-    futures = connect(budget=Budget(max_calls=3)).submit([ask(f"q{i}") for i in range(10)])
-    errors = [future.exception(timeout=10) for future in futures]
-    assert errors[:3] == [None] * 3
+    errors = outcomes(connect(budget=Budget(max_calls=3)), [ask(f"q{i}") for i in range(10)], timeout=10)
+    assert [error.text for error in errors[:3]] == [f"answer to q{i}" for i in range(3)]
     assert {(type(error), error.exit_code) for error in errors[3:]} == {(BudgetError, 3)}
     assert endpoint.asked.total() == store.count() == 3
     # With more budget the same questions cost only the seven that are missing.
     rest = connect(budget=Budget(max_calls=7))
     assert [given.cached for given in results(rest, *[ask(f"q{i}") for i in range(10)])] == [True] * 3 + [False] * 7
+
+
+def test_a_request_that_brought_no_reply_uses_up_no_budget(endpoint, connect):
+    endpoint.plan["q"] = [status(500), status(429)]
+    client = connect(budget=Budget(max_calls=1))
+    assert results(client, ask("q"))[0].text == "answer to q"
+    assert client.budget.summary()["calls"] == 1
 
 
 def test_closing_drops_what_is_under_way_without_hanging(endpoint, connect):

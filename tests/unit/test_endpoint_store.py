@@ -1,4 +1,3 @@
-import json
 import signal
 import sqlite3
 import subprocess
@@ -7,55 +6,159 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from prism_cli.endpoint.store import AnswerStore
+from prism_cli.endpoint.store import AnswerStore, StoredAnswer
 from prism_cli.errors import CheckpointError
 
 WRITER = """
 import sys
-from prism_cli.endpoint.store import AnswerStore
+from prism_cli.endpoint.store import AnswerStore, StoredAnswer
 print("ready", flush=True)
 sys.stdin.readline()
 store = AnswerStore(sys.argv[1])
 for i in range(40):
-    store.put(f"{sys.argv[2]}-{i}", "m", "{}", "text")
+    store.put(StoredAnswer(f"{sys.argv[2]}-{i}", "m", "m", "{}", "text"))
+    store.put(StoredAnswer("shared", "m", "m", "{}", f"{sys.argv[2]} {i}"))
+"""
+OPENER = """
+import sys
+from prism_cli.endpoint.store import AnswerStore
+print("ready", flush=True)
+sys.stdin.readline()
+print(AnswerStore(sys.argv[1]).count())
 """
 KILLED_WRITER = """
 import os, signal, sys
-from prism_cli.endpoint.store import AnswerStore
+from prism_cli.endpoint.store import AnswerStore, StoredAnswer
 store = AnswerStore(sys.argv[1])
 for i in range(3):
-    store.put(str(i), "m", "{}", f"text {i}")
+    store.put(StoredAnswer(str(i), "m", "m", "{}", f"text {i}"))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+# The table as the first version of the store made it.
+FIRST_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, model TEXT NOT NULL, request TEXT NOT NULL, "
+    "text TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER, created REAL NOT NULL)"
+)
+
+
+def stored(key: str, text: str = "text", **rest) -> StoredAnswer:
+    return StoredAnswer(key, **{"teacher": "t", "model": "m", "request": "{}", "text": text, **rest})
+
+
+def of_the_first_schema(path, answers=1):
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(FIRST_SCHEMA)
+        for i in range(answers):
+            connection.execute(
+                "INSERT INTO answers VALUES (?,?,?,?,?,?,?)", (f"k{i}", "m", "{}", f"a{i}", 7, None, 1.5)
+            )
+    connection.close()
+
+
+def processes(code, path, names):
+    """Runs the code once a name, all at the same moment; gives what each printed."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen([sys.executable, "-c", code, path, name], **pipes) for name in names]
+    assert [process.stdout.readline() for process in running] == ["ready\n"] * len(running)
+    for process in running:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    printed = [process.communicate(timeout=60)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * len(running)
+    return printed
+
+
 def test_an_answer_comes_back_as_it_was_put(tmp_path):
     store = AnswerStore(tmp_path / "new folder" / "answers.sqlite")
-    store.put("k", "m", '{"sample": 0}', "Straße, 3 ≥ 2", 7, None)
-    row = store.get("k")
-    assert (row.model, row.request, row.text) == ("m", '{"sample": 0}', "Straße, 3 ≥ 2")
-    assert (row.prompt_tokens, row.completion_tokens) == (7, None)
-    assert store.get("other") is None
+    given = StoredAnswer(
+        "k",
+        "the school's",
+        "m",
+        '{"sample": 0}',
+        "Straße, 3 ≥ 2",
+        "length",
+        7,
+        None,
+        0.25,
+        "http://x/v1",
+        "m-1",
+        "7",
+        1.5,
+    )
+    put = store.put(given)
+    assert store.answers("k") == [put]
+    assert put._replace(attempt=0, created=0.0) == given
+    assert (put.attempt, put.created > 1.7e9) == (1, True)
+    assert store.answers("other") == []
 
 
-def test_the_first_answer_under_a_key_stays(tmp_path):
+def test_every_answer_under_a_key_is_kept_as_the_next_attempt(tmp_path):
     store = AnswerStore(tmp_path / "a.sqlite")
-    store.put("k", "m", "{}", "first")
-    store.put("k", "m", "{}", "second")
-    assert store.get("k").text == "first"
-    assert store.count() == 1
+    store.put(stored("k", "", finish="empty"))
+    store.put(stored("other"))
+    store.put(stored("k", "second"))
+    assert [(kept.attempt, kept.text, kept.finish) for kept in store.answers("k")] == [
+        (1, "", "empty"),
+        (2, "second", "stop"),
+    ]
+    assert store.count() == 3
 
 
 def test_answers_are_read_in_the_order_they_came_while_others_write(tmp_path):
     store = AnswerStore(tmp_path / "a.sqlite")
     for key in "cab":
-        store.put(key, "m", json.dumps({"key": key}), key.upper())
+        store.put(stored(key, key.upper()))
     seen = []
     for row in store:
         seen.append(row.text)
-        store.put(f"late {row.key}", "m", "{}", "late")
+        store.put(stored(f"late {row.key}", "late"))
     assert seen == ["C", "A", "B"]
     assert store.count() == 6
+
+
+def test_totals_are_told_apart_by_teacher_and_model(tmp_path):
+    store = AnswerStore(tmp_path / "a.sqlite")
+    store.put(stored("a", prompt_tokens=100, completion_tokens=10, usd=0.5))
+    store.put(stored("b", prompt_tokens=300, completion_tokens=None, usd=None, finish="length"))
+    store.put(stored("c", teacher="other"))
+    mine, other = store.summary()
+    assert (mine.teacher, mine.model, mine.calls, mine.finishes) == ("t", "m", 2, {"length": 1, "stop": 1})
+    assert (mine.prompt_tokens, mine.completion_tokens, mine.usd) == (400, 10, 0.5)
+    assert (mine.mean_prompt_tokens, mine.mean_completion_tokens) == (200, 10)
+    assert mine.first <= mine.last
+    assert (other.teacher, other.calls, other.usd, other.mean_prompt_tokens) == ("other", 1, None, None)
+
+
+# Older files ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_store_of_the_first_schema_keeps_what_was_paid_for(tmp_path):
+    path = tmp_path / "a.sqlite"
+    of_the_first_schema(path)
+    (kept,) = AnswerStore(path).answers("k0")
+    assert kept == StoredAnswer("k0", "m", "m", "{}", "a0", "unknown", 7, None, attempt=1, created=1.5)
+    assert AnswerStore(path).put(stored("k0")).attempt == 2
+    assert AnswerStore(path).count() == 2
+
+
+def test_two_processes_that_open_an_old_store_together_bring_it_up_to_date_once(tmp_path):
+    path = tmp_path / "a.sqlite"
+    of_the_first_schema(path, answers=500)
+    assert processes(OPENER, path, "abcd") == ["500\n"] * 4
+
+
+def test_a_store_of_a_later_version_is_left_alone(tmp_path):
+    path = tmp_path / "a.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 9")
+    with pytest.raises(CheckpointError, match="schema 9"):
+        AnswerStore(path)
+
+
+# Accidents -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_process_loses_no_answer_it_has_put(tmp_path):
@@ -67,21 +170,17 @@ def test_a_killed_process_loses_no_answer_it_has_put(tmp_path):
 
 def test_several_processes_open_and_write_one_new_store_together(tmp_path):
     path = tmp_path / "a.sqlite"
-    command = [sys.executable, "-c", WRITER, path]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    writers = [subprocess.Popen([*command, name], **pipes) for name in "abcd"]
-    assert [writer.stdout.readline() for writer in writers] == ["ready\n"] * 4
-    for writer in writers:
-        writer.stdin.write("go\n")
-        writer.stdin.flush()
-    assert [(writer.communicate(timeout=60), writer.returncode)[1] for writer in writers] == [0] * 4
-    assert AnswerStore(path).count() == 160
+    processes(WRITER, path, "abcd")
+    store = AnswerStore(path)
+    assert store.count() == 320
+    # What two processes were answered to one question at the same time is kept twice, and numbered.
+    assert [kept.attempt for kept in store.answers("shared")] == list(range(1, 161))
 
 
 def test_several_threads_write_one_store(tmp_path):
     store = AnswerStore(tmp_path / "a.sqlite")
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda i: store.put(str(i), "m", "{}", "text"), range(100)))
+        list(threads.map(lambda i: store.put(stored(str(i))), range(100)))
     assert store.count() == 100
 
 
@@ -100,10 +199,28 @@ def test_a_store_damaged_midway_is_named(tmp_path):
     path = tmp_path / "a.sqlite"
     store = AnswerStore(path)
     for i in range(300):
-        store.put(str(i), "m", "{}", "x" * 500)
+        store.put(stored(str(i), "x" * 500))
     store.close()
     with path.open("r+b") as file:
         file.seek(8192)
         file.write(b"\xff" * 60000)
     with pytest.raises(CheckpointError, match=r"a\.sqlite.*damaged"):
         list(AnswerStore(path))
+
+
+def test_when_the_disk_is_full_everybody_who_waits_hears_of_it(tmp_path):
+    store = AnswerStore(tmp_path / "a.sqlite")
+    store._writer.execute("PRAGMA max_page_count = 20")
+
+    def put(i):
+        try:
+            return store.put(stored(str(i), "x" * 3000))
+        except CheckpointError as error:
+            return error
+
+    with ThreadPoolExecutor(8) as threads:
+        ended = list(threads.map(put, range(100)))
+    failed = [error for error in ended if isinstance(error, CheckpointError)]
+    assert "full" in str(failed[0])
+    # What is not there was not said to be there.
+    assert {kept.key for kept in store} == {kept.key for kept in ended if isinstance(kept, StoredAnswer)} != set()

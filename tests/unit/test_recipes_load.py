@@ -1,12 +1,18 @@
 """Loading recipes: where values come from, which win, and what is said when they are wrong."""
 
-import pytest
+from typing import Annotated, Literal
 
+import pytest
+from pydantic import Field
+
+from prism_cli.cli.options import given
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.alignment import DenseDiscriminator, MoEDiscriminator
+from prism_cli.recipes.changes import _switch
 from prism_cli.recipes.load import load_recipe, load_step
+from prism_cli.recipes.pipelines import PipelineStep
+from prism_cli.recipes.section import Section
 from prism_cli.recipes.sections import FileData
-from prism_cli.recipes.stages import PipelineStep
 from prism_cli.recipes.teachers import DatasetTeacher, EmbeddedTeacher, OpenAITeacher
 
 
@@ -116,6 +122,11 @@ def test_an_override_of_one_aliased_section_leaves_the_other():
     assert (recipe.data.path, recipe.eval_data.path) == ("a", "b")
 
 
+def test_values_for_the_data_that_an_option_names_are_kept():
+    data = load_recipe("sft", None, ["data.format=verl", "data.path=other"], given(model="m", data="rows.parquet")).data
+    assert data == FileData(path="rows.parquet", format="verl")
+
+
 def test_an_option_for_where_to_start_takes_the_files_away():
     assert load_recipe("rl", write("model: {type: tiny}"), options={"from": "runs/a"}).model is None
     start = {"type": "pretrained", "path": "m"}
@@ -147,9 +158,27 @@ def test_changing_the_type_drops_what_the_new_type_does_not_share():
     assert recipe.discriminator == DenseDiscriminator(type="dense", dropout=0.2)
 
 
-def test_a_key_of_the_same_name_but_another_type_is_not_shared():
+def test_a_world_s_keys_are_no_keys_of_a_file():
     file = write("data: {type: world, size: 3, split: tune}")
-    assert load_recipe("sft", file, ["data.type=file", "data.path=a"]).data == FileData(path="a", split="train")
+    assert load_recipe("sft", file, ["data.type=file", "data.path=a"]).data == FileData(path="a")
+
+
+class Number(Section):
+    type: Literal["number"]
+    value: int
+    unit: str
+
+
+class Word(Section):
+    type: Literal["word"]
+    value: str
+    unit: str
+
+
+def test_a_key_of_the_same_name_but_another_type_is_not_shared():
+    section = {"type": "number", "value": 3, "unit": "kg"}
+    _switch(Annotated[Number | Word, Field(discriminator="type")], section, "word")
+    assert section == {"unit": "kg"}
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -177,6 +206,26 @@ def test_the_teacher_options_make_the_teacher_an_endpoint():
 def test_the_teacher_options_keep_an_endpoint_teachers_other_values():
     recipe = load_recipe("align", write("teacher: {max_calls: 5}"), options={"teacher.endpoint": "http://b"})
     assert recipe.teacher == OpenAITeacher(endpoint="http://b", max_calls=5)
+
+
+def test_values_for_the_endpoint_survive_the_option_that_makes_the_teacher_one():
+    file = write("teacher: {type: embedded, variant: text_only}")
+    recipe = load_recipe("align", file, ["teacher.temperature=0.5"], {"teacher.endpoint": "http://b"})
+    assert recipe.teacher == OpenAITeacher(endpoint="http://b", temperature=0.5)
+
+
+def test_a_cap_is_no_reason_to_take_another_teacher():
+    lines = problems("align", "teacher: {type: embedded}", [], {"teacher.max_calls": 5})
+    assert lines == [
+        "--max-teacher-calls: teacher.max_calls: a section of type embedded has no such key (type openai has)"
+    ]
+    endpoint = {"teacher.endpoint": "http://b", "teacher.max_calls": 5}
+    assert load_recipe("align", write("teacher: {type: embedded}"), [], endpoint).teacher.max_calls == 5
+
+
+def test_a_cap_on_dollars_needs_a_price():
+    lines = problems("align", "teacher: {endpoint: http://b}", [], {"teacher.max_usd": 5.0})
+    assert "max_usd needs a price" in lines[0]
 
 
 # What is wrong --------------------------------------------------------------------------------------------------------

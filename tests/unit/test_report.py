@@ -332,6 +332,30 @@ def test_names_from_a_summary_are_no_markup():
     assert "[bold]x[/bold]" in console.export_text()
 
 
+def test_warnings_stand_on_the_page_with_their_cure(tmp_path):
+    folder = add_step(tmp_path, "align", 0, None)
+    warning = {"step": 20, "kind": "saturated/perception", "cause": "the judge always knows", "cure": HOSTILE}
+    (folder / "warnings.jsonl").write_text(json.dumps(warning) + "\n")
+    page = write_report(tmp_path).read_text()
+    assert "step 20: the judge always knows." in page
+    assert HOSTILE not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_a_measured_drift_is_a_table_like_any_other(tmp_path):
+    folder = add_step(tmp_path, "drift", 0, None)
+    cells = {"drift/perception": {"value": 0.731, "low": 0.7, "high": 0.76, "n": 64}}
+    (folder / "drift.json").write_text(json.dumps({"runs": [{"id": "sft", "metrics": cells}]}))
+    page = write_report(tmp_path).read_text()
+    assert "drift perception" in page
+    assert "0.731" in page
+
+
+def test_less_drift_is_better():
+    near, far = {"value": 0.6, "low": 0.55, "high": 0.65}, {"value": 0.8, "low": 0.75, "high": 0.85}
+    assert clear_winner(metric("drift/perception"), [far, near]) == 1
+
+
 def test_verdicts_beside_accuracy_and_captions_are_folded(tmp_path):
     text = read(write_report(build_run(tmp_path / "demo"))).text
     assert (

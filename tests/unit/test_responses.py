@@ -207,6 +207,16 @@ def test_without_tags_all_tokens_are_one_part():
     assert WHOLE.split_token_ids(marked, token_pieces(byte_level(), marked)) == {"response": ids}
 
 
+def test_without_a_part_the_others_keep_their_tags_and_weights():
+    reasoning = DEFAULT.without("perception")
+    assert dict(reasoning.parts) == {"reasoning": DEFAULT.parts["reasoning"]}
+    assert reasoning.parse("<think> a </think> <answer> 7 </answer>").answer == "7"
+    assert DEFAULT.without("style") is DEFAULT
+    assert DEFAULT.without("reasoning").answer_tag is None
+    with pytest.raises(ValueError, match="only part"):
+        reasoning.without("reasoning")
+
+
 def test_each_character_is_read_a_bounded_number_of_times():
     class Counted(bytes):
         read = 0

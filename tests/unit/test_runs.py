@@ -32,9 +32,8 @@ def finish(folder: Path, stage="sft", **options):
 
 
 def redo(folder: Path):
-    """What a run looks like once it was started over: finished at another time."""
-    manifest = json.loads((finish(folder, fresh=True) / "run.json").read_text())
-    write_atomically(folder / "run.json", json.dumps({**manifest, "created": "2999", "finished": "2999"}))
+    """The run, started over: created and finished at another time."""
+    finish(folder, fresh=True)
 
 
 def checkpoint(run, step: int, complete: bool) -> Path:
@@ -104,7 +103,7 @@ def test_a_run_whose_source_was_redone_is_refused_with_the_cure(pipeline, refere
 
 def test_a_run_whose_source_is_unchanged_continues(pipeline):
     finish(Path("runs/rl"), stage="rl", source=resolve_model("runs/p/sft")[1])
-    finish(Path("runs/p/sft"))  # the same command again, which did nothing
+    assert start(Path("runs/p/sft")).finished  # the same command again, which does nothing
     assert start(Path("runs/rl"), stage="rl", source=resolve_model("runs/p/sft")[1]).finished
 
 
@@ -190,6 +189,13 @@ def held(tmp_path):
 def test_two_processes_do_not_work_in_one_folder(held):
     with pytest.raises(CheckpointError, match="in use by another process"), start(held).working():
         pass
+
+
+def test_opening_a_run_at_work_elsewhere_leaves_its_record_alone(held):
+    before = (held / "run.json").read_text()
+    with pytest.raises(CheckpointError, match="in use by another process"):
+        start(held, command=["prism", "sft"])
+    assert (held / "run.json").read_text() == before
 
 
 def test_fresh_does_not_delete_a_run_that_another_process_works_on(held):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from prism_cli.recipes.identity import differences, to_dict
-from prism_cli.recipes.stages import AlignRecipe, EvalRecipe, PipelineRecipe, PipelineStep, SFTRecipe
+from prism_cli.recipes.pipelines import PipelineRecipe, PipelineStep
+from prism_cli.recipes.stages import AlignRecipe, EvalRecipe, SFTRecipe
 from prism_cli.runs import open_run, resolve_model
 from prism_cli.stages import report
 

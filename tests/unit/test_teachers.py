@@ -6,14 +6,13 @@ import threading
 import time
 
 import pytest
-from tests.faulty_endpoint import FaultyEndpoint, answer
+from tests.faulty_endpoint import FaultyEndpoint, answer, status
 
 from prism_cli.endpoint.budget import Budget
 from prism_cli.endpoint.client import EndpointClient
-from prism_cli.endpoint.failures import NoAnswerError
 from prism_cli.endpoint.store import AnswerStore
-from prism_cli.errors import DataError
-from prism_cli.teacher.teachers import ColumnTeacher, EndpointTeacher, TeacherRequest
+from prism_cli.errors import DataError, TeacherError
+from prism_cli.teacher.teachers import ColumnTeacher, EndpointTeacher, Failed, TeacherRequest
 
 INTERRUPTED = """
 import sys, time
@@ -75,12 +74,24 @@ def test_answers_asked_for_again_come_from_the_store(endpoint, teach):
     assert endpoint.asked == {"a": 1}
 
 
-def test_one_refusal_is_told_after_the_others_are_received(endpoint, teach, tmp_path):
-    endpoint.plan["a"] = [answer(None, refusal="no")]
+def test_a_row_without_a_usable_answer_stands_in_its_place_as_failed(endpoint, teach):
+    endpoint.plan["a"] = [answer(None, refusal="no")] * 9
+    first, second, third = teach(attempts=2).answers([ask("a", "1"), ask("b", "2"), ask("a", "3")])
+    assert (first, third) == (Failed("1", "refused"), Failed("3", "refused"))
+    assert second.text == "answer to b"
+    assert endpoint.asked == {"a": 2, "b": 1}
+
+
+def test_an_endpoint_that_fails_for_good_is_told_after_the_others_are_received(endpoint, teach, tmp_path):
+    endpoint.plan["b"] = [status(401)]
     endpoint.delay = 0.05
-    with pytest.raises(NoAnswerError, match="row 1: "):
-        teach(concurrency=1).answers([ask("a", "1"), ask("b", "2"), ask("c", "3")])
-    assert {row.text for row in AnswerStore(tmp_path / "answers.sqlite")} == {"answer to b", "answer to c"}
+    with pytest.raises(TeacherError, match="401"):
+        teach(concurrency=3).answers([ask("a", "1"), ask("b", "2"), ask("c", "3")])
+    assert {row.text for row in AnswerStore(tmp_path / "answers.sqlite")} == {"answer to a", "answer to c"}
+
+
+def test_a_teacher_goes_by_the_name_it_was_given(teach):
+    assert (teach().name, teach(name="the school's").name) == ("m", "the school's")
 
 
 @pytest.mark.timeout(120)

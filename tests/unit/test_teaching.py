@@ -1,29 +1,38 @@
-"""A stage's teacher: an endpoint that is down, answers that are kept, and the count of what was asked."""
+"""A stage's teacher: what is kept, what it fails on, what is counted, and when a stage stops."""
 
 import json
 import socket
 import time
 
 import pytest
-from tests.faulty_endpoint import FaultyEndpoint
+from tests.faulty_endpoint import FaultyEndpoint, answer
 
 from prism_cli.data.rows import dataset, row
-from prism_cli.errors import DataError, TeacherError
+from prism_cli.errors import BudgetError, DataError, TeacherError
 from prism_cli.recipes.identity import differences
-from prism_cli.recipes.sections import ResponseSection
 from prism_cli.recipes.teachers import OpenAITeacher
+from prism_cli.responses import Grammar, Part
 from prism_cli.runs import open_run
-from prism_cli.stages.grammar import grammar_of
-from prism_cli.stages.teaching import TeacherDesk, teaching
+from prism_cli.stages.asking import Asking
+from prism_cli.stages.desk import TeacherDesk
+from prism_cli.stages.teaching import teaching
 from prism_cli.teacher.teachers import ColumnTeacher
 
-GRAMMAR = grammar_of(ResponseSection())
+# One part without tags: any text is well-formed.
+GRAMMAR = Grammar({"whole": Part((), 1.0)}, None)
 ROWS = dataset(row(id, f"question {id}", []) for id in "abcd")
+MANY = dataset(row(f"r{i}", f"question {i}", []) for i in range(40))
 
 
 @pytest.fixture
 def run(tmp_path):
     return open_run(tmp_path / "run", "align", {}, "", differences)
+
+
+@pytest.fixture
+def endpoint():
+    with FaultyEndpoint() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture
@@ -35,12 +44,17 @@ def nobody():
 
 
 def section(run, url, **settings):
-    return OpenAITeacher(endpoint=url, store=str(run.folder / "answers.sqlite"), **{"model": "m", **settings})
+    chosen = {"model": "m", "attempts": 1, **settings}
+    return OpenAITeacher(endpoint=url, store=str(run.folder / "answers.sqlite"), **chosen)
 
 
-def ask(run, url, ids, **settings):
-    with teaching(section(run, url, **settings), GRAMMAR, run, ROWS) as desk:
-        return desk.answers([{"id": id} for id in ids])
+def ids(rows):
+    return [{"id": id} for id in rows]
+
+
+def ask(run, url, rows, data=ROWS, grammar=GRAMMAR, **settings):
+    with teaching(section(run, url, **settings), grammar, run, data) as desk:
+        return desk.answers(ids(rows))
 
 
 def usage(run):
@@ -60,26 +74,123 @@ def test_without_kept_answers_a_dead_endpoint_is_told_in_seconds(run, nobody):
     assert time.monotonic() - started < 10
 
 
-def test_an_endpoint_without_a_list_of_models_is_fine_when_the_model_is_named(run):
-    with FaultyEndpoint() as endpoint:
-        endpoint.models = []
-        assert ask(run, endpoint.url, "a") == ["answer to question a"]
-        with pytest.raises(TeacherError, match="serves 0 models"):
-            ask(run, endpoint.url, "a", model=None)
+def test_an_endpoint_without_a_list_of_models_is_fine_when_the_model_is_named(run, endpoint):
+    endpoint.models = []
+    assert ask(run, endpoint.url, "a") == ["answer to question a"]
+    with pytest.raises(TeacherError, match="serves 0 models"):
+        ask(run, endpoint.url, "a", model=None)
 
 
-def test_usage_is_on_disk_after_each_batch_and_counted_on_by_the_next_start(run):
-    with FaultyEndpoint() as endpoint:
-        with teaching(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
-            desk.answers([{"id": "a"}, {"id": "b"}])
-            assert usage(run)["calls"] == 2, "a kill from here on must not forget them"
-        ask(run, endpoint.url, "bc")
+def test_usage_is_on_disk_after_each_batch_and_counted_on_by_the_next_start(run, endpoint):
+    with teaching(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
+        desk.answers(ids("ab"))
+        assert usage(run)["calls"] == 2, "a kill from here on must not forget them"
+    ask(run, endpoint.url, "bc")
     # a and b, then c; b was kept. Each answer of this endpoint is 10 + 5 tokens.
     assert usage(run) == {"calls": 3, "cached": 1, "prompt_tokens": 30, "completion_tokens": 15, "usd": None}
 
 
 def test_two_rows_of_one_id_are_told_apart_or_refused():
-    teacher = ColumnTeacher({})
-    TeacherDesk(teacher, ROWS, dataset([row("a", "question a", [])]))
+    teacher, how = ColumnTeacher({}), Asking(GRAMMAR)
+    TeacherDesk(teacher, how, ROWS, dataset([row("a", "question a", [])]))
     with pytest.raises(DataError, match="two rows have the id a"):
-        TeacherDesk(teacher, ROWS, dataset([row("a", "another question", [])]))
+        TeacherDesk(teacher, how, ROWS, dataset([row("a", "another question", [])]))
+
+
+def test_several_samples_of_a_question_are_several_calls(run, endpoint):
+    with teaching(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
+        assert [desk.answers(ids("a"), sample) for sample in (0, 1, 0)] == [["answer to question a"]] * 3
+    assert endpoint.asked == {"question a": 2}
+
+
+def test_more_rows_than_are_under_way_at_a_time_come_in_order(run, endpoint, monkeypatch):
+    monkeypatch.setattr("prism_cli.stages.desk.WINDOW", 6)
+    monkeypatch.setattr("prism_cli.stages.desk.AT_ONCE", 4)
+    done = []
+    with teaching(section(run, endpoint.url), GRAMMAR, run, MANY) as desk:
+        given = desk.answers(ids(MANY["id"]), moved=done.append)
+    assert given == [f"answer to question {i}" for i in range(40)]
+    assert done == list(range(4, 41, 4))
+    assert set(endpoint.asked.values()) == {1}
+
+
+# Failures ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_the_teacher_fails_on_has_no_answer_and_is_counted(run, endpoint, capsys):
+    endpoint.plan["question b"] = [answer(None, refusal="no")]
+    with teaching(section(run, endpoint.url, max_failed=0.3), GRAMMAR, run, ROWS) as desk:
+        assert desk.teachable(ids("ab")) == [True, False]
+        assert desk.answers(ids("abcd")) == ["answer to question a", None, *(f"answer to question {i}" for i in "cd")]
+        assert desk.failures == {"refused": 1}
+        assert (desk.reason("a"), desk.reason("b")) == (None, "refused")
+    assert "teacher: 3 answers, 0 from the store, 1 rows failed (1 refused)" in capsys.readouterr().out
+
+
+def test_a_malformed_answer_is_asked_again_until_its_attempts_are_used_up(run, endpoint):
+    tagged = Grammar({"reasoning": Part(("think", "answer"), 1.0)})
+    endpoint.plan["question a"] = [answer("7"), answer("<think> 3 + 4 </think> <answer> 7 </answer>")]
+    endpoint.plan["question b"] = [answer("7"), answer("8")]
+    given = ask(run, endpoint.url, "ab", grammar=tagged, attempts=2, max_failed=0.5)
+    assert given == ["<think> 3 + 4 </think> <answer> 7 </answer>", None]
+    assert endpoint.asked == {"question a": 2, "question b": 2}
+
+
+def test_too_many_failures_end_the_stage_with_reasons_and_rows(run, endpoint):
+    endpoint.plan["question b"] = [answer(None, refusal="no")]
+    endpoint.plan["question c"] = [answer("half", finish_reason="length")]
+    with pytest.raises(TeacherError) as caught:
+        ask(run, endpoint.url, "abcd", max_failed=0.4)
+    assert "failed on 2 of 4 rows (1 refused, 1 cut off)" in str(caught.value)
+    assert "b (refused), c (cut off)" in str(caught.value)
+    assert "teacher.max_failed" in caught.value.hint
+
+
+def test_chance_among_the_first_rows_ends_nothing_but_a_clear_excess_does(run, endpoint):
+    # Of 32 rows 5 % are 1.6, and three standard deviations more are 5.3: four failures may still come to 5 % of all.
+    refused = [0, 1, 2, 3, *range(32, 36)]
+    for i in refused:
+        endpoint.plan[f"question {i}"] = [answer(None, refusal="no")]
+    done = []
+
+    def stage():
+        with teaching(section(run, endpoint.url, max_failed=0.05), GRAMMAR, run, MANY) as desk:
+            desk.answers(ids(MANY["id"]), moved=done.append)
+            pytest.fail("a fifth of the rows failed")
+
+    with pytest.raises(TeacherError, match="8 of 40 rows"):
+        stage()
+    assert done[-1] == 32
+
+
+def test_teachable_rows_are_not_asked_for_again(run, endpoint, capsys):
+    with teaching(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
+        desk.teachable(ids("abc"))
+        desk.answers(ids("abc"))
+        desk.prefetch(ids("d"))
+        desk.answers(ids("d"))
+    assert set(endpoint.asked.values()) == {1}
+    assert "teacher: 4 answers, 0 from the store" in capsys.readouterr().out
+
+
+# Caps ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cap_on_calls_holds_over_starts_and_raising_it_continues(run, endpoint):
+    ask(run, endpoint.url, "ab", max_calls=3)
+    with pytest.raises(BudgetError) as caught:
+        ask(run, endpoint.url, "abcd", max_calls=3)
+    assert caught.value.exit_code == 3
+    assert len(ask(run, endpoint.url, "abcd", max_calls=4)) == 4
+    assert sum(endpoint.asked.values()) == 4
+
+
+def test_a_cap_on_dollars_holds_and_what_was_spent_is_told(run, endpoint, capsys):
+    # 10 + 5 tokens at $10,000 and $20,000 a million are $0.10 + $0.10.
+    price = {"price": {"prompt": 1e4, "completion": 2e4}}
+    with pytest.raises(BudgetError):
+        ask(run, endpoint.url, "abcd", max_usd=0.5, concurrency=1, **price)
+    assert usage(run)["usd"] == pytest.approx(0.4)
+    assert sum(endpoint.asked.values()) == 2
+    assert len(ask(run, endpoint.url, "abcd", max_usd=1.0, concurrency=1, **price)) == 4
+    assert "teacher: 4 answers, 2 from the store, $0.80" in capsys.readouterr().out

@@ -3,16 +3,37 @@
 import inspect
 
 import pytest
+from accelerate.data_loader import DataLoaderShard
 from transformers import ProcessorMixin, Trainer, TrainerCallback
 from transformers.models.qwen3_vl import Qwen3VLModel, Qwen3VLProcessor
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl.trainer.utils import RepeatSampler
 
 SEAMS = [
     (GRPOTrainer._generate_and_score_completions, ["self", "inputs"]),
     (GRPOTrainer._calculate_rewards, ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
     (GRPOTrainer._log_metric, ["self", "name", "value"]),
+    (GRPOTrainer._get_train_sampler, ["self", "dataset"]),
+    (
+        RepeatSampler.__init__,
+        ["self", "data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed"],
+    ),
     (Trainer._save_checkpoint, ["self", "model", "trial"]),
     (Trainer._load_best_model, ["self"]),
+    (
+        Trainer._maybe_log_save_evaluate,
+        [
+            "self",
+            "tr_loss",
+            "grad_norm",
+            "model",
+            "trial",
+            "epoch",
+            "ignore_keys_for_eval",
+            "start_time",
+            "learning_rate",
+        ],
+    ),
     (TrainerCallback.on_save, ["self", "args", "state", "control", "kwargs"]),
     (TrainerCallback.on_train_begin, ["self", "args", "state", "control", "kwargs"]),
     (Qwen3VLProcessor._get_num_multimodal_tokens, ["self", "image_sizes", "video_sizes", "kwargs"]),
@@ -69,6 +90,11 @@ def test_the_dataset_keeps_its_columns_for_rewards():
 def test_the_save_callback_runs_after_the_trainer_wrote_its_files():
     source = inspect.getsource(Trainer._maybe_log_save_evaluate)
     assert source.index("self._save_checkpoint(") < source.index("on_save(")
+
+
+def test_a_data_loader_takes_its_batches_one_step_early():
+    source = inspect.getsource(DataLoaderShard.__iter__)
+    assert source.index("next_batch = next(dataloader_iter)") < source.index("yield current_batch")
 
 
 def test_a_trainer_begins_after_it_loaded_its_checkpoint():

@@ -178,6 +178,21 @@ def test_the_vocabulary_spells_every_text_and_nothing_else(examples):
     assert len(SHAPES.vocabulary) < 90
 
 
-def test_the_probe_is_answered_by_the_oracle():
-    question, image, answer = SHAPES.probe()
-    assert SHAPES.oracle(question, image)["answer"] == answer
+def test_the_probes_pictures_have_different_answers_and_the_oracle_gives_both():
+    for question, images, answers, captions in SHAPES.probe():
+        assert answers[0] != answers[1]
+        assert tuple(SHAPES.oracle(question, image)["answer"] for image in images) == answers
+        assert tuple(SHAPES.oracle(question, None, told=caption)["answer"] for caption in captions) == answers
+
+
+def test_the_probe_is_the_same_every_time():
+    first, again = SHAPES.probe(), SHAPES.probe()
+    assert [(p.question, p.answers, p.captions) for p in first] == [(p.question, p.answers, p.captions) for p in again]
+    assert all((a.images[0].tobytes() == b.images[0].tobytes()) for a, b in zip(first, again, strict=True))
+
+
+def test_who_is_told_the_picture_reasons_from_what_was_told():
+    blocks = SHAPES.oracle("what is at b2 ?", None, "text_only", told="b2 red circle")
+    assert blocks == {"caption": "b2 red circle", "think": "b2 holds red circle", "answer": "red circle"}
+    with pytest.raises(DataError, match="no caption of the shapes world"):
+        SHAPES.oracle("what is at b2 ?", None, "text_only", told="a cat")

@@ -8,7 +8,12 @@ from typer.core import TyperGroup
 
 from prism_cli import __version__
 from prism_cli.cli.align import align
+from prism_cli.cli.collect import collect
+from prism_cli.cli.compare import compare
+from prism_cli.cli.data import data
+from prism_cli.cli.discriminator import discriminator
 from prism_cli.cli.doctor import doctor
+from prism_cli.cli.drift import drift
 from prism_cli.cli.eval import eval_
 from prism_cli.cli.recipes import recipes
 from prism_cli.cli.rl import rl
@@ -54,8 +59,13 @@ app.command()(sft)
 app.command()(align)
 app.command()(rl)
 app.command(name="eval")(eval_)
+app.command()(collect)
+app.command()(drift)
 app.command()(run)
+app.command()(compare)
+app.add_typer(data)
 app.add_typer(teacher)
+app.add_typer(discriminator)
 app.add_typer(recipes)
 app.command()(doctor)
 

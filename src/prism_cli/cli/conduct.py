@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich import get_console
 from rich.console import Console
 from rich.markup import escape
@@ -14,8 +15,17 @@ from rich.text import Text
 from prism_cli.errors import CheckpointError
 
 
-def conduct(stage: str, recipe: Any, dry_run: bool, resume: bool | None, base: Path | None = None) -> None:
-    """Runs a stage, or with `dry_run` prints its recipe (stdout) and plan (stderr).
+def conduct(
+    stage: str,
+    recipe: Any,
+    dry_run: bool,
+    resume: bool | None,
+    base: Path | None = None,
+    preview: int | None = None,
+) -> None:
+    """Runs a stage, or prints what it would do.
+
+    With `dry_run` that is its recipe (stdout) and its plan (stderr), with `preview` what its teacher would be asked.
 
     Args:
         stage: sft, align, rl, eval or run.
@@ -23,6 +33,7 @@ def conduct(stage: str, recipe: Any, dry_run: bool, resume: bool | None, base: P
         dry_run: Write nothing.
         resume: True insists on a run to continue, False starts over, None does what fits.
         base: Folder of a pipeline's file.
+        preview: Print so many of the first requests its teacher would get, and do nothing else.
 
     Raises:
         PrismError: from the stage; or `resume` and nothing to continue.
@@ -36,8 +47,14 @@ def conduct(stage: str, recipe: Any, dry_run: bool, resume: bool | None, base: P
     if dry_run:
         print_yaml(to_yaml(recipe))
     module = import_module(f"prism_cli.stages.{stage}")  # here, because a wrong recipe should not wait for it
-    if dry_run:
-        _print_plan(stage, [*module.check(recipe, *where), ("writes to", str(folder))])
+    if dry_run or preview is not None:
+        lines = module.check(recipe, *where)
+        from prism_cli.stages import outlook
+
+        if preview is not None:
+            typer.echo(outlook.teacher_preview(stage, recipe, preview))
+        else:
+            _print_plan(stage, [*lines, *outlook.teacher_lines(stage, recipe), ("writes to", str(folder))])
         return
     module.run(recipe, *where, fresh=resume is False, command=["prism", *sys.argv[1:]])
     from prism_cli.stages import report
@@ -79,7 +96,9 @@ def print_yaml(text: str) -> None:
 
 
 def _print_plan(stage: str, lines: list[tuple[str, str]]) -> None:
-    table = Table(title=f"prism {stage} would do this", title_justify="left", show_header=False)
+    from prism_cli.recipes.sources import command_of
+
+    table = Table(title=f"prism {command_of(stage)} would do this", title_justify="left", show_header=False)
     for what, detail in lines:
         table.add_row(Text(what), Text(detail))
     Console(stderr=True).print(table)

@@ -25,6 +25,9 @@ def eval_(
     output: options.OutputOption = None,
     teacher_endpoint: options.EndpointOption = None,
     teacher_model: options.TeacherModelOption = None,
+    max_teacher_calls: options.MaxCallsOption = None,
+    max_teacher_usd: options.MaxUsdOption = None,
+    teacher_preview: options.PreviewOption = None,
     seed: options.SeedOption = None,
     dry_run: options.DryRunOption = False,
     resume: options.ResumeOption = None,
@@ -42,7 +45,9 @@ def eval_(
         output=output,
         teacher__endpoint=teacher_endpoint,
         teacher__model=teacher_model,
+        teacher__max_calls=max_teacher_calls,
+        teacher__max_usd=max_teacher_usd,
         seed=seed,
     )
     recipe = load_recipe("eval", sorted_words.recipe, sorted_words.overrides, chosen)
-    conduct("eval", recipe, dry_run, resume)
+    conduct("eval", recipe, dry_run, resume, preview=teacher_preview)

@@ -39,6 +39,19 @@ EndpointOption = Annotated[
 TeacherModelOption = Annotated[
     str | None, typer.Option("--teacher-model", metavar="NAME", help="The model's name at the teacher's endpoint.")
 ]
+MaxCallsOption = Annotated[
+    int | None, typer.Option("--max-teacher-calls", metavar="N", help="Stop (exit code 3) before asking more often.")
+]
+MaxUsdOption = Annotated[
+    float | None,
+    typer.Option("--max-teacher-usd", metavar="USD", help="Stop (exit code 3) before spending more; needs a price."),
+]
+PreviewOption = Annotated[
+    int | None,
+    typer.Option(
+        "--teacher-preview", metavar="N", min=1, help="Print the first N requests the teacher would get; send none."
+    ),
+]
 MaxStepsOption = Annotated[int | None, typer.Option("--max-steps", metavar="N", help="Optimiser steps.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.")]
 DryRunOption = Annotated[

@@ -13,6 +13,9 @@ def sft(
     output: options.OutputOption = None,
     teacher_endpoint: options.EndpointOption = None,
     teacher_model: options.TeacherModelOption = None,
+    max_teacher_calls: options.MaxCallsOption = None,
+    max_teacher_usd: options.MaxUsdOption = None,
+    teacher_preview: options.PreviewOption = None,
     max_steps: options.MaxStepsOption = None,
     seed: options.SeedOption = None,
     dry_run: options.DryRunOption = False,
@@ -32,8 +35,10 @@ def sft(
         output=output,
         teacher__endpoint=teacher_endpoint,
         teacher__model=teacher_model,
+        teacher__max_calls=max_teacher_calls,
+        teacher__max_usd=max_teacher_usd,
         max_steps=max_steps,
         seed=seed,
     )
     recipe = load_recipe("sft", sorted_words.recipe, sorted_words.overrides, chosen)
-    conduct("sft", recipe, dry_run, resume)
+    conduct("sft", recipe, dry_run, resume, preview=teacher_preview)

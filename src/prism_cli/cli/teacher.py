@@ -1,16 +1,26 @@
-"""`prism teacher serve`."""
+"""`prism teacher`: serve one, check one, see what was asked."""
 
-from typing import Annotated, Literal
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich import get_console
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-teacher = typer.Typer(name="teacher", help="Teachers of our own.", no_args_is_help=True)
+from prism_cli.cli import options
+from prism_cli.cli.words import sort_words
 
+if TYPE_CHECKING:
+    from prism_cli.stages.teacher_check import Checkup
+    from prism_cli.stages.teacher_log import Log
 
-@teacher.callback()
-def _group() -> None:
-    """Serve a picture world's oracle as a teacher."""
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+teacher = typer.Typer(name="teacher", help="Serve a teacher, check one, see what was asked.", no_args_is_help=True)
 
 
 @teacher.command()
@@ -41,3 +51,124 @@ def serve(
     except KeyboardInterrupt:
         console.print("stopped")
         raise typer.Exit(130) from None
+
+
+@teacher.command()
+def check(
+    words: options.Words = None,
+    teacher_endpoint: options.EndpointOption = None,
+    teacher_model: options.TeacherModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a teacher about a few pictures: is it there, does it see, does it keep the form, what does a call take.
+
+    Exit code 1 if it can't teach. Its answers are kept, so that a second check costs nothing. RECIPE is read as an
+    align recipe unless its name says otherwise.
+    """
+    from prism_cli.recipes.load import load_recipe
+    from prism_cli.recipes.sources import stage_of
+    from prism_cli.stages import teacher_check
+
+    sorted_words = sort_words(words)
+    named = stage_of(Path(sorted_words.recipe)) if sorted_words.recipe else None
+    stage = named if named in ("sft", "eval", "collect") else "align"
+    chosen = options.given(teacher__endpoint=teacher_endpoint, teacher__model=teacher_model)
+    checkup = teacher_check.run(stage, load_recipe(stage, sorted_words.recipe, sorted_words.overrides, chosen))
+    if as_json:
+        typer.echo(json.dumps(checkup.as_dict(), indent=2))
+    else:
+        get_console().print(_checkup_table(checkup))
+    if not checkup.passed:
+        raise typer.Exit(1)
+
+
+@teacher.command()
+def log(
+    store: Annotated[
+        str, typer.Argument(metavar="STORE", help="The file of a recipe's teacher.store.")
+    ] = "runs/teacher_answers.sqlite",
+    count: Annotated[int, typer.Option("-n", min=0, help="How many of the newest calls to show.")] = 20,
+    as_json: JsonOption = False,
+    export: Annotated[
+        str | None,
+        typer.Option(metavar="OUT.jsonl", help="Write the answers as rows with prompt and completion; no pictures."),
+    ] = None,
+) -> None:
+    """Show what was asked of teachers: answers, tokens and dollars by teacher, and the newest calls."""
+    from prism_cli.stages import teacher_log
+
+    if export is not None:
+        rows = teacher_log.export(store, export)
+        get_console().print(f"{rows:,} answers written to {export}, without their pictures", markup=False)
+        return
+    found = teacher_log.read(store, count)
+    if as_json:
+        plain = {"totals": [one._asdict() for one in found.totals], "last": [one._asdict() for one in found.last]}
+        typer.echo(json.dumps(plain, indent=2))
+        return
+    for table in _log_tables(found):
+        get_console().print(table)
+
+
+def _checkup_table(checkup: "Checkup") -> Table:
+    found = checkup.found
+    told = f"{found.seen} of {found.pairs} pairs answered right on both sides"
+    verdict = "yes" if checkup.passed else "NO"
+    sees = (
+        ("sees pictures", f"{verdict}: {told}")
+        if checkup.modality == "image"
+        else ("reasons from captions", f"{verdict}: {told}")
+    )
+    unknown = "not reported"
+    lines = [
+        ("reachable", f"yes: {checkup.endpoint}"),
+        ("model", checkup.model),
+        sees,
+        ("keeps the form", f"{found.well_formed} of {found.asked} answers"),
+        ("seconds a call", unknown if found.seconds is None else f"{found.seconds:.2f}"),
+        (
+            "tokens a call",
+            unknown
+            if found.prompt_tokens is None
+            else f"{found.prompt_tokens:.0f} read, {found.completion_tokens:.0f} written",
+        ),
+        ("dollars a call", "no price given" if checkup.usd is None else f"${checkup.usd:.5f}"),
+    ]
+    lines += [("no answer", reason) for reason in sorted(set(found.failed))]
+    wrong = [f"{answered!r}, right is {expected!r}" for expected, answered in found.answers if answered != expected]
+    lines += [("answered", text) for text in ([] if checkup.passed else wrong[:3])]
+    return _two_columns("prism teacher check", lines)
+
+
+def _two_columns(title: str, lines: list[tuple[str, str]]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    for what, detail in lines:
+        table.add_row(Text(what), Text(detail))
+    return table
+
+
+def _log_tables(found: "Log") -> list[Table]:
+    from prism_cli.stages.teacher_log import question, unusable
+
+    totals = Table("teacher", "answers", "unusable", "tokens read", "written", "dollars", "from", "to")
+    for one in found.totals:
+        name = one.teacher if one.teacher == one.model else f"{one.teacher} ({one.model})"
+        bad = ", ".join(f"{count} {reason}" for reason, count in unusable(one.finishes).items()) or "0"
+        cost = "–" if one.usd is None else f"{one.usd:,.4f}"
+        tokens = f"{one.prompt_tokens:,}", f"{one.completion_tokens:,}"
+        _add(totals, name, f"{one.calls:,}", bad, *tokens, cost, _time(one.first, "%m-%d"), _time(one.last, "%m-%d"))
+    last = Table(title=f"the last {len(found.last)} calls", title_justify="left")
+    for column in ("when", "teacher", "row", "ended", "question", "answer"):
+        last.add_column(column, no_wrap=True, overflow="ellipsis")
+    for call in found.last:
+        texts = (" ".join(text.split())[:200] for text in (question(call), call.text))
+        _add(last, _time(call.created, "%m-%d %H:%M"), call.teacher, call.row, call.finish, *texts)
+    return [totals, last] if found.last else [totals]
+
+
+def _add(table: Table, *cells: Any) -> None:
+    table.add_row(*(Text(cell) for cell in cells))
+
+
+def _time(seconds: float, form: str) -> str:
+    return datetime.fromtimestamp(seconds).strftime(form)

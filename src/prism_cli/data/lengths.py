@@ -1,13 +1,17 @@
 """What rows must keep to before training: their number, one kind, and token lengths, counted without decoding."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset, Image, List
+from datasets import Dataset
 from PIL import Image as PILImage
 
+from prism_cli.data.rows import undecoded
 from prism_cli.errors import DataError
+
+# Pictures are read with their rows, so not too many.
+ROWS_AT_ONCE = 256
 
 
 def token_lengths(data: Dataset, processor: Any, texts: Sequence[str | None] | None = None) -> list[int]:
@@ -18,24 +22,52 @@ def token_lengths(data: Dataset, processor: Any, texts: Sequence[str | None] | N
         processor: The policy's processor; its pixel budget decides the image tokens.
         texts: One response a row, or None.
     """
-    raw = data.cast_column("images", List(Image(decode=False)))
+    raw = undecoded(data)
+    lengths: list[int] = []
+    for start in range(0, len(raw), ROWS_AT_ONCE):
+        rows = raw[start : start + ROWS_AT_ONCE]
+        sizes = [[_size(image) for image in images] for images in rows["images"]]
+        some = None if texts is None else texts[start : start + ROWS_AT_ONCE]
+        lengths += count_tokens(rows["prompt"], sizes, processor, some)
+    return lengths
+
+
+def _size(image: Mapping[str, Any]) -> tuple[int, int]:
+    """Width and height, from the head of the file alone."""
+    with PILImage.open(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as opened:
+        return opened.size
+
+
+def count_tokens(
+    prompts: Sequence[Sequence[Mapping[str, str]]],
+    sizes: Sequence[Sequence[tuple[int, int]]],
+    processor: Any,
+    texts: Sequence[str | None] | None = None,
+) -> list[int]:
+    """As `token_lengths`, for rows whose pictures' (width, height) are known."""
     tokenizer = processor.tokenizer
     chats = [
         processor.apply_chat_template(
             [{"role": m["role"], "content": [{"type": "text", "text": m["content"]}]} for m in prompt],
             add_generation_prompt=True,
         )
-        for prompt in data["prompt"]
+        for prompt in prompts
     ]
     lengths = [len(ids) for ids in tokenizer(chats, add_special_tokens=False)["input_ids"]]
     if texts is not None:
-        responses = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        responses = tokenizer([text or "" for text in texts], add_special_tokens=False)["input_ids"]
         lengths = [length + len(ids) + 1 for length, ids in zip(lengths, responses, strict=True)]
-    sizes = [[PILImage.open(io.BytesIO(image["bytes"])).size[::-1] for image in images] for images in raw["images"]]
-    flat = [size for row in sizes for size in row]
+    flat = [(height, width) for row in sizes for width, height in row]
     counts = iter(processor._get_num_multimodal_tokens(image_sizes=flat).num_image_tokens if flat else [])
     # Two marks stand around each image.
     return [length + sum(next(counts) + 2 for _ in row) for length, row in zip(lengths, sizes, strict=True)]
+
+
+def why_over_long(row: Mapping[str, Any], processor: Any, limit: int, setting: str) -> str | None:
+    """Why a single row with its demonstration is too long, or None."""
+    sizes = [_size(image) for image in row["images"]]
+    (length,) = count_tokens([row["prompt"]], [sizes], processor, [row["demonstration"]])
+    return f"{length} tokens, more than {setting} = {limit}" if length > limit else None
 
 
 def refuse_over_long(
@@ -72,7 +104,12 @@ def refuse_mixed(data: Dataset) -> None:
     Raises:
         DataError: names a row of the smaller kind.
     """
-    counts = [len(images) for images in data.cast_column("images", List(Image(decode=False)))["images"]]
+    raw = undecoded(data)
+    counts = [
+        len(images)
+        for start in range(0, len(raw), ROWS_AT_ONCE)
+        for images in raw[start : start + ROWS_AT_ONCE]["images"]
+    ]
     without = [id for id, count in zip(data["id"], counts, strict=True) if not count]
     if 0 < len(without) < len(counts):
         raise DataError(

@@ -1,8 +1,9 @@
 """The one shape of a data row inside PRISM, whatever it was read from.
 
-Columns: `id`, `prompt` (messages, text only, the question last), `images`, `answers` (accepted final answers, may be
-empty), `teacher_response`, `demonstration` (the text SFT learns) and `truth` (what a synthetic world knows); the last
-three may be None.
+Columns: `id`, `source` (the name of its set in a mixture, else ""), `prompt` (messages, text only, the question last),
+`images`, `answers` (accepted final answers, may be empty), `teacher_response`, `student_response` (a policy's, in
+warm-up pairs), `caption` (what a text-only teacher is told of the picture), `demonstration` (the text SFT learns) and
+`truth` (what a synthetic world knows); the last five may be None.
 """
 
 import io
@@ -16,10 +17,13 @@ _MESSAGES = List({"role": Value("string"), "content": Value("string")})
 FEATURES = Features(
     {
         "id": Value("string"),
+        "source": Value("string"),
         "prompt": _MESSAGES,
         "images": List(Image()),
         "answers": List(Value("string")),
         "teacher_response": Value("string"),
+        "student_response": Value("string"),
+        "caption": Value("string"),
         "demonstration": Value("string"),
         "truth": Value("string"),
     }
@@ -34,6 +38,8 @@ def row(
     system: str | None = None,
     answers: Sequence[str] = (),
     teacher_response: str | None = None,
+    student_response: str | None = None,
+    caption: str | None = None,
     demonstration: str | None = None,
     truth: str | None = None,
 ) -> dict[str, Any]:
@@ -41,10 +47,13 @@ def row(
     prompt = [{"role": "system", "content": system}] if system else []
     return {
         "id": id,
+        "source": "",
         "prompt": [*prompt, {"role": "user", "content": question}],
         "images": [{"bytes": image if isinstance(image, bytes) else png(image), "path": None} for image in images],
         "answers": list(answers),
         "teacher_response": teacher_response,
+        "student_response": student_response,
+        "caption": caption,
         "demonstration": demonstration,
         "truth": truth,
     }
@@ -64,6 +73,14 @@ def with_instruction(data: Dataset, instruction: str | None) -> Dataset:
     prompts = [p if p[0]["role"] == "system" else [*system, *p] for p in data["prompt"]]
     features = data.features
     return data.remove_columns("prompt").add_column("prompt", prompts, feature=features["prompt"])
+
+
+def undecoded(data: Dataset) -> Dataset:
+    """The same rows with pictures as `{"bytes", "path"}`, as they were read."""
+    raw = data.with_format(None)
+    # Casting the column says the same, but writes every picture once more.
+    raw.info.features = Features({**data.features, "images": List(Image(decode=False))})
+    return raw
 
 
 def png(image: PILImage.Image) -> bytes:

@@ -1,10 +1,12 @@
-"""Token ids of prompts and parts, laid out as the one batch the discriminator reads."""
+"""Token ids of prompts and parts, laid out as the one packed row the discriminator reads."""
 
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from prism_cli.packing import Packing, pack
 
 Parts = dict[str, list[int]]
 """Part name → its token ids, as `responses.Grammar.split_token_ids` gives them."""
@@ -41,63 +43,54 @@ class Comparisons(NamedTuple):
 
 
 class ScoreInputs(NamedTuple):
-    """R rows `[prompt | part | read-out token]`, right-padded to T. Pixels stand once a prompt, not once a row.
+    """R parts, each with its read-out token, behind P prompts in one packed row of T tokens.
 
     Attributes:
-        input_ids: (R, T) long.
-        attention_mask: (R, T) long.
-        part_mask: (R, T) bool, the part's own tokens, read-out token excluded.
-        readout: (R,) long, where the read-out token stands.
+        input_ids: (1, T) long, prompts then parts.
+        packing: Who attends to whom, and where parts begin and end (on their read-out tokens).
+        prompt_lengths: (P,) tokens of each prompt.
+        part_lengths: (R,) tokens of each part, read-out token included.
         pixel_values: (patches, dim) over the prompts' images, or None.
         image_grid_thw: (images, 3), or None.
-        row_images: For each row, its images' places in `image_grid_thw`.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
-    part_mask: Tensor
-    readout: Tensor
+    packing: Packing
+    prompt_lengths: tuple[int, ...]
+    part_lengths: tuple[int, ...]
     pixel_values: Tensor | None
     image_grid_thw: Tensor | None
-    row_images: tuple[range, ...]
 
     def to(self, device: torch.device) -> "ScoreInputs":
         """The same on a device."""
         tensors = {name: field for name, field in self._asdict().items() if isinstance(field, Tensor)}
-        return self._replace(**{name: tensor.to(device) for name, tensor in tensors.items()})
+        moved = {name: tensor.to(device) for name, tensor in tensors.items()}
+        return self._replace(packing=self.packing.to(device), **moved)
 
 
 def build_score_inputs(
-    prompts: Sequence[PromptInputs], parts: Sequence[tuple[int, list[int]]], readout_id: int, pad_id: int
+    prompts: Sequence[PromptInputs], parts: Sequence[tuple[int, list[int]]], readout_id: int
 ) -> ScoreInputs:
-    """Lays parts out as rows after their prompts.
+    """Lays parts out behind their prompts.
 
     Args:
         prompts: (P,).
         parts: (R,) pairs of a prompt's index and a part's token ids.
-        readout_id: The token every row ends on.
-        pad_id: Fills rows to the longest.
+        readout_id: The token every part ends on.
     """
-    rows = [[*prompts[p].input_ids, *ids, readout_id] for p, ids in parts]
-    lengths = torch.tensor([len(row) for row in rows])
-    width = int(lengths.max())
-    columns = torch.arange(width)
-    starts = torch.tensor([len(prompts[p].input_ids) for p, _ in parts])
-    images, seen = [], 0
-    for prompt in prompts:
-        count = 0 if prompt.image_grid_thw is None else len(prompt.image_grid_thw)
-        images.append(range(seen, seen + count))
-        seen += count
+    prompt_lengths = tuple(len(prompt.input_ids) for prompt in prompts)
+    part_lengths = tuple(len(ids) + 1 for _, ids in parts)
+    row = [i for prompt in prompts for i in prompt.input_ids]
+    row += [i for _, ids in parts for i in (*ids, readout_id)]
     pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
     grids = [prompt.image_grid_thw for prompt in prompts if prompt.image_grid_thw is not None]
     return ScoreInputs(
-        input_ids=torch.tensor([row + [pad_id] * (width - len(row)) for row in rows]),
-        attention_mask=(columns < lengths[:, None]).long(),
-        part_mask=(columns >= starts[:, None]) & (columns < lengths[:, None] - 1),
-        readout=lengths - 1,
+        input_ids=torch.tensor([row]),
+        packing=pack(prompt_lengths, part_lengths, [p for p, _ in parts]),
+        prompt_lengths=prompt_lengths,
+        part_lengths=part_lengths,
         pixel_values=torch.cat(pixels) if pixels else None,
         image_grid_thw=torch.cat(grids) if grids else None,
-        row_images=tuple(images[p] for p, _ in parts),
     )
 
 

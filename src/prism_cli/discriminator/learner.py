@@ -1,7 +1,6 @@
-"""Scores rollouts and trains the discriminator on them, in one pass of its body."""
+"""Scores rollouts and trains the discriminator on them, in one pass of its body where a group fits in memory."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,9 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import get_scheduler
 
+from prism_cli.discriminator.chunks import Chunk, chunks
 from prism_cli.discriminator.inputs import Comparisons, ScoreInputs
 from prism_cli.discriminator.losses import PairStatistics, discriminator_loss, pair_statistics
-from prism_cli.discriminator.model import Discriminator
+from prism_cli.discriminator.model import Discriminator, Reading
 from prism_cli.errors import CheckpointError, PrismError
 
 OPTIMIZER_FILE = "optimizer.pt"
@@ -32,17 +32,6 @@ class Judgement(NamedTuple):
     metrics: dict[str, float]
 
 
-class _Chunk(NamedTuple):
-    """Some rollouts (C) and their prompts' teacher answers, laid out in one batch: teacher rows first, K rows each."""
-
-    rollouts: list[int]
-    taught: list[int]
-    inputs: ScoreInputs
-    compared: Tensor
-    teacher_row: Tensor
-    equal: Tensor
-
-
 class DiscriminatorLearner:
     """The discriminator with its optimiser.
 
@@ -57,7 +46,8 @@ class DiscriminatorLearner:
         score_penalty: Weight of the mean squared score in the loss.
         balance: Weight of the load-balancing loss (`moe` only).
         max_grad_norm: Gradients are scaled down to this norm.
-        micro_batch: Rollouts in one forward and backward; bounds memory; the gradient is the same.
+        micro_batch: Rollouts in one forward and backward; bounds memory; the gradient is the same. Whole prompts go
+            together; a prompt with more rollouts is read in pieces, once to compare and once more to learn.
         schedule: `cosine` falls to zero over `total_steps`; both rise over `warmup_steps` first.
         warmup_steps: Steps of rising learning rate.
         total_steps: Needed by `cosine`.
@@ -167,7 +157,7 @@ class DiscriminatorLearner:
         scores = torch.full((len(batch.rollouts), len(names)), torch.nan, device=self._device)
         teacher = torch.full((len(batch.prompts), len(names)), torch.nan, device=self._device)
         totals = torch.zeros(len(PairStatistics._fields), len(names), device=self._device, dtype=torch.float64)
-        for chunk in self._chunks(batch):
+        for chunk in chunks(self.discriminator, batch, self.micro_batch):
             teacher_scores, rollout_scores, statistics = self._judge_chunk(chunk, learn_from)
             teacher[chunk.taught], scores[chunk.rollouts] = teacher_scores, rollout_scores
             totals += torch.stack(statistics)
@@ -177,43 +167,20 @@ class DiscriminatorLearner:
                 raise PrismError(f"discriminator step {self.step}: {key} is {value}", hint=_NOT_FINITE_HINT)
         return Judgement(scores, teacher, metrics)
 
-    def _chunks(self, batch: Comparisons) -> Iterator[_Chunk]:
-        """Well-formed rollouts, `micro_batch` at a time, those of one prompt side by side."""
-        valid = [n for n, parts in enumerate(batch.rollouts) if parts is not None]
-        valid.sort(key=batch.prompt_of.__getitem__)
-        for start in range(0, len(valid), self.micro_batch):
-            yield self._chunk(batch, valid[start : start + self.micro_batch])
+    def _judge_chunk(self, chunk: Chunk, learn_from: int) -> tuple[Tensor, Tensor, PairStatistics]:
+        """Scores without dropout of the chunk's teacher answers and of its rollouts; backward when there is a step.
 
-    def _chunk(self, batch: Comparisons, rollouts: list[int]) -> _Chunk:
-        names, device = self.discriminator.parts, self._device
-        prompt_of = [batch.prompt_of[n] for n in rollouts]
-        prompts = sorted(set(prompt_of))
-        answers = {p: parts for p in prompts if (parts := batch.teacher[p]) is not None}
-        responses = [parts for n in rollouts if (parts := batch.rollouts[n]) is not None]
-        beside = list(zip(prompt_of, responses, strict=True))
-        taught = list(answers)
-        rows = [(prompts.index(p), parts[name]) for p, parts in [*answers.items(), *beside] for name in names]
-        equal = [[p in answers and parts[name] == answers[p][name] for name in names] for p, parts in beside]
-        return _Chunk(
-            rollouts=rollouts,
-            taught=taught,
-            inputs=self.discriminator.inputs([batch.prompts[p] for p in prompts], rows),
-            compared=torch.tensor([p in answers for p in prompt_of], device=device),
-            teacher_row=torch.tensor([taught.index(p) if p in answers else 0 for p in prompt_of], device=device),
-            equal=torch.tensor(equal, device=device),
-        )
-
-    def _judge_chunk(self, chunk: _Chunk, learn_from: int) -> tuple[Tensor, Tensor, PairStatistics]:
-        """Scores without dropout of the chunk's teacher answers and of its rollouts; backward when there is a step."""
-        reading = self.discriminator.read(chunk.inputs, balance=bool(self.balance and learn_from))
-        sizes, k = [len(chunk.taught), len(chunk.rollouts)], len(self.discriminator.parts)
-        teacher, rollouts = self.discriminator.score(reading.hidden.detach()).detach().view(-1, k).split(sizes)
-        used = teacher, rollouts
-        if learn_from:
-            used = self.discriminator.score_dropped(reading.hidden).view(-1, k).split(sizes)
+        Dropout sits in the head, so the loss follows from the read-out states: their gradient is taken first, and then
+        goes back through the body. A chunk of several rows is read again for that, row by row, to bound memory.
+        """
+        keep = bool(learn_from) and len(chunk.rows) == 1
+        with torch.set_grad_enabled(keep):
+            readings = [self._read(row, learn_from) for row in chunk.rows]
+        hidden = torch.cat([reading.hidden.detach() for reading in readings]).requires_grad_(bool(learn_from))
+        scores = self._split(chunk, self.discriminator.score(hidden).detach())
+        used = self._split(chunk, self.discriminator.score_dropped(hidden)) if learn_from else scores
         loss, parts = discriminator_loss(
-            used[0],
-            used[1],
+            *used,
             chunk.compared,
             chunk.teacher_row,
             score_clip=self.score_clip,
@@ -222,14 +189,36 @@ class DiscriminatorLearner:
             world_size=_world_size(),
         )
         if learn_from:
-            if reading.balance is not None:
-                # A mean over the chunk's tokens: weighted by its pairs, the chunks add up to one mean.
-                loss = loss + self.balance * reading.balance * (chunk.compared.sum() / learn_from * _world_size())
             loss.backward()
+            assert hidden.grad is not None
+            # A mean over tokens: weighted by pairs, and within a chunk by parts, the rows add up to one mean.
+            share = self.balance * float(chunk.compared.sum()) / learn_from * _world_size() / len(hidden)
+            gradients = hidden.grad.split([len(reading.hidden) for reading in readings])
+            for row, reading, gradient in zip(chunk.rows, readings, gradients, strict=True):
+                _learn(reading if keep else self._read(row, learn_from), gradient, share * len(gradient))
         statistics = pair_statistics(
-            teacher, rollouts, chunk.compared, chunk.teacher_row, chunk.equal, parts, self.score_clip
+            *scores, chunk.compared, chunk.teacher_row, chunk.equal, loss=parts, score_clip=self.score_clip
         )
-        return teacher, rollouts, statistics
+        return *scores, statistics
+
+    def _split(self, chunk: Chunk, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (R,) of a chunk's parts as those of its teacher answers and of its rollouts, K columns each."""
+        teacher, rollouts = scores.view(-1, len(self.discriminator.parts)).split(
+            [len(chunk.taught), len(chunk.rollouts)]
+        )
+        return teacher, rollouts
+
+    def _read(self, row: ScoreInputs, learn_from: int) -> Reading:
+        return self.discriminator.read(row, balance=bool(self.balance and learn_from))
+
+
+def _learn(reading: Reading, gradient: Tensor, balance: float) -> None:
+    """Backward through the body, from the read-out states' gradient and from the load-balancing loss."""
+    roots, gradients = [reading.hidden], [gradient]
+    if reading.balance is not None:
+        roots.append(reading.balance)
+        gradients.append(torch.full_like(reading.balance, balance))
+    torch.autograd.backward(roots, gradients)
 
 
 _NOT_FINITE_HINT = "lower discriminator.learning_rate and start over: --fresh, or --output NEW"

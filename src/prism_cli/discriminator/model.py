@@ -1,22 +1,25 @@
 """The discriminator: a Qwen3-VL body and a linear head that gives each part of a response one score."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen3VLModel, Qwen3VLMoeModel
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import load_balancing_loss_func
 
 from prism_cli.discriminator.inputs import PromptInputs, ScoreInputs, build_score_inputs, without_images
+from prism_cli.discriminator.saved import HEAD_FILE, SETTINGS_FILE, saved_judge
 from prism_cli.errors import CheckpointError, DataError
+from prism_cli.packing import packed_positions, use_packing
 
 HEAD_STD = 0.02
-SETTINGS_FILE, HEAD_FILE = "discriminator.json", "head.safetensors"
 SETTINGS = ("kind", "parts", "readout", "dropout", "readout_id", "pad_id")
 BODY_CLASSES = {"moe": Qwen3VLMoeModel, "dense": Qwen3VLModel, "text_only": Qwen3VLModel}
 
@@ -25,8 +28,8 @@ class Reading(NamedTuple):
     """What one pass of the body gave.
 
     Attributes:
-        hidden: (R, H), the state each row is judged by.
-        balance: (), load-balancing loss over the batch's tokens; None when it was not asked for.
+        hidden: (R, H), the state each part is judged by.
+        balance: (), load-balancing loss, prompts' tokens counted once a part; None when it was not asked for.
     """
 
     hidden: Tensor
@@ -40,7 +43,7 @@ class Discriminator(nn.Module):
         body: `Qwen3VLMoeModel` for `moe`, else `Qwen3VLModel`; no LM head.
         parts: Names of the parts, in the order scores are given.
         readout_id: The fixed token appended to every part; part of the text form, saved with the weights.
-        pad_id: Fills rows; never attended to.
+        pad_id: Never read; saved so that other code can batch this body's rows.
         kind: `text_only` is a dense body that gets the prompt without its image.
         readout: Judge the state at the read-out token (`last`), or the mean over the part's tokens (`mean`).
         dropout: In the head, and only in `score_dropped`.
@@ -71,6 +74,7 @@ class Discriminator(nn.Module):
         self.body: Any = body.eval()
         self.parts = tuple(parts)
         self.readout_id, self.pad_id, self.kind, self.readout, self.dropout = readout_id, pad_id, kind, readout, dropout
+        use_packing(self.body)
         width = self.body.config.text_config.hidden_size
         self.head = nn.Linear(width, 1, bias=False, device=body.device, dtype=body.dtype)
         nn.init.normal_(self.head.weight, std=head_std)
@@ -83,19 +87,19 @@ class Discriminator(nn.Module):
         return self.head.weight.device
 
     def inputs(self, prompts: Sequence[PromptInputs], parts: Sequence[tuple[int, list[int]]]) -> ScoreInputs:
-        """The one text form of this discriminator: `parts` are (prompt's index, token ids), one a row."""
+        """The one text form of this discriminator: `parts` are (prompt's index, token ids)."""
         if self.kind == "text_only":
             config = self.body.config
             image_ids = {config.image_token_id, config.vision_start_token_id, config.vision_end_token_id}
             prompts = [without_images(prompt, image_ids) for prompt in prompts]
-        return build_score_inputs(prompts, parts, self.readout_id, self.pad_id).to(self.device)
+        return build_score_inputs(prompts, parts, self.readout_id).to(self.device)
 
     def forward(self, batch: ScoreInputs) -> Tensor:
         """Scores (R,) float32, without dropout."""
         return self.score(self.read(batch).hidden)
 
     def read(self, batch: ScoreInputs, balance: bool = False) -> Reading:
-        """One pass of the body; each image is encoded once, however many rows show it.
+        """One pass of the body; prompts and their images are computed once, however many parts follow them.
 
         Args:
             batch: From `inputs`.
@@ -108,33 +112,37 @@ class Discriminator(nn.Module):
         is_image = batch.input_ids == self.body.config.image_token_id
         vision = {}
         if batch.pixel_values is not None:
-            features, deepstack = self._images(batch)
+            output = self.body.get_image_features(batch.pixel_values, batch.image_grid_thw)
+            features = torch.cat(output.pooler_output)
             if int(is_image.sum()) != len(features):
                 raise DataError(f"a prompt has {int(is_image.sum())} image tokens for {len(features)} image features")
             embeddings = embeddings.masked_scatter(is_image.unsqueeze(-1), features.to(embeddings.dtype))
-            vision = {"visual_pos_masks": is_image, "deepstack_visual_embeds": deepstack}
+            vision = {"visual_pos_masks": is_image, "deepstack_visual_embeds": output.deepstack_features}
         router = {"output_router_logits": True} if balance else {}
         output = self.body.language_model(
             inputs_embeds=embeddings,
-            attention_mask=batch.attention_mask,
             position_ids=self.positions(batch),
+            packing=batch.packing,
             use_cache=False,
             **vision,
             **router,
         )
-        hidden = self._at_readout(output.last_hidden_state, batch)
-        return Reading(hidden, self._balance(output.router_logits, batch.attention_mask) if balance else None)
+        hidden = self._at_readout(output.last_hidden_state[0], batch)
+        return Reading(hidden, self._balance(output.router_logits, batch.packing.copies) if balance else None)
 
     def positions(self, batch: ScoreInputs) -> Tensor:
-        """The model's own multimodal positions (3, R, T): time, height, width."""
-        # The model counts images in the order of rows, so a shared image is listed once for each row.
-        order = [i for images in batch.row_images for i in images]
-        is_image = (batch.input_ids == self.body.config.image_token_id).long()
-        return self.body.get_rope_index(
-            batch.input_ids,
-            mm_token_type_ids=is_image,
-            image_grid_thw=batch.image_grid_thw[order] if batch.image_grid_thw is not None else None,
+        """The model's own multimodal positions (3, 1, T): time, height, width; parts count on from their prompt."""
+        prompts = batch.input_ids[0, : sum(batch.prompt_lengths)].split(batch.prompt_lengths)
+        padded = pad_sequence(list(prompts), batch_first=True, padding_value=-1)
+        alone = self.body.get_rope_index(
+            padded,
+            mm_token_type_ids=(padded == self.body.config.image_token_id).long(),
+            image_grid_thw=batch.image_grid_thw,
+            attention_mask=(padded >= 0).long(),
         )[0]
+        kept = [alone[:, p, :n] for p, n in enumerate(batch.prompt_lengths)]
+        prompt_of = batch.packing.prompt_of.tolist()
+        return packed_positions(kept, batch.part_lengths, prompt_of).to(self.device)
 
     def score(self, hidden: Tensor) -> Tensor:
         """Scores (R,) float32 of read-outs (R, H), without dropout: the rewards."""
@@ -144,25 +152,21 @@ class Discriminator(nn.Module):
         """Scores (R,) float32 of read-outs (R, H), with dropout: for the loss."""
         return self.score(F.dropout(hidden, self.dropout))
 
-    def _images(self, batch: ScoreInputs) -> tuple[Tensor, list[Tensor]]:
-        """Features (image tokens of all rows, H) and the deepstack levels' alike, from one pass of the vision tower."""
-        output = self.body.get_image_features(batch.pixel_values, batch.image_grid_thw)
-        sizes = [len(features) for features in output.pooler_output]
-        order = [i for images in batch.row_images for i in images]
-        levels = [torch.split(level, sizes) for level in output.deepstack_features]
-        repeated = [torch.cat([level[i] for i in order]) for level in (output.pooler_output, *levels)]
-        return repeated[0], repeated[1:]
-
     def _at_readout(self, states: Tensor, batch: ScoreInputs) -> Tensor:
+        """(R, H) of the row's states (T, H)."""
         if self.readout == "last":
-            return states[torch.arange(len(states), device=states.device), batch.readout]
-        mask = batch.part_mask.unsqueeze(-1).to(states.dtype)
-        return (states * mask).sum(1) / mask.sum(1)
+            return states[batch.packing.ends]
+        lengths = torch.tensor(batch.part_lengths, device=states.device)
+        part_of = torch.arange(len(lengths), device=states.device).repeat_interleave(lengths)
+        spoken = states[sum(batch.prompt_lengths) :].index_fill(0, batch.packing.ends - sum(batch.prompt_lengths), 0)
+        sums = states.new_zeros(len(lengths), states.shape[1]).index_add(0, part_of, spoken)
+        return sums / (lengths - 1).unsqueeze(1)
 
-    def _balance(self, router_logits: tuple[Tensor, ...], attention_mask: Tensor) -> Tensor:
+    def _balance(self, router_logits: tuple[Tensor, ...], copies: Tensor) -> Tensor:
+        """Transformers' loss takes a mask; it only ever multiplies by it, so it may as well count tokens."""
         config = self.body.config.text_config
         loss: Any = load_balancing_loss_func
-        return loss(router_logits, config.num_experts, config.num_experts_per_tok, attention_mask)
+        return loss(router_logits, config.num_experts, config.num_experts_per_tok, copies)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes body (as any transformers model), head and settings; `from_pretrained` gives them back bit-equal."""
@@ -173,20 +177,32 @@ class Discriminator(nn.Module):
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Discriminator":
+    def from_pretrained(cls, folder: str | Path, otherwise: Mapping[str, Any] | None = None) -> "Discriminator":
         """The discriminator saved in a folder, on CPU, in the dtype it was saved in.
 
+        Args:
+            folder: From `save_pretrained`, or a released judge (see `discriminator.saved`).
+            otherwise: For a released judge, which doesn't say how it is read: the arguments beside `body`.
+
         Raises:
-            CheckpointError: the folder holds no discriminator.
+            CheckpointError: the folder holds no discriminator, or not all of its weights.
         """
         folder = Path(folder)
-        if not (folder / SETTINGS_FILE).exists():
+        saved = saved_judge(folder)
+        settings = saved.settings or otherwise
+        if settings is None:
             raise CheckpointError(
-                f"{folder}: no discriminator here ({SETTINGS_FILE} is missing)",
-                hint="give the `discriminator` folder of a finished align run, or of its warm-up",
+                f"{folder} does not say how its judge is read ({SETTINGS_FILE} is missing)",
+                hint="name it as discriminator.path of a recipe, which says it",
             )
-        settings = json.loads((folder / SETTINGS_FILE).read_text())
-        body = BODY_CLASSES[settings["kind"]].from_pretrained(folder, dtype="auto")
+        body, found = BODY_CLASSES[settings["kind"]].from_pretrained(folder, dtype="auto", output_loading_info=True)
+        if lost := sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]):
+            raise CheckpointError(
+                f"{folder}: {len(lost)} weights of the body are missing or of another shape, such as {lost[0]}",
+                hint="fetch or write the discriminator again",
+            )
         discriminator = cls(body, **settings)
-        discriminator.head.load_state_dict(load_file(folder / HEAD_FILE))
+        file, name = saved.head or (folder / HEAD_FILE, "weight")
+        with safe_open(file, framework="pt") as weights:
+            discriminator.head.load_state_dict({"weight": weights.get_tensor(name)})
         return discriminator

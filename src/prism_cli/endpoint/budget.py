@@ -18,11 +18,18 @@ class Price(NamedTuple):
     prompt: float
     completion: float
 
+    def usd(self, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
+        """Dollars for this many tokens, or None where the endpoint did not count them."""
+        if prompt_tokens is None or completion_tokens is None:
+            return None
+        return (self.prompt * prompt_tokens + self.completion * completion_tokens) / 1e6
+
 
 class Budget:
     """Counts calls, tokens and dollars, and refuses the call that would exceed a cap. Safe from several threads.
 
-    A question that the client sends again after a rate limit or a lost connection is one call.
+    A call is a reply that came, usable or not: what an endpoint bills. A request that failed (rate limit, server error,
+    lost connection, timeout) is none.
 
     Args:
         max_calls: Most calls, or None.
@@ -73,9 +80,10 @@ class Budget:
             self._under_way += 1
 
     def release(self) -> None:
-        """Ends a reserved call that brought nothing."""
+        """Ends a reserved call that brought no reply; it does not count."""
         with self._lock:
             self._under_way -= 1
+            self._calls -= 1
 
     def settle(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
         """Ends a reserved call and counts its tokens.
@@ -83,20 +91,20 @@ class Budget:
         Raises:
             BudgetError: dollars are capped but the endpoint does not report tokens.
         """
-        self.release()
         with self._lock:
+            self._under_way -= 1
             self._prompt_tokens += prompt_tokens or 0
             self._completion_tokens += completion_tokens or 0
             if self._price is None:
                 return
-            if self._max_usd is not None and (prompt_tokens is None or completion_tokens is None):
+            cost = self._price.usd(prompt_tokens, completion_tokens)
+            if cost is None and self._max_usd is not None:
                 raise BudgetError(
                     "the endpoint does not report tokens, so max_usd can't be held",
                     hint="cap the calls instead: max_calls",
                 )
-            cost = self._price.prompt * (prompt_tokens or 0) + self._price.completion * (completion_tokens or 0)
-            self._usd += cost / 1e6
-            self._dearest = max(self._dearest, cost / 1e6)
+            self._usd += cost or 0.0
+            self._dearest = max(self._dearest, cost or 0.0)
 
     def reuse(self) -> None:
         """Counts an answer that cost no call."""

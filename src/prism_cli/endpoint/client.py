@@ -1,45 +1,57 @@
 """A client of one model behind an OpenAI-compatible endpoint, for callers that are not asynchronous.
 
-It lives on its own event-loop thread. Each distinct request is asked once, ever: requests under way are shared, answers
-are on disk in an `AnswerStore` before their future resolves.
+It lives on its own event-loop thread. A request is asked until it has a usable answer, and then never again: requests
+under way are shared, and every answer is on disk in an `AnswerStore` before anyone sees it.
 """
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any
 
-import openai
+from prism_cli.endpoint.budget import Budget, Price
+from prism_cli.endpoint.failures import NoAnswerError
+from prism_cli.endpoint.replies import LONGEST_TOKEN, Reply, problem
+from prism_cli.endpoint.requests import EndpointAnswer, EndpointRequest, Settings, describe, wire_messages
+from prism_cli.endpoint.store import AnswerStore, StoredAnswer
+from prism_cli.endpoint.wire import Wire, served_model
+from prism_cli.errors import PrismError
 
-from prism_cli.endpoint.budget import Budget
-from prism_cli.endpoint.failures import NoAnswerError, api_key, explain, shown_url
-from prism_cli.endpoint.requests import EndpointAnswer, EndpointRequest, describe, media_type, wire_messages
-from prism_cli.endpoint.store import AnswerStore
-from prism_cli.errors import PrismError, TeacherError
+__all__ = ["EndpointClient", "served_model"]
 
-# No short read timeout: reasoning answers take minutes; the budget is the backstop.
-TIMEOUT = openai.Timeout(600, connect=10)
-T = TypeVar("T")
+_HINTS = {
+    "cut off": "raise max_tokens",
+    "malformed": "see what it writes: prism teacher log",
+    "too long": "see what it writes: prism teacher log",
+}
 
 
 class EndpointClient:
-    """Asks one model, in the background, at most `concurrency` requests at a time.
+    """Asks one model, in the background.
 
-    What a retry can cure (429, honouring Retry-After; 5xx; lost connections; timeouts) is retried with growing pauses.
-    Any other failure, a budget reached included, ends the client: requests not yet sent, and all later ones, fail at
-    once with that error, while those under way are still received and kept. Only a `NoAnswerError` concerns its own
-    request alone.
+    Every answer is kept. One that can't be used (refused, filtered, cut off, empty, too long, or malformed by `check`)
+    is asked for again, up to `attempts` answers in all, earlier starts included; then the request ends with a
+    `NoAnswerError`. What may pass (rate limits, honouring Retry-After; server errors; lost or broken replies) is tried
+    again with growing, random pauses. Any other failure ends the client, and so do a budget and a row of failures
+    without one success: requests not yet sent, and all later ones, fail at once with that error, while those under way
+    are still received and kept.
 
     Args:
         base_url: For example http://127.0.0.1:8000/v1.
         model: A model the endpoint knows.
+        name: The name its answers are kept under; None takes the model's.
+        store: Where answers are kept.
         api_key_env: Name of the environment variable that holds the key; an endpoint on this machine needs none.
         temperature: Sampling temperature.
         max_tokens: Longest answer.
-        concurrency: Most requests at a time.
-        max_retries: How often a request is sent again; 8 bridges about 40 seconds.
-        store: Where answers are kept.
+        max_image_pixels: Larger pictures are scaled down to this; None sends all as read.
+        concurrency: Most requests at a time; it starts lower and adapts.
+        timeout: Seconds a try may take in all.
+        attempts: Most answers to one question, usable or not.
+        check: Says what is wrong with an answer's form, or None.
+        price: What the endpoint charges, to be kept with each answer.
         budget: Caps and counts; None counts without a cap.
 
     Raises:
@@ -52,45 +64,87 @@ class EndpointClient:
         model: str,
         *,
         store: AnswerStore,
+        name: str | None = None,
         api_key_env: str = "OPENAI_API_KEY",
         temperature: float = 1.0,
         max_tokens: int = 8192,
-        concurrency: int = 16,
-        max_retries: int = 8,
+        max_image_pixels: int | None = None,
+        concurrency: int = 64,
+        timeout: float = 600.0,
+        attempts: int = 3,
+        check: Callable[[str], str | None] = lambda text: None,
+        price: Price | None = None,
         budget: Budget | None = None,
     ):
-        self.model = model
-        self.store = store
-        self.budget = budget or Budget()
-        self._url, self._api_key_env = shown_url(base_url), api_key_env
-        self._temperature, self._max_tokens = temperature, max_tokens
-        self._limit_name = "max_tokens"
-        self._openai = openai.AsyncOpenAI(
-            base_url=base_url, api_key=api_key(base_url, api_key_env), max_retries=max_retries, timeout=TIMEOUT
-        )
-        self._slots = asyncio.Semaphore(concurrency)
+        self.model, self.name = model, name or model
+        self.settings = Settings(model, temperature, max_tokens, max_image_pixels, name)
+        self.store, self.budget, self.attempts = store, budget or Budget(), attempts
+        self._check, self._price = check, price
+        self._wire = Wire(base_url, model, api_key_env, timeout, concurrency, attempts)
         self._under_way: dict[str, Future[EndpointAnswer]] = {}
         self._submitting = threading.Lock()
         self._ended: PrismError | None = None
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=f"endpoint {self._url}", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f"endpoint {self._wire.url}", daemon=True)
         self._thread.start()
 
     def submit(self, requests: Sequence[EndpointRequest]) -> list["Future[EndpointAnswer]"]:
         """Starts asking and returns at once: one future a request, in order; equal requests share one.
 
         Raises:
-            DataError: an image is of no known kind. Nothing is asked then.
+            DataError: an image is of no known kind, or can't be scaled down. Nothing is asked then.
         """
-        for request in requests:
-            for image in request.images:
-                media_type(image, where=f"row {request.row}" if request.row else "")
+        described = [describe(request, self.settings) for request in requests]
         with self._submitting:
-            return [self._future(request) for request in requests]
+            return [self._future(request, *named) for request, named in zip(requests, described, strict=True)]
 
     def key(self, request: EndpointRequest) -> str:
-        """The key under which the answer to a request is kept."""
-        return describe(request, self.model, self._temperature, self._max_tokens)[0]
+        """The key under which the answers to a request are kept."""
+        return describe(request, self.settings)[0]
+
+    def description(self, request: EndpointRequest) -> str:
+        """The JSON the key is the SHA-256 of."""
+        return describe(request, self.settings)[1]
+
+    def body(self, request: EndpointRequest) -> dict[str, Any]:
+        """Exactly what is sent for a request: the JSON body of the call."""
+        return {
+            "model": self.model,
+            "messages": wire_messages(request, self.settings.max_image_pixels),
+            "temperature": self.settings.temperature,
+            self._wire.limit_name: self.settings.max_tokens,
+        }
+
+    def kept(self, request: EndpointRequest) -> EndpointAnswer | None:
+        """The usable answer in the store, or None; asks and counts nothing."""
+        return self._usable(self.store.answers(self.key(request)))
+
+    def problem(self, answer: StoredAnswer) -> str | None:
+        """Why an answer from the store can't be used, as a `NoAnswerError.reason`, or None."""
+        found = problem(answer, self.settings.max_tokens, self._check)
+        return found[0] if found else None
+
+    def keep(
+        self, key: str, description: str, row: str, reply: Reply, seconds: float | None = None, usd: float | None = None
+    ) -> StoredAnswer:
+        """Writes a reply into the store; it is on disk when this returns. Counts nothing.
+
+        Args:
+            key: The request's.
+            description: The request's.
+            row: Id of the row it was asked for.
+            reply: What came back.
+            seconds: How long it took.
+            usd: What it cost, or None where no price is known.
+        """
+        # One character more than allowed is enough to judge a text that has no end.
+        text = reply.text[: LONGEST_TOKEN * self.settings.max_tokens + 1]
+        return self.store.put(
+            StoredAnswer(
+                key, self.name, self.model, description, text, reply.finish, reply.prompt_tokens,
+                reply.completion_tokens, usd, self._wire.url, reply.served_model, row, seconds,
+            )
+        )  # fmt: skip
 
     def close(self) -> None:
         """Stops: what is under way is dropped, waiting futures are cancelled. May be called twice."""
@@ -101,142 +155,87 @@ class EndpointClient:
         if not self._thread.is_alive():
             self._loop.close()
 
-    def _future(self, request: EndpointRequest) -> "Future[EndpointAnswer]":
-        key, description = describe(request, self.model, self._temperature, self._max_tokens)
+    def _future(self, request: EndpointRequest, key: str, description: str) -> "Future[EndpointAnswer]":
         if (shared := self._under_way.get(key)) is not None:
             self.budget.reuse()
             return shared
-        if (kept := self._kept(key)) is not None:
+        if (kept := self._usable(self.store.answers(key))) is not None:
+            self.budget.reuse()
             done: Future[EndpointAnswer] = Future()
             done.set_result(kept)
             return done
-        future = asyncio.run_coroutine_threadsafe(self._answer(key, description, request), self._loop)
+        future = asyncio.run_coroutine_threadsafe(self._answer(request, key, description), self._loop)
         self._under_way[key] = future
         # The answer is in the store before this runs, so a later equal request finds it in one place or the other.
         future.add_done_callback(lambda _: self._under_way.pop(key, None))
         return future
 
-    def _kept(self, key: str) -> EndpointAnswer | None:
-        if (row := self.store.get(key)) is None:
-            return None
-        self.budget.reuse()
-        return EndpointAnswer(row.text, row.model, row.prompt_tokens, row.completion_tokens, cached=True)
+    def _usable(self, answers: Sequence[StoredAnswer]) -> EndpointAnswer | None:
+        for kept in answers:
+            if self.problem(kept) is None:
+                return EndpointAnswer(kept.text, kept.model, kept.prompt_tokens, kept.completion_tokens, cached=True)
+        return None
 
-    async def _answer(self, key: str, description: str, request: EndpointRequest) -> EndpointAnswer:
-        async with self._slots:
-            if self._ended is not None:
-                raise self._ended
-            try:
-                # Another process may have asked the same while this one waited for its turn.
-                return self._kept(key) or await self._ask(key, description, request)
-            except NoAnswerError:
-                raise
-            except PrismError as error:
-                self._ended = self._ended or error
-                raise
-
-    async def _ask(self, key: str, description: str, request: EndpointRequest) -> EndpointAnswer:
-        self.budget.reserve()
+    async def _answer(self, request: EndpointRequest, key: str, description: str) -> EndpointAnswer:
         try:
-            completion = await self._guarded(self._complete(request), _place(request))
-        except BaseException:  # cancelled included: the reservation must not stay
-            self.budget.release()
+            return await self._until_usable(request, key, description)
+        except NoAnswerError:
             raise
-        usage = getattr(completion, "usage", None)
-        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
-        text, problem = _text_of(completion)
-        if problem is None:
-            self.store.put(key, self.model, description, text, *tokens)
-        self.budget.settle(*tokens)
-        if problem is not None:
-            hint = "raise max_tokens" if "length" in problem else "drop the row, or ask another teacher"
-            raise NoAnswerError(f"{_place(request)}{self.model} at {self._url} {problem}", hint=hint)
-        return EndpointAnswer(text, self.model, *tokens, cached=False)
+        except PrismError as error:
+            self._ended = self._ended or error
+            self._wire.pace.stop()
+        # One error for all, also for those whose own failure came when the client had ended already.
+        raise self._ended
 
-    async def _complete(self, request: EndpointRequest) -> Any:
-        limit_name = self._limit_name
-        try:
-            return await self._create(request, limit_name)
-        except openai.BadRequestError as error:
-            # OpenAI's newer models know the limit by this name only; many other servers only by the old one.
-            if limit_name == "max_completion_tokens" or "max_completion_tokens" not in str(error):
-                raise
-        self._limit_name = "max_completion_tokens"
-        return await self._create(request, self._limit_name)
+    async def _until_usable(self, request: EndpointRequest, key: str, description: str) -> EndpointAnswer:
+        asked = False
+        while (usable := self._usable(answers := self.store.answers(key))) is None:
+            if len(answers) >= self.attempts:
+                raise self._no_answer(request, answers[-1], len(answers))
+            await self._ask(request, key, description)
+            asked = True
+        if not asked:  # another process did
+            self.budget.reuse()
+        return usable._replace(cached=not asked)
 
-    async def _create(self, request: EndpointRequest, limit_name: str) -> Any:
-        settings: dict[str, Any] = {"temperature": self._temperature, limit_name: self._max_tokens}
-        messages: Any = wire_messages(request)
-        return await self._openai.chat.completions.create(model=self.model, messages=messages, **settings)
+    def _no_answer(self, request: EndpointRequest, last: StoredAnswer, attempts: int) -> NoAnswerError:
+        found = problem(last, self.settings.max_tokens, self._check)
+        assert found is not None, "only asked of an answer that can't be used"
+        reason, detail = found
+        return NoAnswerError(
+            f"{request.place}: {self.model} at {self._wire.url} gave no usable answer in {attempts} attempts, "
+            f"the last one was {reason} ({detail})",
+            hint=_HINTS.get(reason, "drop the row, or ask another teacher"),
+            reason=reason,
+        )
 
-    async def _guarded(self, call: Coroutine[Any, Any, T], place: str) -> T:
-        """Awaits a call, its failure told in our words.
+    async def _ask(self, request: EndpointRequest, key: str, description: str) -> None:
+        """Brings one more answer into the store."""
 
-        Raised outside the handler, so that no link leads to the library's error: that one carries the request's
-        headers, and the key with them.
-        """
-        try:
-            return await call
-        except (openai.OpenAIError, ValueError) as error:
-            failure = explain(error, self._url, self.model, self._api_key_env, place)
-        raise failure
+        async def once() -> None:
+            async with self._wire.pace.turn() as started:
+                if self._ended is not None:
+                    raise self._ended
+                self.budget.reserve()
+                try:
+                    reply = await self._wire.send(lambda: self.body(request), request.place, started)
+                except BaseException:  # cancelled included: the reservation must not stay
+                    self.budget.release()
+                    raise
+                tokens = reply.prompt_tokens, reply.completion_tokens
+                usd = self._price.usd(*tokens) if self._price else None
+                kept = key, description, request.row, reply, time.monotonic() - started, usd
+                # In a thread, as the disk may be slow; shielded, as closing the client must not lose a paid answer.
+                await asyncio.shield(self._loop.run_in_executor(None, self.keep, *kept))
+                self.budget.settle(*tokens)
+
+        await self._wire.persist(once, request.place)
 
     async def _shut_down(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        await self._openai.close()
+        await self._loop.shutdown_default_executor()
+        await self._wire.close()
         self._loop.stop()
-
-
-_DEAD_OR_CLOSED = (openai.APIConnectionError, openai.AuthenticationError, openai.PermissionDeniedError)
-
-
-def served_model(base_url: str, api_key_env: str = "OPENAI_API_KEY", model: str | None = None) -> str:
-    """The model to ask, found by a quick call that fails at once where a question would be retried for a while.
-
-    Args:
-        base_url: The endpoint.
-        api_key_env: Name of the environment variable that holds the key.
-        model: The model to ask for; None takes the one the endpoint serves. Endpoints without a list are fine then.
-
-    Raises:
-        TeacherError: it can't be reached, refuses the key, or (with no model named) serves none or several.
-    """
-    url, failure, names = shown_url(base_url), None, []
-    client = openai.OpenAI(base_url=base_url, api_key=api_key(base_url, api_key_env), max_retries=1, timeout=TIMEOUT)
-    with client:
-        try:
-            names = [model.id for model in client.models.list()]
-        except (openai.OpenAIError, ValueError) as error:
-            if model is None or isinstance(error, _DEAD_OR_CLOSED):
-                failure = explain(error, url, "a list of its models", api_key_env)
-    if failure is not None:
-        raise failure
-    if model is not None:
-        return model
-    if len(names) != 1:
-        some = ", ".join(sorted(names)[:10]) or "none"
-        raise TeacherError(f"{url} serves {len(names)} models ({some})", hint="name one: --teacher-model NAME")
-    return names[0]
-
-
-def _place(request: EndpointRequest) -> str:
-    return f"row {request.row}: " if request.row else ""
-
-
-def _text_of(completion: Any) -> tuple[str, str | None]:
-    """The answer's text, or why there is none."""
-    # Servers send less than the type promises: no choices, or a page that is no completion at all.
-    choices = getattr(completion, "choices", None)
-    if not choices:
-        return "", "sent no choices"
-    message, reason = choices[0].message, choices[0].finish_reason
-    if reason == "content_filter":
-        return "", "filtered the answer"
-    if getattr(message, "refusal", None):
-        return "", "refused to answer"
-    if not message or not isinstance(message.content, str) or not message.content.strip():
-        return "", f"sent an empty answer (finish_reason {reason})"
-    return message.content, None

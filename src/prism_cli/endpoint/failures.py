@@ -1,17 +1,68 @@
 """What an endpoint's failures mean, in words that hold no secret."""
 
+import math
 import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
+import httpx2
 import openai
 
 from prism_cli.errors import TeacherError
 
 _LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
+# How often one request is sent while others succeed: a rate limit passes, an error that stays is the request's own.
+_TRIES, _TRIES_WHEN_LIMITED = 7, 30
+_NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_balance")
 
 
 class NoAnswerError(TeacherError):
-    """One request got no usable answer (refused, filtered, empty, rejected); others may. It is not kept."""
+    """One request got no usable answer; others may.
+
+    Attributes:
+        reason: One of `refused`, `filtered`, `cut off`, `empty`, `malformed`, `too long`, `rejected`, `unanswered`.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, reason: str = "rejected"):
+        super().__init__(message, hint)
+        self.reason = reason
+
+
+class Passing(NamedTuple):
+    """How to go on after a failure that may pass.
+
+    Attributes:
+        tries: How often the request may be sent in all, or None when it is no fault of this request.
+        overloaded: Whether the endpoint says that it gets too many requests.
+        retry_after: Seconds the endpoint asks to wait, or None.
+    """
+
+    tries: int | None
+    overloaded: bool = False
+    retry_after: float | None = None
+
+
+def passing(error: Exception, attempts: int) -> Passing | None:
+    """How to go on after a failure, or None if asking again can't help.
+
+    Args:
+        error: What the library raised, a `TimeoutError`, or a `ValueError` for a reply that is none.
+        attempts: How often a question that times out is sent: each may have been paid for.
+    """
+    if _never_reached(error):
+        return Passing(None)
+    if isinstance(error, TimeoutError):
+        return Passing(attempts)
+    if not isinstance(error, openai.APIStatusError):
+        return Passing(_TRIES)
+    code = error.status_code
+    if code in (429, 503) and not _is_out_of_money(error):
+        headers = error.response.headers
+        return Passing(_TRIES_WHEN_LIMITED, True, _seconds(headers.get("retry-after"), headers))
+    return Passing(_TRIES) if code in (408, 409) or (code >= 500 and code != 501) else None
 
 
 def api_key(base_url: str, api_key_env: str) -> str:
@@ -31,20 +82,19 @@ def api_key(base_url: str, api_key_env: str) -> str:
 
 
 def shown_url(base_url: str) -> str:
-    """The URL without what may be secret in it: user, password, query.
+    """The URL as it may be shown.
 
     Raises:
-        TeacherError: it is no URL of an endpoint.
+        TeacherError: it is no URL of an endpoint, or holds what should be secret.
     """
-    parts = _split(base_url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    return _split(base_url)._replace(fragment="").geturl()
 
 
 def explain(error: Exception, url: str, model: str, api_key_env: str, place: str = "") -> TeacherError:
-    """The error to raise for one of the library's, after its retries.
+    """The error to raise for one of the library's, when asking again can't help or did not.
 
     Args:
-        error: What the library raised.
+        error: What the library raised, a `TimeoutError`, or a `ValueError` for a reply that is none.
         url: The endpoint, as it may be shown.
         model: What was asked for.
         api_key_env: Name of the variable that holds the key.
@@ -53,18 +103,8 @@ def explain(error: Exception, url: str, model: str, api_key_env: str, place: str
     Returns:
         A `NoAnswerError` when the endpoint rejected just this request, else a `TeacherError` that ends the client.
     """
-    if isinstance(error, openai.APIConnectionError):
-        told = error.__cause__ or error
-        reason = f"{type(told).__name__}: {told}" if str(told) else type(told).__name__
-        return TeacherError(
-            _without_key(f"{url} can't be reached ({reason})", api_key_env),
-            hint="start it with `prism teacher serve …`, or check --teacher-endpoint",
-        )
     if not isinstance(error, openai.APIStatusError):
-        return TeacherError(
-            _without_key(f"{url} does not answer like a chat endpoint ({str(error)[:200]})", api_key_env),
-            hint="check --teacher-endpoint: the URL usually ends in /v1",
-        )
+        return _without_status(error, url, api_key_env)
     code = error.status_code
     if code in (401, 403):
         # The server's own text is left out: some quote the key, or parts of it.
@@ -78,26 +118,89 @@ def explain(error: Exception, url: str, model: str, api_key_env: str, place: str
             hint="check --teacher-model, and that the URL ends where the API begins (usually /v1)",
         )
     told = _without_key(f"{code}: {_server_text(error)}", api_key_env)
+    if _is_out_of_money(error):
+        return TeacherError(f"{url} says that the account has no money left, {told}", hint="top it up, then run again")
     if code == 429:
-        return TeacherError(f"{url} is over its rate limit or quota, {told}", hint="lower teacher.concurrency, or wait")
+        return TeacherError(f"{url} is over its rate limit, {told}", hint="lower teacher.concurrency, or wait")
     if code >= 500 or code in (408, 409):
         return TeacherError(
             f"{url} keeps failing, {told}", hint="see the endpoint's own log; then run the command again"
         )
+    reason = "filtered" if error.code == "content_filter" else "rejected"
     return NoAnswerError(
-        f"{place}{url} rejected the request, {told}", hint="is the row too long, or its image too large?"
+        f"{place}{url} rejected the request, {told}", hint="is the row too long, or its image too large?", reason=reason
     )
 
 
+def _without_status(error: Exception, url: str, api_key_env: str) -> TeacherError:
+    if isinstance(error, TimeoutError):
+        return TeacherError(f"{url} took too long: {error}", hint="raise teacher.timeout, or lower teacher.max_tokens")
+    if isinstance(error, (openai.APIConnectionError, httpx2.RequestError)):
+        told = error.__cause__ or error
+        reason = f"{type(told).__name__}: {told}" if str(told) else type(told).__name__
+        if not _never_reached(error):
+            return TeacherError(
+                _without_key(f"{url} broke off ({reason})", api_key_env),
+                hint="see the endpoint's own log; then run the command again",
+            )
+        return TeacherError(
+            _without_key(f"{url} can't be reached ({reason})", api_key_env),
+            hint="start it with `prism teacher serve …`, or check --teacher-endpoint",
+        )
+    return TeacherError(
+        _without_key(f"{url} does not answer like a chat endpoint ({str(error)[:200]})", api_key_env),
+        hint="check --teacher-endpoint: the URL usually ends in /v1",
+    )
+
+
+def _never_reached(error: Exception) -> bool:
+    cause = error.__cause__
+    return isinstance(error, openai.APIConnectionError) and isinstance(
+        cause, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol, httpx2.ProxyError)
+    )
+
+
+def _is_out_of_money(error: openai.APIStatusError) -> bool:
+    return error.status_code == 402 or error.code in _NO_MONEY or error.type in _NO_MONEY
+
+
+def _seconds(retry_after: str | None, headers: Mapping[str, str]) -> float | None:
+    """What a Retry-After header asks for; None for none and for what is no time."""
+    try:
+        seconds = float(retry_after or "")
+        return None if math.isnan(seconds) else max(0.0, seconds)
+    except ValueError:
+        pass
+    if (until := _date(retry_after)) is None:
+        return None
+    # The server's own clock where it tells it: ours may be wrong.
+    now = _date(headers.get("date")) or datetime.now(UTC)
+    return max(0.0, (until - now).total_seconds())
+
+
+def _date(text: str | None) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(text or "")
+    except ValueError:
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
+
+
 def _split(base_url: str) -> SplitResult:
+    shown = base_url.rpartition("@")[2].partition("?")[0]
     try:
         parts = urlsplit(base_url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         usable = False
     if not usable:
-        shown = base_url.rpartition("@")[2]
         raise TeacherError(f"{shown!r} is no endpoint", hint="give a URL like http://127.0.0.1:8000/v1")
+    if parts.username or parts.password or parts.query:
+        # Libraries write URLs to their logs.
+        raise TeacherError(
+            f"the URL of {shown} holds a user, password or query",
+            hint="put the key into an environment variable: teacher.api_key_env",
+        )
     return parts
 
 

@@ -1,11 +1,12 @@
 """What is asked of an endpoint, how it is identified, and how it looks on the wire."""
 
-import base64
 import hashlib
 import json
 from typing import Any, NamedTuple
 
-from prism_cli.errors import DataError
+from prism_cli.endpoint.pictures import data_url, is_larger, media_type, shrunk
+
+__all__ = ["EndpointAnswer", "EndpointRequest", "Settings", "data_url", "describe", "media_type", "wire_messages"]
 
 
 class EndpointRequest(NamedTuple):
@@ -13,15 +14,22 @@ class EndpointRequest(NamedTuple):
 
     Attributes:
         messages: `{"role", "content": text}`, the system message first if there is one, the question last.
-        images: Encoded pictures (PNG, JPEG, WebP, GIF), the bytes as read; they go with the last message.
+        images: Encoded pictures (PNG, JPEG, WebP, GIF), the bytes as read.
         sample: Which of several answers to the same question this is.
         row: Id of the data row, for messages and column look-ups; two rows with the same content share one answer.
+        images_at: Index of the message the pictures go with; the last one unless said.
     """
 
     messages: list[dict[str, str]]
     images: tuple[bytes, ...] = ()
     sample: int = 0
     row: str = ""
+    images_at: int = -1
+
+    @property
+    def place(self) -> str:
+        """The row, for a message: "row 7"."""
+        return f"row {self.row}" if self.row else "a request"
 
 
 class EndpointAnswer(NamedTuple):
@@ -42,66 +50,69 @@ class EndpointAnswer(NamedTuple):
     cached: bool
 
 
-def describe(request: EndpointRequest, model: str, temperature: float, max_tokens: int) -> tuple[str, str]:
+class Settings(NamedTuple):
+    """What shapes every answer of one teacher.
+
+    Attributes:
+        model: The model's name at the endpoint.
+        temperature: Sampling temperature.
+        max_tokens: Longest answer.
+        max_image_pixels: Larger pictures are scaled down to this before they are sent; None sends them as read.
+        name: The name its answers are kept under, or None for the model's.
+    """
+
+    model: str
+    temperature: float = 1.0
+    max_tokens: int = 8192
+    max_image_pixels: int | None = None
+    name: str | None = None
+
+
+def describe(request: EndpointRequest, settings: Settings) -> tuple[str, str]:
     """The request's key and the JSON it is the SHA-256 of: all that shapes the answer, images as digests.
 
-    The endpoint's URL is left out, so that moving a model to another machine keeps its answers.
+    The endpoint's URL is left out, so that moving a model to another machine keeps its answers. What has its plain
+    value is left out too, so that a setting added later does not lose the answers from before it.
+
+    Raises:
+        DataError: an image is of no known kind, can't be opened or is too large to decode.
     """
-    description = json.dumps(
-        {
-            "model": model,
-            "messages": request.messages,
-            "images": [hashlib.sha256(image).hexdigest() for image in request.images],
-            "temperature": float(temperature),
-            "max_tokens": max_tokens,
-            "sample": request.sample,
-        },
-        sort_keys=True,
-        ensure_ascii=False,
-    )
+    asked: dict[str, Any] = {
+        "model": settings.model,
+        "messages": request.messages,
+        "images": [hashlib.sha256(image).hexdigest() for image in request.images],
+        "temperature": float(settings.temperature),
+        "max_tokens": settings.max_tokens,
+        "sample": request.sample,
+    }
+    if settings.name not in (None, settings.model):
+        asked["teacher"] = settings.name
+    if _shrinks(request, settings):
+        asked["max_image_pixels"] = settings.max_image_pixels
+    last = len(request.messages) - 1
+    if request.images and request.images_at not in (-1, last):
+        asked["images_at"] = request.images_at % len(request.messages)
+    description = json.dumps(asked, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(description.encode()).hexdigest(), description
 
 
-def media_type(image: bytes, where: str = "") -> str:
-    """The picture's media type, told from its first bytes.
-
-    Raises:
-        DataError: it is none of PNG, JPEG, WebP, GIF.
-    """
-    if image.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if image.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if image.startswith((b"GIF87a", b"GIF89a")):
-        return "image/gif"
-    if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
-        return "image/webp"
-    start = image[:8].hex(" ") or "nothing"
-    raise DataError(
-        f"{where or 'a request'}: an image that no endpoint takes (its bytes start with {start})",
-        hint="give PNG, JPEG, WebP or GIF",
-    )
-
-
-def data_url(image: bytes) -> str:
-    """The picture as a data URL.
-
-    Raises:
-        DataError: its kind is not known.
-    """
-    return f"data:{media_type(image)};base64,{base64.b64encode(image).decode()}"
-
-
-def wire_messages(request: EndpointRequest) -> list[dict[str, Any]]:
-    """The messages as the chat API takes them; images stand before the question's text, as data URLs."""
+def wire_messages(request: EndpointRequest, max_image_pixels: int | None = None) -> list[dict[str, Any]]:
+    """The messages as the chat API takes them; images stand before the text of their message, as data URLs."""
+    messages: list[dict[str, Any]] = list(request.messages)
     if not request.images:
-        return list(request.messages)
-    pictures = [
-        {
-            "type": "image_url",
-            "image_url": {"url": data_url(image)},
-        }
-        for image in request.images
-    ]
-    *before, last = request.messages
-    return [*before, {**last, "content": [*pictures, {"type": "text", "text": last["content"]}]}]
+        return messages
+    limit = max_image_pixels
+    sent = [image if limit is None else shrunk(image, limit, request.place) for image in request.images]
+    content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in sent]
+    message = messages[request.images_at]
+    messages[request.images_at] = {**message, "content": [*content, {"type": "text", "text": message["content"]}]}
+    return messages
+
+
+def _shrinks(request: EndpointRequest, settings: Settings) -> bool:
+    for image in request.images:
+        media_type(image, request.place)
+    limit = settings.max_image_pixels
+    # All are looked at, the first larger one included: a bomb behind it must not pass.
+    larger = [limit is not None and is_larger(image, limit, request.place) for image in request.images]
+    return any(larger)

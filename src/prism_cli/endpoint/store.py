@@ -1,42 +1,113 @@
-"""Answers that were paid for, kept in one SQLite file."""
+"""Every answer that was paid for, usable or not, kept in one SQLite file."""
 
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from prism_cli.errors import CheckpointError
 
-_COLUMNS = "key, model, request, text, prompt_tokens, completion_tokens, created"
+_SCHEMA = 2
+_TABLE = """
+CREATE TABLE calls (
+    key TEXT NOT NULL, teacher TEXT NOT NULL, model TEXT NOT NULL, request TEXT NOT NULL, text TEXT NOT NULL,
+    finish TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER, usd REAL, url TEXT NOT NULL,
+    served_model TEXT, "row" TEXT NOT NULL, seconds REAL, attempt INTEGER NOT NULL, created REAL NOT NULL,
+    UNIQUE (key, attempt)
+)"""
+_COLUMNS = (
+    "key, teacher, model, request, text, finish, prompt_tokens, completion_tokens, usd, url, served_model, "
+    '"row", seconds, attempt, created'
+)
+# The attempt is numbered by the same statement that writes it: two processes that ask the same keep both answers.
+_INSERT = (
+    f"INSERT INTO calls ({_COLUMNS}) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, COALESCE(MAX(attempt), 0) + 1, ? "
+    "FROM calls WHERE key = ? RETURNING attempt"
+)
+_FROM_SCHEMA_1 = (
+    f"INSERT INTO calls ({_COLUMNS}) SELECT key, model, model, request, text, 'unknown', prompt_tokens, "
+    "completion_tokens, NULL, '', NULL, '', NULL, 1, created FROM answers ORDER BY rowid"
+)
 
 
 class StoredAnswer(NamedTuple):
-    """One row of the store.
+    """One call that was answered.
 
     Attributes:
         key: SHA-256 of `request`.
-        model: Who answered.
+        teacher: The name under which the answer is kept.
+        model: The model that was asked for.
         request: JSON of what was asked (messages, settings, digests of the images).
-        text: The answer.
+        text: What came back: the answer, or a refusal.
+        finish: The endpoint's finish_reason (`stop`, `length`, `content_filter`, …), or `refusal`, `empty`, `oversized`
+            where there is no answer; `unknown` where it was not kept.
         prompt_tokens: As the endpoint counted them, or None.
         completion_tokens: As the endpoint counted them, or None.
-        created: Seconds since the epoch.
+        usd: What it cost, or None where no price was given.
+        url: The endpoint asked, without secrets.
+        served_model: The model's name in the endpoint's reply, or None.
+        row: Id of the data row it was asked for.
+        seconds: How long the answer took, or None.
+        attempt: 1 for the first answer under the key, 2 for the next; given by `put`.
+        created: Seconds since the epoch; given by `put`.
     """
 
     key: str
+    teacher: str
     model: str
     request: str
     text: str
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    created: float
+    finish: str = "stop"
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    usd: float | None = None
+    url: str = ""
+    served_model: str | None = None
+    row: str = ""
+    seconds: float | None = None
+    attempt: int = 0
+    created: float = 0.0
+
+
+class Totals(NamedTuple):
+    """What one model gave under one teacher's name.
+
+    Attributes:
+        teacher: The name the answers are kept under.
+        model: The model asked for.
+        calls: Answered calls, usable or not.
+        finishes: Finish → how many calls ended so.
+        prompt_tokens: Sum of what was reported.
+        completion_tokens: Sum of what was reported.
+        mean_prompt_tokens: Mean over the calls that report them, or None.
+        mean_completion_tokens: Mean over the calls that report them, or None.
+        usd: Sum of the known costs, or None where none is known.
+        first: When the first answer came, in seconds since the epoch.
+        last: When the last one came.
+    """
+
+    teacher: str
+    model: str
+    calls: int
+    finishes: dict[str, int]
+    prompt_tokens: int
+    completion_tokens: int
+    mean_prompt_tokens: float | None
+    mean_completion_tokens: float | None
+    usd: float | None
+    first: float
+    last: float
 
 
 class AnswerStore:
-    """Answers by key, safe from several threads and several processes of one machine.
+    """Answers by key, append-only, safe from several threads and several processes of one machine.
+
+    A file of the earlier schema is brought up to date when it is opened.
 
     Args:
         path: The file; it and its folder are made when missing.
@@ -47,63 +118,127 @@ class AnswerStore:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._lock = threading.Lock()
+        # Two connections, each behind a lock: a reader needs not wait until what is being written is on the disk.
+        self._writing, self._reading = threading.Lock(), threading.Lock()
+        self._to_write: deque[tuple[StoredAnswer, Future[StoredAnswer]]] = deque()
         with self._failures_named():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # One connection behind a lock: an answer takes seconds to come, a row microseconds to write.
-            self._connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+            self._writer = self._connected()
             self._switch_to_wal()
             # NORMAL would survive a killed process but not a power cut; an answer costs more than an fsync.
-            self._connection.execute("PRAGMA synchronous=FULL")
-            self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, model TEXT NOT NULL, request TEXT NOT NULL, "
-                "text TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER, created REAL NOT NULL)"
-            )
-            self._connection.execute(f"SELECT {_COLUMNS} FROM answers LIMIT 1")
+            self._writer.execute("PRAGMA synchronous=FULL")
+            self._bring_up_to_date()
+            self._reader = self._connected()
+            self._reader.execute(f"SELECT {_COLUMNS} FROM calls LIMIT 1")
 
-    def get(self, key: str) -> StoredAnswer | None:
-        """The answer kept under `key`, or None."""
-        with self._failures_named(), self._lock:
-            query = self._connection.execute(f"SELECT {_COLUMNS} FROM answers WHERE key = ?", (key,))
-            row = query.fetchone()
-        return StoredAnswer(*row) if row else None
+    def answers(self, key: str) -> list[StoredAnswer]:
+        """All answers kept under `key`, the first attempt first."""
+        with self._failures_named(), self._reading:
+            query = self._reader.execute(f"SELECT {_COLUMNS} FROM calls WHERE key = ? ORDER BY attempt", (key,))
+            return [StoredAnswer(*row) for row in query.fetchall()]
 
-    def put(
-        self,
-        key: str,
-        model: str,
-        request: str,
-        text: str,
-        prompt_tokens: int | None = None,
-        completion_tokens: int | None = None,
-    ) -> None:
-        """Keeps an answer; it is on disk when this returns. The first answer under a key stays."""
-        row = StoredAnswer(key, model, request, text, prompt_tokens, completion_tokens, time.time())
-        with self._failures_named(), self._lock:
-            self._connection.execute(f"INSERT OR IGNORE INTO answers ({_COLUMNS}) VALUES (?,?,?,?,?,?,?)", row)
+    def put(self, answer: StoredAnswer) -> StoredAnswer:
+        """Keeps an answer as the next attempt under its key; it is on disk when this returns, as returned.
+
+        Answers that come while the disk is busy are written together.
+        """
+        kept: Future[StoredAnswer] = Future()
+        self._to_write.append((answer, kept))
+        with self._writing:
+            # Whoever held the lock before may have written this one too.
+            if not kept.done():
+                self._write()
+        with self._failures_named():
+            return kept.result()
 
     def count(self) -> int:
         """How many answers are kept."""
-        with self._failures_named(), self._lock:
-            return self._connection.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
+        with self._failures_named(), self._reading:
+            return self._reader.execute("SELECT COUNT(*) FROM calls").fetchone()[0]
+
+    def summary(self) -> list[Totals]:
+        """Totals per teacher and model, in the order of their first answers."""
+        with self._failures_named(), self._reading:
+            totals = self._reader.execute(
+                "SELECT teacher, model, COUNT(*), COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0),"
+                " AVG(prompt_tokens), AVG(completion_tokens), SUM(usd), MIN(created), MAX(created) "
+                "FROM calls GROUP BY teacher, model ORDER BY MIN(rowid)"
+            ).fetchall()
+            finishes = self._reader.execute(
+                "SELECT teacher, model, finish, COUNT(*) FROM calls GROUP BY teacher, model, finish ORDER BY finish"
+            ).fetchall()
+        by_model: dict[tuple[str, str], dict[str, int]] = {}
+        for teacher, model, finish, calls in finishes:
+            by_model.setdefault((teacher, model), {})[finish] = calls
+        return [
+            Totals(teacher, model, calls, by_model[teacher, model], *rest) for teacher, model, calls, *rest in totals
+        ]
 
     def __iter__(self) -> Iterator[StoredAnswer]:
         """All answers in the order they came, as they stand at the start; others may go on writing."""
         with self._failures_named(), closing(sqlite3.connect(self.path, timeout=60)) as reader:
-            for row in reader.execute(f"SELECT {_COLUMNS} FROM answers ORDER BY rowid"):
+            for row in reader.execute(f"SELECT {_COLUMNS} FROM calls ORDER BY rowid"):
                 yield StoredAnswer(*row)
 
     def close(self) -> None:
         """Closes the file."""
-        with self._lock:
-            self._connection.close()
+        with self._writing, self._reading:
+            self._writer.close()
+            self._reader.close()
+
+    def _connected(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+
+    def _write(self) -> None:
+        batch = [self._to_write.popleft() for _ in range(len(self._to_write))]
+        try:
+            with self._writer:
+                self._writer.execute("BEGIN IMMEDIATE")
+                written = [self._inserted(answer) for answer, _ in batch]
+            for (_, kept), answer in zip(batch, written, strict=True):
+                kept.set_result(answer)
+        except sqlite3.Error as error:
+            for _, kept in batch:
+                kept.set_exception(error)
+        finally:
+            # After Ctrl-C: whoever waits for one of these must not wait for ever. What has a result keeps it.
+            for _, kept in batch:
+                kept.cancel()
+
+    def _inserted(self, answer: StoredAnswer) -> StoredAnswer:
+        *given, _, _ = answer
+        created = time.time()
+        ((attempt,),) = self._writer.execute(_INSERT, (*given, created, answer.key)).fetchall()
+        return answer._replace(attempt=attempt, created=created)
+
+    def _bring_up_to_date(self) -> None:
+        if self._schema() == _SCHEMA:
+            return
+        with self._writer:
+            # The write lock first: of two processes that open an old file together, the second finds the work done.
+            self._writer.execute("BEGIN IMMEDIATE")
+            schema = self._schema()
+            if schema not in (0, _SCHEMA):
+                raise CheckpointError(
+                    f"{self.path}: an answer store of schema {schema}; this version of prism knows {_SCHEMA}",
+                    hint="use the prism that wrote it, or name another store",
+                )
+            if schema == 0:
+                self._writer.execute(_TABLE)
+                if self._writer.execute("SELECT 1 FROM sqlite_master WHERE name = 'answers'").fetchone():
+                    self._writer.execute(_FROM_SCHEMA_1)
+                    self._writer.execute("DROP TABLE answers")
+                self._writer.execute(f"PRAGMA user_version = {_SCHEMA}")
+
+    def _schema(self) -> int:
+        return self._writer.execute("PRAGMA user_version").fetchone()[0]
 
     def _switch_to_wal(self) -> None:
         # SQLite's own busy timeout does not cover this switch: processes that open a new file together would fail.
         deadline = time.monotonic() + 60
         while True:
             try:
-                self._connection.execute("PRAGMA journal_mode=WAL")
+                self._writer.execute("PRAGMA journal_mode=WAL")
                 return
             except sqlite3.OperationalError as error:
                 if "locked" not in str(error) or time.monotonic() > deadline:

@@ -5,18 +5,33 @@ from typing import Annotated, Literal
 from pydantic import (
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
 from prism_cli.recipes.section import Fraction, Section, UserPath, type_if_absent
+from prism_cli.recipes.sections import FileData
+
+
+class JudgeLoRA(Section):
+    """Train low-rank adapters instead of all weights (PEFT)."""
+
+    rank: PositiveInt = 16
+    """Rank of the adapters."""
+    alpha: PositiveInt = 32
+    """Scale of the adapters (alpha / rank)."""
 
 
 class WarmupSection(Section):
     """Bradley-Terry training of the discriminator before the game; a cold judge gives no gradient."""
 
+    data: FileData | None = None
+    """Rows with `teacher_…` and `student_…` texts, as `prism collect --from RUN` writes them and as published; null
+    samples the policy and asks the teacher."""
     pairs: PositiveInt = 120000
-    """Pairs (teacher part, policy part) to train on."""
+    """Pairs (teacher part, policy part) to train on; of a file, at most."""
     batch_size: PositiveInt = 128
     """Pairs a step."""
     learning_rate: PositiveFloat = 1e-5
@@ -27,12 +42,29 @@ class WarmupSection(Section):
     """Temperature at which the policy's side is sampled; above 1 more of its texts differ from the teacher's, so that a
     small judge learns from fewer pairs."""
     held_out: PositiveInt = 64
-    """Pairs kept aside to measure the judge's accuracy."""
+    """Pairs kept aside to measure the judge's accuracy; of a file, its first."""
+    measure_every: PositiveInt = 100
+    """Steps between measurements on the pairs kept aside."""
+    stop_in: Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None = None
+    """Ends the warm-up at the first measurement in which the judge tells every part at least as well as the first
+    number says, such as [0.7, 0.85]; above the second it is called saturated. Null trains on all pairs."""
+    checkpoint_every: PositiveInt = 100
+    """Steps between checkpoints; the last one is kept until the warm-up is done."""
+    lora: JudgeLoRA | None = None
+    """Train low-rank adapters on the judge's attention (a dense one's MLPs too) and its head instead of all weights;
+    they are merged at the end."""
+
+    @model_validator(mode="after")
+    def _band(self):
+        if self.stop_in is not None and self.stop_in[0] >= self.stop_in[1]:
+            raise ValueError("stop_in: the first number must be below the second")
+        return self
 
 
 class _DiscriminatorSection(Section):
     path: UserPath | None = None
-    """Folder of a warmed-up discriminator; null builds one and warms it up."""
+    """Folder or hub id of a discriminator: of `prism discriminator create` or `warmup`, of an align run, or as its
+    authors released it. One not warmed up yet is warmed up first. Null builds one."""
     base: UserPath | None = None
     """Dense model it is built from, a folder or hub id with the policy's vocabulary (the paper: Qwen3-VL 2B); null
     takes the starting policy."""
@@ -55,6 +87,9 @@ class _DiscriminatorSection(Section):
     """Gradient clip."""
     micro_batch: PositiveInt = 16
     """Rollouts a forward pass; bounds memory, changes no result."""
+    probe_every: PositiveInt | None = 50
+    """Steps between tests of what the judge reads: whether length, format or a wrong picture tells teacher from policy
+    as well as the judge does; null never."""
     warmup: WarmupSection = WarmupSection()
     """The warm-up before the game."""
 
@@ -103,3 +138,18 @@ class AdvantageSection(Section):
     """Taken off a malformed rollout's advantage."""
     std_floor: NonNegativeFloat = 0.0
     """Smallest standard deviation to divide by; above 0 a judge that can't tell gives little noise."""
+
+
+class StopSection(Section):
+    """Ends alignment before its last step, once it no longer brings the policy nearer to the teacher."""
+
+    when: Literal["drift_flat"] = "drift_flat"
+    """No part's drift (see docs/drift.md) fell further over the last measurements."""
+    min_steps: NonNegativeInt = 100
+    """Never end before this many steps."""
+    every: PositiveInt = 25
+    """Steps between measurements; each looks at all rollouts since the one before, and costs no extra sampling."""
+    patience: PositiveInt = 3
+    """Measurements without a further fall that end the training."""
+    delta: NonNegativeFloat = 0.01
+    """A part's drift fell when it lies more than this below its lowest value so far."""

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from prism_cli.recipes.fields import annotation_at, child, chosen, keys, sections, type_word
@@ -10,6 +11,8 @@ from prism_cli.recipes.sources import KeyPath, parse_value
 
 # Each says where to start; an option for one takes the file's other away.
 STARTS = {"model": "from", "from": "model"}
+# A cap is for the teacher there is: it makes no other one.
+CAPS = ("teacher.max_calls", "teacher.max_usd")
 # What may hold a key is not repeated in messages, which end up in logs.
 SECRET = re.compile(r"(?<=://).*|(?<=token=).*", re.S)
 
@@ -58,10 +61,14 @@ def apply(
     """
     origins: dict[KeyPath, str] = {}
     problems = []
+    changes = [part for change in changes for part in _parts(change)]
     for change in changes:
         if change.wins and change.key in STARTS:
             values.pop(STARTS[change.key], None)
-    for change in sorted(changes, key=lambda c: (c.wins, not c.key.endswith(".type"))):
+        # Before any value goes in, so that values meant for the new type are not lost with the old one.
+        if change.wins and change.key not in CAPS:
+            _make_room(recipe, values, tuple(change.key.split(".")))
+    for change in sorted(changes, key=_turn):
         path = tuple(change.key.split("."))
         try:
             section = _enter(recipe, values, path, origins, change.origin)
@@ -71,11 +78,30 @@ def apply(
         annotation = annotation_at(recipe, values, path[:-1])
         if path[-1] == "type":
             _switch(annotation, section, change.value)
-        elif change.wins:
+        elif change.wins and change.key not in CAPS:
             _become_owner(annotation, section, path[-1])
         section[path[-1]] = change.value
         origins[path] = change.origin
     return origins, problems
+
+
+def _parts(change: Change) -> list[Change]:
+    """An option for a whole section as the section, then its keys one by one."""
+    if not change.wins or not isinstance(change.value, dict):
+        return [change]
+    return [change, *(change._replace(key=f"{change.key}.{key}", value=value) for key, value in change.value.items())]
+
+
+def _turn(change: Change) -> tuple[bool, bool]:
+    """A section that an option gives comes before overrides of its other keys; then types; options win in the end."""
+    whole = change.wins and isinstance(change.value, dict)
+    return change.wins and not whole, not whole and not change.key.endswith(".type")
+
+
+def _make_room(recipe: type[Section], values: dict[str, Any], path: KeyPath) -> None:
+    with suppress(ValueError):  # told when the value goes in
+        section = _enter(recipe, values, path, {}, "")
+        _become_owner(annotation_at(recipe, values, path[:-1]), section, str(path[-1]))
 
 
 def _enter(annotation: Any, values: dict, path: KeyPath, origins: dict[KeyPath, str], origin: str) -> dict:

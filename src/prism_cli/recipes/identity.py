@@ -19,17 +19,26 @@ FREE_KEYS = (
     "teacher.endpoint",
     "teacher.api_key_env",
     "teacher.concurrency",
+    "teacher.timeout",
+    "teacher.check",
+    "teacher.attempts",
+    "teacher.max_failed",
     "teacher.max_calls",
+    "teacher.max_usd",
+    "teacher.price",
+    "teacher.price.*",
     "teacher.store",
     "trainer.report_to",
     "trainer.run_name",
+    "processes",
+    "batch",
 )
 ABSENT = object()
 
 
 def run_folder(stage: str, recipe: Any) -> Path:
-    """The folder a recipe's run lives in: its `output`, else runs/<stage>, for a pipeline runs/<name>."""
-    return Path(recipe.output or f"runs/{recipe.name if stage == 'run' else stage}")
+    """The folder a recipe's run lives in: its `output`, else runs/<stage>, for a pipeline or study runs/<name>."""
+    return Path(recipe.output or f"runs/{recipe.name if stage in ('run', 'compare') else stage}")
 
 
 def to_dict(recipe: Section) -> dict[str, Any]:

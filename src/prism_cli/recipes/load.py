@@ -9,9 +9,10 @@ from pydantic import ValidationError
 
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.changes import Change, apply, parse_override, put_into_step
+from prism_cli.recipes.pipelines import PipelineStep
 from prism_cli.recipes.problems import validation_problems
 from prism_cli.recipes.sources import KeyPath, Source, file_name, find_recipe, read
-from prism_cli.recipes.stages import RECIPES, PipelineStep
+from prism_cli.recipes.stages import RECIPES
 from prism_cli.recipes.trl_options import option_problems
 
 # Dotted key → the command-line option that sets it, for messages.
@@ -19,10 +20,15 @@ FLAGS = {
     "model": "--model",
     "data": "--data",
     "from": "--from",
+    "discriminator.warmup.data": "--data",
     "output": "--output",
     "teacher.endpoint": "--teacher-endpoint",
     "teacher.model": "--teacher-model",
+    "teacher.store": "--teacher-store",
+    "teacher.max_calls": "--max-teacher-calls",
+    "teacher.max_usd": "--max-teacher-usd",
     "max_steps": "--max-steps",
+    "samples": "--samples",
     "seed": "--seed",
     "runs": "RUN",
 }
@@ -37,7 +43,7 @@ def load_recipe(
     """A stage's recipe: its type from `recipes.stages.RECIPES`, checked and frozen.
 
     Args:
-        stage: sft, align, rl, eval or run.
+        stage: One of `sources.STAGES`.
         source: A file, a folder that holds <stage>.yaml, a shipped name, or None: ./<stage>.yaml if there is one, else
             the defaults.
         overrides: `key.path=value`, values in YAML; they win over the file. On a pipeline also `STEP.key.path=value`.
@@ -69,8 +75,8 @@ def load_step(step: PipelineStep, base: Path, options: Mapping[str, Any] | None 
 
 
 def _load(stage: str, path: Path | None, overrides: Sequence[str], changes: Iterable[Change]) -> Any:
-    if path is None and stage == "run":
-        raise RecipeError(f"no {file_name(stage)} here", "name a pipeline: `prism run FILE`, or `prism run tiny`")
+    if path is None and stage in ("run", "compare"):
+        raise RecipeError(f"no {file_name(stage)} here", f"name one: `prism {stage} FILE`, or `prism {stage} tiny`")
     file = read(path) if path else Source(f"{stage} recipe", {}, {})
     recipe, values = RECIPES[stage], file.values
     written, unread = _parse(overrides)

@@ -6,6 +6,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     model_validator,
 )
@@ -113,17 +114,57 @@ class WorldData(Section):
 
 
 class FileData(Section):
-    """Rows from a local JSONL, JSON, CSV or Parquet file, or from the hub."""
+    """Rows from a local file or folder, or from the hub."""
 
     type: Literal["file"] = "file"
     path: UserPath
-    """File or hub id. A row has `image` or `images` (paths inside the file's folder, or bytes) and either `messages`,
-    or `prompt` (and `completion`), or `question` (and `response`); for RL `answer` or `answers`; for the dataset
-    teacher `teacher_response`."""
-    split: str = "train"
-    """Split of a hub data set."""
+    """A JSONL, JSON, CSV or Parquet file, a folder of them, or a hub id: `name`, `name@split`, `name:config`, or
+    `name/file.parquet` for one file of it."""
+    format: Literal["auto", "conversational", "sharegpt", "verl", "pairs", "plain"] = "auto"
+    """How a row is written; `auto` tells from its columns."""
     limit: PositiveInt | None = None
     """Read at most this many rows."""
+    allow_urls: tuple[str, ...] = Field(default=(), strict=False)
+    """Hosts from which pictures may be fetched; none by default. What is read is sent to the teacher."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """What to do about rows that can't be used: stop and name them all, or leave them out and name them."""
+    stream: bool = False
+    """SFT only: check and use rows as they flow instead of reading all of them first."""
 
 
-Data = Annotated[WorldData | FileData, Field(discriminator="type"), type_if_absent("file")]
+class _Share(Section):
+    weight: PositiveFloat | None = None
+    """Its share of the mixture, relative to the other weights."""
+    count: PositiveInt | None = None
+    """How many of its rows an epoch has; all or none of the sources have one."""
+
+
+class FileSource(FileData, _Share):
+    """Rows from a file, as one source of a mixture."""
+
+
+class WorldSource(WorldData, _Share):
+    """Rows from a picture world, as one source of a mixture."""
+
+
+MixtureSource = Annotated[WorldSource | FileSource, Field(discriminator="type"), type_if_absent("file")]
+
+
+class MixtureData(Section):
+    """Several sources, interleaved."""
+
+    type: Literal["mixture"]
+    sources: dict[str, MixtureSource] = Field(min_length=1)
+    """Name → source, each with a `weight` or each with a `count`. By weight an epoch lasts until every row of every
+    source was seen; smaller sources are repeated."""
+
+    @model_validator(mode="after")
+    def _one_measure(self):
+        weighted = [source.weight is not None for source in self.sources.values()]
+        counted = [source.count is not None for source in self.sources.values()]
+        if not (all(weighted) and not any(counted)) and not (all(counted) and not any(weighted)):
+            raise ValueError("give every source a weight, or every source a count")
+        return self
+
+
+Data = Annotated[WorldData | FileData | MixtureData, Field(discriminator="type"), type_if_absent("file")]

@@ -12,7 +12,7 @@ from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from prism_cli.errors import RecipeError
 
-STAGES = ("sft", "align", "rl", "eval", "run")
+STAGES = ("sft", "align", "rl", "eval", "drift", "collect", "warmup", "run", "compare")
 KeyPath = tuple[str | int, ...]
 
 
@@ -32,11 +32,19 @@ class Source(NamedTuple):
 
 def file_name(stage: str) -> str:
     """The usual name of a stage's recipe file."""
-    return "pipeline.yaml" if stage == "run" else f"{stage}.yaml"
+    return {"run": "pipeline.yaml", "compare": "study.yaml"}.get(stage, f"{stage}.yaml")
+
+
+def command_of(stage: str) -> str:
+    """The words of a stage's command, after `prism`."""
+    return {"warmup": "discriminator warmup"}.get(stage, stage)
 
 
 def stage_of(path: Path) -> str | None:
-    """The stage a recipe file is for, by the word in its name: align.yaml, align_weak_teacher.yaml, pipeline.yaml."""
+    """The stage a recipe file is for, by the word in its name: align.yaml, align_weak_teacher.yaml, pipeline.yaml,
+    study.yaml; in a folder `studies` each file is a study."""
+    if path.parent.name == "studies":
+        return "compare"
     words = re.split(r"[^a-z]+", path.stem.lower())
     return next((stage for stage in STAGES if Path(file_name(stage)).stem in words), None)
 
@@ -55,7 +63,7 @@ def find_recipe(stage: str, source: str | Path | None) -> Path | None:
     """The file that `source` means for a stage; None when nothing was named and nothing lies here.
 
     Args:
-        stage: sft, align, rl, eval or run.
+        stage: One of STAGES.
         source: A file, a folder that holds the stage's file, a shipped name (`tiny`, `tiny/align`), or None for the
             stage's file in the current folder.
 
@@ -71,9 +79,9 @@ def find_recipe(stage: str, source: str | Path | None) -> Path | None:
             return candidate
     suffix = f"/{Path(file_name(stage)).stem}"
     names = ", ".join(name.removesuffix(suffix) for name in known if name.endswith(suffix))
-    kinds = "neither a run folder, nor a file" if stage == "eval" else "neither a file"
+    kinds = "neither a run folder, nor a file" if stage in ("eval", "drift") else "neither a file"
     raise RecipeError(
-        f"no recipe {str(source)!r} for `prism {stage}`: {kinds}, nor a folder with {file_name(stage)}, "
+        f"no recipe {str(source)!r} for `prism {command_of(stage)}`: {kinds}, nor a folder with {file_name(stage)}, "
         "nor a shipped name",
         f"shipped for it: {names or 'none'}",
     )

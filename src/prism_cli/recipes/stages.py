@@ -4,10 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from prism_cli.recipes.alignment import AdvantageSection, Discriminator, MoEDiscriminator
-from prism_cli.recipes.section import Section, UserPath
+from prism_cli.recipes.alignment import AdvantageSection, Discriminator, MoEDiscriminator, StopSection
+from prism_cli.recipes.pipelines import PipelineRecipe, StudyRecipe
+from prism_cli.recipes.section import Section, UserPath, type_if_absent
 from prism_cli.recipes.sections import Data, ImageSection, LoRA, Model, ResponseSection
-from prism_cli.recipes.teachers import OpenAITeacher, Teacher
+from prism_cli.recipes.teachers import EmbeddedTeacher, OpenAITeacher, Teacher
 from prism_cli.recipes.training import (
     GRPO,
     Algorithm,
@@ -109,6 +110,8 @@ class AlignRecipe(RolloutStage):
     """The judge of parts."""
     advantage: AdvantageSection = AdvantageSection()
     """From scores to advantages."""
+    stop: StopSection | None = None
+    """When to end before `max_steps`; null trains all steps."""
     max_steps: PositiveInt | None = 500
     prompts_per_step: PositiveInt = 4
     max_response_tokens: PositiveInt = 6144
@@ -116,6 +119,23 @@ class AlignRecipe(RolloutStage):
     """Ratio clip around 1."""
     dual_clip: PositiveFloat | None = 3.0
     """Upper bound on the ratio for negative advantages."""
+
+
+class WarmupRecipe(Stage):
+    """A judge warmed up on pairs of teacher and policy, for later align runs (`prism discriminator warmup`)."""
+
+    data: Data | None = None
+    """The prompts that policy and teacher are asked, where `discriminator.warmup.data` names no pairs."""
+    teacher: Teacher | None = None
+    """Who answers them."""
+    discriminator: Discriminator = MoEDiscriminator()
+    """The judge, and under `warmup` its training; what concerns the game is unused."""
+    max_prompt_tokens: PositiveInt = 2048
+    """Longest prompt with image; longer rows are refused."""
+    max_response_tokens: PositiveInt = 6144
+    """Longest response of the policy."""
+    batch_size: PositiveInt = 16
+    """Responses generated at once."""
 
 
 class RLRecipe(RolloutStage):
@@ -155,42 +175,57 @@ class EvalRecipe(Section):
     """Seed of the sampling."""
 
 
-class PipelineStep(Section):
-    """One step of a pipeline: a stage's recipe and what to change in it."""
+class CollectRecipe(Section):
+    """Demonstrations distilled from a teacher, or pairs for the discriminator's warm-up (`prism collect`)."""
 
-    stage: Literal["sft", "align", "rl", "eval"]
-    """Which command."""
-    recipe: str
-    """Recipe file, relative to the pipeline's own."""
-    id: str | None = None
-    """Name of the step and its folder; null takes the stage's name. Unique."""
-    from_: str | None = Field(default=None, alias="from")
-    """The step it starts from; null takes the last training step before it."""
-    set: dict[str, Any] = Field(default_factory=dict)
-    """Values that replace the recipe's, by dotted key."""
-
-
-class PipelineRecipe(Section):
-    """Any list of stages, in any order, as one resumable run (`prism run`)."""
-
-    name: str
-    """The run's folder is runs/<name>, a step's is runs/<name>/<step id>."""
-    seed: NonNegativeInt | None = None
-    """Replaces the seed of every step."""
-    steps: Annotated[tuple[PipelineStep, ...], Field(min_length=1, strict=False)]
-    """The steps in order."""
+    data: Data | None = None
+    """The prompts."""
+    teacher: Annotated[OpenAITeacher | EmbeddedTeacher, Field(discriminator="type"), type_if_absent("openai")] = (
+        OpenAITeacher()
+    )
+    """Who answers them."""
+    response: ResponseSection = ResponseSection()
+    """The parts the answers must have."""
+    from_: UserPath | None = Field(default=None, alias="from")
+    """A run whose policy is sampled beside the teacher: the result is pairs to warm a discriminator up on. Null
+    collects demonstrations."""
+    samples: PositiveInt = 1
+    """Teacher answers a prompt."""
+    keep: Literal["right", "well_formed"] = "right"
+    """`right`: well-formed and right by the verifier, for rows that have an answer to verify against."""
+    max_response_tokens: PositiveInt = 6144
+    """Longest response of the policy, for pairs."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature of the policy, for pairs."""
+    batch: bool = False
+    """Ask through the provider's batch endpoint: cheaper, answered within a day."""
     output: UserPath | None = None
-    """Run folder; null gives runs/<name>."""
+    """Folder of the collection; null gives runs/collect."""
+    seed: NonNegativeInt = 0
+    """Seed of the policy's sampling."""
 
-    @model_validator(mode="after")
-    def _ids_are_unique(self):
-        ids = [step.id or step.stage for step in self.steps]
-        if repeated := {i for i in ids if ids.count(i) > 1}:
-            raise ValueError(f"step ids must be unique; give `id` to these: {', '.join(sorted(repeated))}")
-        for position, step in enumerate(self.steps):
-            if step.from_ is not None and step.from_ not in ids[:position]:
-                raise ValueError(f"step {ids[position]!r} starts from {step.from_!r}, which is no earlier step")
-        return self
+
+class DriftRecipe(Section):
+    """How far one or several runs are from the teacher, part by part, from texts alone (`prism drift`)."""
+
+    runs: tuple[UserPath, ...] = Field(default=(), strict=False)
+    """Run folders (or `RUN@step`) to measure, all on the same prompts."""
+    data: Data | None = None
+    """Held-out prompts, ten at least; hundreds give a narrow interval."""
+    teacher: Teacher = OpenAITeacher()
+    """Whose answers they are compared with."""
+    samples: PositiveInt = 4
+    """Responses a prompt and run."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature."""
+    max_response_tokens: PositiveInt = 6144
+    """Longest response."""
+    batch_size: PositiveInt = 8
+    """Responses generated at once."""
+    output: UserPath | None = None
+    """Run folder; null gives runs/drift."""
+    seed: NonNegativeInt = 0
+    """Seed of sampling, folds and resampling."""
 
 
 RECIPES: dict[str, type[Section]] = {
@@ -198,5 +233,9 @@ RECIPES: dict[str, type[Section]] = {
     "align": AlignRecipe,
     "rl": RLRecipe,
     "eval": EvalRecipe,
+    "drift": DriftRecipe,
+    "collect": CollectRecipe,
+    "warmup": WarmupRecipe,
     "run": PipelineRecipe,
+    "compare": StudyRecipe,
 }

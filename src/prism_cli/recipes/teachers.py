@@ -7,10 +7,12 @@ from pydantic import (
     AfterValidator,
     Field,
     NonNegativeFloat,
+    PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
-from prism_cli.recipes.section import Section, UserPath, type_if_absent
+from prism_cli.recipes.section import Fraction, Section, UserPath, type_if_absent
 
 
 def _plain_url(url: str) -> str:
@@ -23,26 +25,77 @@ def _plain_url(url: str) -> str:
     return url
 
 
-class OpenAITeacher(Section):
+class PriceSection(Section):
+    """What an endpoint charges, in US dollars a million tokens."""
+
+    prompt: NonNegativeFloat
+    """Dollars a million prompt tokens, pictures included."""
+    completion: NonNegativeFloat
+    """Dollars a million completion tokens."""
+
+
+class Example(Section):
+    """A worked example the teacher is shown before the question."""
+
+    question: str
+    """What is asked."""
+    response: dict[str, str]
+    """Tag → the block's text; written in the form of `response.parts`."""
+
+
+class _LiveTeacher(Section):
+    modality: Literal["image", "text"] = "image"
+    """`text`: it can't see. It is given the question, with the row's `caption` if there is one, and teaches every part
+    but `perception`, which leaves the discriminator and the advantage."""
+    check: bool = True
+    """Probe before the first question whether it sees the picture and keeps the form; a blind one is refused."""
+    attempts: PositiveInt = 3
+    """How often a question is put before it counts as failed; refused, cut-off and malformed answers are put again."""
+    max_failed: Fraction = 0.05
+    """Largest share of rows the teacher may fail on; those rows are left out or replaced, and counted."""
+
+
+class OpenAITeacher(_LiveTeacher):
     """A teacher behind an OpenAI-compatible endpoint. Answers are kept: nothing is asked twice."""
 
     type: Literal["openai"] = "openai"
+    name: str | None = None
+    """Name under which its answers are kept, to tell two teachers with one model name apart; null takes the model's."""
     endpoint: Annotated[str, AfterValidator(_plain_url)] | None = None
     """Base URL, e.g. https://api.openai.com/v1 or http://127.0.0.1:8000/v1; it can't hold a key."""
     model: str | None = None
     """Model name the endpoint knows; null asks the endpoint when it serves exactly one."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key (never the key)."""
+    instruction: str | None = "from parts"
+    """System prompt for rows without one of their own: `from parts` writes it from the parts, null sends the policy's
+    own instruction if it has one, any other text is sent as it is."""
+    examples: tuple[Example, ...] = Field(default=(), strict=False)
+    """Worked examples put before each question."""
     temperature: NonNegativeFloat = 1.0
     """Sampling temperature of the teacher."""
     max_tokens: PositiveInt = 8192
     """Longest teacher answer."""
-    concurrency: PositiveInt = 16
-    """Requests in flight at most."""
+    max_image_pixels: PositiveInt = 1048576
+    """Larger pictures are scaled down to this many pixels before they are sent; others go as they were read."""
+    concurrency: PositiveInt = 64
+    """Requests in flight at most; it starts low, grows while the endpoint keeps up and halves when it is overloaded."""
+    timeout: PositiveFloat = 600.0
+    """Seconds a question may take in all; reasoning answers take minutes."""
     store: UserPath = "runs/teacher_answers.sqlite"
     """Where answers are kept, shared by all runs: nothing is asked twice."""
     max_calls: PositiveInt | None = None
     """Stop (exit code 3) before asking more often than this; null for no cap."""
+    max_usd: NonNegativeFloat | None = None
+    """Stop (exit code 3) before spending more than this; needs `price`; null for no cap."""
+    price: PriceSection | None = None
+    """What it charges; null counts tokens only."""
+
+    @model_validator(mode="after")
+    def _a_cap_needs_a_price(self):
+        if self.max_usd is not None and self.price is None:
+            raise ValueError("max_usd needs a price: give price: {prompt: …, completion: …}")
+        return self
 
 
 class DatasetTeacher(Section):
@@ -51,7 +104,7 @@ class DatasetTeacher(Section):
     type: Literal["dataset"]
 
 
-class EmbeddedTeacher(Section):
+class EmbeddedTeacher(_LiveTeacher):
     """A picture world's oracle, served over HTTP on 127.0.0.1 while the stage runs."""
 
     type: Literal["embedded"]

@@ -14,6 +14,7 @@ _GROUPS = {
     "Accuracy": r"accuracy(?:/.*)?|mean_token_accuracy",
     "Discriminator accuracy: teacher above policy": r"discriminator/accuracy/.*",
     "Discriminator loss": r"discriminator/loss(?:/.*)?",
+    "Drift from the teacher: 0.5 can't be told apart": r"drift/.*",
     "Well-formed share": r".*(?:malformed_fraction|well_formed.*)",
     "Response length, tokens": r"completions/mean_length|(?:responses/)?length(?:/.*)?",
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 from prism_cli.errors import CheckpointError
 
-FILES = ("run.json", "metrics.jsonl", "summary.json", "showcase.jsonl", "teacher.json", "recipe.yaml")
+FILES = ("run.json", "metrics.jsonl", "summary.json", "drift.json", "showcase.jsonl", "teacher.json", "recipe.yaml")
 _IMAGE = re.compile(r"data:image/(?:png|jpeg);base64,[A-Za-z0-9+/=]+")
 
 
@@ -21,8 +21,9 @@ class Step:
         manifest: run.json, or {}.
         recipe: recipe.yaml's text, or "".
         metrics: metrics.jsonl's lines in order.
-        summary: summary.json, or {}.
+        summary: summary.json (of an evaluation) or drift.json, or {}.
         showcase: showcase.jsonl's lines.
+        warnings: warnings.jsonl's lines.
         teacher: teacher.json, or {}.
         notes: What could not be read, in words.
     """
@@ -33,6 +34,7 @@ class Step:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     showcase: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[dict[str, Any]] = field(default_factory=list)
     teacher: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -55,9 +57,10 @@ def read_steps(folder: Path) -> list[Step]:
 def _read_step(folder: Path) -> Step:
     step = Step(folder.resolve().name)
     step.manifest = _read_object(folder / "run.json", step.notes)
-    step.summary = _read_object(folder / "summary.json", step.notes)
+    step.summary = _read_object(folder / "summary.json", step.notes) or _read_object(folder / "drift.json", step.notes)
     step.teacher = _read_object(folder / "teacher.json", step.notes)
     step.metrics = _read_lines(folder / "metrics.jsonl", step.notes)
+    step.warnings = _read_lines(folder / "warnings.jsonl", step.notes)
     step.showcase = [_checked_image(card, step.notes) for card in _read_lines(folder / "showcase.jsonl", step.notes)]
     if (folder / "recipe.yaml").is_file():
         step.recipe = (folder / "recipe.yaml").read_text(encoding="utf-8", errors="replace")

@@ -58,6 +58,9 @@ def write_report(
         teachers=_teacher_table(steps),
         curves=[(step_id, made) for step_id, made in drawn.items() if made],
         showcases=[(step.id, cards(step.showcase, parse, is_correct)) for step in steps if step.showcase],
+        warnings=[
+            (step.id, *map(warning.get, ("step", "cause", "cure"))) for step in steps for warning in step.warnings
+        ],
         notes=[(step.id, note) for step in steps for note in dict.fromkeys(step.notes)],
         style=style,
         scripts=scripts,

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
+_DISTANCES = ("caption_distance", "drift", "drift_length_matched")
 _SHARES = ("accuracy", "well_formed", "perception", "reasoning")
 
 
@@ -50,7 +51,7 @@ def metric(name: str) -> Metric:
         return Metric(name, words, decoding, 1.0, "tokens", 1, 0)
     if room == "teacher_logprob":
         return Metric(name, "teacher log-probability", decoding, 1.0, "nats a token", 3, 1)
-    return Metric(name, words, decoding, 1.0, "", 3, -1 if room == "caption_distance" else 0)
+    return Metric(name, words, decoding, 1.0, "", 3, -1 if room in _DISTANCES else 0)
 
 
 def metrics_of(summary: Mapping[str, Any]) -> list[Metric]:

@@ -1,14 +1,19 @@
 """`prism align`: black-box on-policy distillation, the stage between SFT and RL."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from prism_cli.errors import CheckpointError, DataError, RecipeError
+from rich import get_console
+
+from prism_cli.errors import DataError
 from prism_cli.recipes.stages import AlignRecipe
 from prism_cli.recipes.teachers import DatasetTeacher
 from prism_cli.stages import build, checks
+from prism_cli.stages.asking import taught_grammar
 from prism_cli.stages.checks import Plan
+from prism_cli.stages.discriminator import check_judge
+from prism_cli.stages.grammar import grammar_ahead
+from prism_cli.stages.outlook import questions_at_most
 from prism_cli.stages.teaching import teaching
 
 DISCRIMINATOR = "discriminator"
@@ -27,15 +32,16 @@ def check(recipe: AlignRecipe, pending: bool = False) -> Plan:
     plan = [*checks.check_start(recipe, "align", pending), *checks.check_data(recipe.data, "align")]
     if recipe.eval_data is not None:
         plan += checks.check_data(recipe.eval_data, "align", "eval_data")
-    plan += checks.check_teacher(recipe.teacher, "align")
+    plan += checks.check_teacher(recipe.teacher, "align", grammar_ahead(recipe))
     checks.check_training(recipe)
-    path = recipe.discriminator.path
-    if path is not None:
-        _check_discriminator(recipe)
-    warm = recipe.discriminator.path or f"warmed up on {recipe.discriminator.warmup.pairs} pairs"
+    if (pairs := recipe.discriminator.warmup.data) is not None:
+        plan += checks.check_data(pairs, "align", "discriminator.warmup.data")
+    judge = check_judge(recipe.discriminator)
     rollouts = f"{recipe.prompts_per_step} prompts × {recipe.rollouts} rollouts a step"
     length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs} epochs"
-    return [*plan, ("discriminator", f"{recipe.discriminator.type}, {warm}"), ("training", f"{length}, {rollouts}")]
+    if recipe.stop is not None:
+        length += f", fewer once drift is flat (measured every {recipe.stop.every} steps)"
+    return [*plan, ("discriminator", judge), ("training", f"{length}, {rollouts}")]
 
 
 def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -> Path:
@@ -55,13 +61,15 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
 
     with run.working():
         policy = build.start_policy(recipe)
-        rows = build.load_data(recipe.data, policy)
-        held_out = build.load_data(recipe.eval_data, policy) if recipe.eval_data else None
+        by_column = isinstance(recipe.teacher, DatasetTeacher)
+        rows = build.load_data(recipe.data, policy, "align", by_column)
+        held_out = build.load_data(recipe.eval_data, policy, "align", by_column) if recipe.eval_data else None
         refuse_mixed(rows)
         refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
         _check_column(recipe, *filter(None, (rows, held_out)))
         refuse_too_few(rows, recipe.prompts_per_step)
-        with teaching(recipe.teacher, policy.grammar, run, *filter(None, (rows, held_out))) as desk:
+        asked = {"instruction": policy.instruction, "data": recipe.data, "at_most": questions_at_most(recipe)}
+        with teaching(recipe.teacher, policy.grammar, run, *filter(None, (rows, held_out)), **asked) as desk:
             judge = warm_discriminator(recipe, policy, rows, desk, run.folder / "warmup")
             trainer, learner = _trainer(recipe, policy, judge, desk, rows, held_out, run)
             _train(trainer, learner, run, policy)
@@ -74,29 +82,16 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
     return run.folder
 
 
-def _check_discriminator(recipe: AlignRecipe) -> None:
-    """Refuses a warm discriminator that is not what the recipe says."""
-    section = recipe.discriminator
-    settings = Path(section.path or "") / "discriminator.json"
-    if not settings.is_file():
-        raise CheckpointError(f"no discriminator in {section.path}", "leave out discriminator.path")
-    found = json.loads(settings.read_text(encoding="utf-8"))
-    for key, name in (("type", "kind"), ("readout", "readout"), ("dropout", "dropout")):
-        if found[name] != getattr(section, key):
-            raise RecipeError(
-                f"the discriminator in {section.path} has {key} {found[name]!r}, the recipe {getattr(section, key)!r}",
-                f"set discriminator.{key} to {found[name]}",
-            )
-
-
 def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run):
     from prism_cli.models import device
     from prism_cli.stages import training
-    from prism_cli.stages.warmup import learner_for
-    from prism_cli.trainers.on_policy_distill import AdvantageRule, OnPolicyDistillTrainer
+    from prism_cli.stages.judge import learner_for
+    from prism_cli.trainers.drift_stop import StopWhenFlat
+    from prism_cli.trainers.health import HealthWatch, judge_detectors, rollout_detectors
+    from prism_cli.trainers.on_policy_distill import AdvantageRule, OnPolicyDistillTrainer, TeacherCalls
 
     training.seed(recipe)
-    learner = learner_for(recipe.discriminator, judge.to(device()))
+    learner = _watched(recipe, learner_for(recipe.discriminator, judge.to(device())), policy)
     # The method's policy loss: clipped ratio, mean over the batch's tokens (TRL calls it dapo), dual clip.
     loss = {
         "loss_type": "dapo",
@@ -106,28 +101,47 @@ def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run):
         "num_generations_eval": 2,
         "per_device_eval_batch_size": 2 * recipe.micro_batch,
     }
-    shown = {f"discriminator/accuracy/{part}": f"judge {part}" for part in policy.grammar.parts}
+    taught = taught_grammar(recipe.teacher, policy.grammar)
+    shown = {f"discriminator/accuracy/{part}": f"judge {part}" for part in taught.parts}
     shown |= {"responses/malformed_fraction": "malformed", "completions/mean_length": "length"}
-    savers = [lambda folder: learner.save(folder / DISCRIMINATOR)]
+    savers = [lambda folder: learner.save(folder / DISCRIMINATOR), lambda folder: trainer.save_failed_prompts(folder)]
     trainer = OnPolicyDistillTrainer(
         policy,
         learner,
-        desk.prefetch,
-        desk.answers,
+        TeacherCalls(desk.prefetch, desk.teachable, desk.answers),
         AdvantageRule(**recipe.advantage.model_dump()),
         training.arguments(recipe, run, {**checks.rollout_batch(recipe).arguments(), **loss}),
         rows,
         held_out,
-        training.callbacks(recipe, run, policy, "align", shown, savers),
+        [
+            *training.callbacks(recipe, run, policy, "align", shown, savers),
+            StopWhenFlat(learner),
+            HealthWatch(run.folder, [*rollout_detectors(), *judge_detectors(tuple(taught.parts))], get_console()),
+        ],
         build.lora_config(recipe),
+        taught,
     )
     return trainer, learner
+
+
+def _watched(recipe: AlignRecipe, learner, policy):
+    """The learner, measured on the way: drift, shortcuts, and when to end."""
+    from prism_cli.trainers.drift_stop import DriftStop
+    from prism_cli.trainers.watch import WatchedLearner
+
+    section, decode = recipe.stop, policy.processor.tokenizer.decode
+    stop = None if section is None else DriftStop(section.min_steps, section.every, section.patience, section.delta)
+    return WatchedLearner(learner, decode, recipe.discriminator.probe_every, stop, recipe.seed)
 
 
 def _train(trainer, learner, run, policy) -> None:
     from prism_cli.stages import training
 
-    training.train(trainer, run, policy, restore=lambda checkpoint: learner.load(checkpoint / DISCRIMINATOR))
+    def restore(checkpoint: Path) -> None:
+        learner.load(checkpoint / DISCRIMINATOR)
+        trainer.load_failed_prompts(checkpoint)
+
+    training.train(trainer, run, policy, restore)
 
 
 def _check_column(recipe: AlignRecipe, *sources) -> None:

@@ -11,11 +11,12 @@ from rich import get_console
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.identity import differences, run_folder, to_dict, to_yaml
 from prism_cli.recipes.section import Section
-from prism_cli.recipes.sections import Data, ImageSection, ResponseSection, TinyModel, WorldData
+from prism_cli.recipes.sections import Data, ImageSection, MixtureData, ResponseSection, TinyModel, WorldData
 from prism_cli.recipes.stages import Stage
 from prism_cli.responses import Grammar
 from prism_cli.runs import Run, open_run, resolve_model
 from prism_cli.stages.grammar import grammar_of, instruction_of
+from prism_cli.stages.rows import Needs, file_rows
 from prism_cli.stages.serve import WORLD_BLOCKS
 from prism_cli.worlds import world
 
@@ -25,8 +26,23 @@ if TYPE_CHECKING:  # torch and datasets cost seconds to import, and --dry-run ne
     from prism_cli.models import Policy
 
 
-def open_stage(recipe: Section, stage: str, source: dict[str, Any] | None, fresh: bool, command: Sequence[str]) -> Run:
+def open_stage(
+    recipe: Section,
+    stage: str,
+    source: dict[str, Any] | None,
+    fresh: bool,
+    command: Sequence[str],
+    compared: bool = True,
+) -> Run:
     """Opens the stage's run folder, new or to be continued.
+
+    Args:
+        recipe: The resolved recipe.
+        stage: Its command.
+        source: Lineage, see `open_run`.
+        fresh: Start over.
+        command: The command line, for the record.
+        compared: Whether another recipe on the same folder is refused.
 
     Raises:
         RecipeError: started by a launcher of several processes.
@@ -40,7 +56,7 @@ def open_stage(recipe: Section, stage: str, source: dict[str, Any] | None, fresh
         stage,
         to_dict(recipe),
         to_yaml(recipe),
-        differences,
+        differences if compared else lambda old, new: [],
         source=source,
         fresh=fresh,
         command=command,
@@ -111,33 +127,60 @@ def lora_config(recipe: Any):
 # Rows ----------------------------------------------------------------------------------------------------------------
 
 
-def load_data(section: Data | None, policy: "Policy") -> "Dataset":
-    """The rows a section names, the instruction in front of each prompt."""
+def load_data(
+    section: Data | None, policy: "Policy", needs: Needs | None = None, taught_by_column: bool = False
+) -> "Dataset":
+    """The rows a section names, the instruction in front of each prompt.
+
+    Args:
+        section: Which rows.
+        policy: Its grammar and instruction are read, nothing else.
+        needs: The stage the rows must serve: rows of a file that can't are refused or left out.
+        taught_by_column: The rows' own teacher responses will be used, so they must have the grammar's form.
+
+    Raises:
+        DataError: rows that can't be used.
+        RecipeError: a world that doesn't write the declared parts.
+    """
     assert section is not None, "check_data refuses a recipe without data"
-    from prism_cli.data.load import load_rows
+    if isinstance(section, MixtureData):
+        return _mixture(section, policy, needs, taught_by_column)
+    if isinstance(section, WorldData):
+        return _world_rows(section, policy)
+    return file_rows(section, policy.instruction, needs, policy.grammar if taught_by_column else None)
+
+
+def _mixture(section: MixtureData, policy: "Policy", needs: Needs | None, taught_by_column: bool) -> "Dataset":
+    from prism_cli.data.mixture import mix
+
+    sources = {name: load_data(source, policy, needs, taught_by_column) for name, source in section.sources.items()}
+    weights = {name: source.weight for name, source in section.sources.items() if source.weight is not None}
+    counts = {name: source.count for name, source in section.sources.items() if source.count is not None}
+    return mix(sources, weights=weights or None, counts=counts or None, seed=0)
+
+
+def _world_rows(section: WorldData, policy: "Policy") -> "Dataset":
     from prism_cli.data.rows import dataset, row, with_instruction
 
-    if isinstance(section, WorldData):
-        place = world(section.world)
-        if unknown := set(policy.grammar.tags) - WORLD_BLOCKS:
-            raise RecipeError(
-                f"world {section.world} writes {', '.join(sorted(WORLD_BLOCKS))}, not {', '.join(sorted(unknown))}",
-                "declare response.parts with these tags, or take other data",
-            )
-        examples = place.examples(section.split, section.size, section.seed)
-        rows = dataset(
-            row(
-                example.id,
-                example.question,
-                [example.image],
-                answers=[example.answer],
-                demonstration=policy.grammar.render(place.demonstration(example, section.seed)),
-                truth=example.truth,
-            )
-            for example in examples
+    place = world(section.world)
+    if unknown := set(policy.grammar.tags) - WORLD_BLOCKS:
+        raise RecipeError(
+            f"world {section.world} writes {', '.join(sorted(WORLD_BLOCKS))}, not {', '.join(sorted(unknown))}",
+            "declare response.parts with these tags, or take other data",
         )
-    else:
-        rows = load_rows(section.path, section.split, section.limit)
+    examples = place.examples(section.split, section.size, section.seed)
+    rows = dataset(
+        row(
+            example.id,
+            example.question,
+            [example.image],
+            answers=[example.answer],
+            demonstration=policy.grammar.render(place.demonstration(example, section.seed)),
+            caption=example.caption,
+            truth=example.truth,
+        )
+        for example in examples
+    )
     return with_instruction(rows, policy.instruction)
 
 

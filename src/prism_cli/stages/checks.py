@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from prism_cli.errors import DataError, RecipeError
-from prism_cli.recipes.sections import Data, TinyModel, WorldData
+from prism_cli.recipes.sections import Data, FileData, MixtureData, MixtureSource, TinyModel, WorldData
 from prism_cli.recipes.stages import RolloutStage, Stage, TrainingStage
-from prism_cli.recipes.teachers import DatasetTeacher, EmbeddedTeacher, Teacher
+from prism_cli.recipes.teachers import DatasetTeacher, EmbeddedTeacher, OpenAITeacher, Teacher
+from prism_cli.responses import Grammar
 from prism_cli.runs import resolve_model
+from prism_cli.stages.asking import PERCEPTION, asking
 from prism_cli.trainers.arguments import RolloutBatch
-
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 Plan = list[tuple[str, str]]
 
@@ -41,41 +41,88 @@ def check_start(recipe: Stage, stage: str, pending: bool) -> Plan:
 
 
 def check_data(section: Data | None, stage: str, field: str = "data") -> Plan:
-    """The plan's line about rows.
+    """The plan's lines about rows.
 
     Raises:
-        RecipeError: no data named.
-        DataError: the file is missing.
+        RecipeError: no data named, or streamed where all rows must be known.
+        DataError: the file is missing, or its first row is in no known format.
     """
     if section is None:
         raise RecipeError(
             f"`prism {stage}` has no {field}", f"give --{field.replace('_', '-')} FILE or `{field}:` in the recipe"
         )
+    if isinstance(section, MixtureData):
+        lines = [
+            (name, check_data(source, stage, f"{field}.sources.{name}")) for name, source in section.sources.items()
+        ]
+        return [(field, f"{_share(section.sources[name])} {line}") for name, ((_, line),) in lines]
     if isinstance(section, WorldData):
         return [(field, f"{section.size} rows of world {section.world} ({section.split}, seed {section.seed})")]
-    path = Path(section.path)
-    local = section.path.startswith((".", "/")) or path.suffix in DATA_SUFFIXES
-    if path.is_dir() or (local and not path.is_file()):
-        raise DataError(f"{field}: no file {section.path}", "give a data file: data.path or --data")
-    return [(field, section.path + (f", first {section.limit} rows" if section.limit else ""))]
+    if section.stream and (stage, field) != ("sft", "data"):
+        raise RecipeError(
+            f"{field}.stream: `prism {stage}` must know all rows of {field}",
+            "only `data` of `prism sft` can be streamed, and no mixture",
+        )
+    first = f", first {section.limit} rows" if section.limit else ""
+    return [(field, f"{section.path}, {_format(section, field)}{first}{', streamed' if section.stream else ''}")]
 
 
-def check_teacher(section: Teacher, stage: str) -> Plan:
-    """The plan's line about the teacher.
+def _share(source: MixtureSource) -> str:
+    return f"{source.count} of" if source.count is not None else f"weight {source.weight:g} of"
+
+
+def _format(section: FileData, field: str) -> str:
+    """How the rows are written, told from the first that can be read; a hub data set isn't asked yet."""
+    from prism_cli.data.formats import detect
+    from prism_cli.data.sources import is_local_name, open_source
+
+    if section.format != "auto":
+        return section.format
+    if not Path(section.path).exists() and not is_local_name(section.path):
+        return "from the hub"
+    try:
+        fields = next((raw.fields for raw in open_source(section.path, 1) if raw.fields is not None), None)
+        return detect(fields) if fields is not None else "unreadable at first"
+    except DataError as error:
+        raise DataError(f"{field}: {error}", error.hint) from None
+
+
+def check_teacher(section: Teacher, stage: str, grammar: Grammar | None = None) -> Plan:
+    """The plan's lines about the teacher.
+
+    Args:
+        section: Which teacher.
+        stage: Who asks.
+        grammar: The policy's parts, or None where the run it starts from is not there yet.
 
     Raises:
-        RecipeError: an endpoint or model name is missing.
+        RecipeError: an endpoint is missing, an example is not in the teacher's form, or a stage that needs whole
+            responses is to be taught by one who can't write them.
     """
     if isinstance(section, DatasetTeacher):
         return [("teacher", "answers from the data's teacher_response column")]
+    plan = [] if grammar is None else _check_taught(section, stage, grammar)
     if isinstance(section, EmbeddedTeacher):
-        return [("teacher", f"world {section.world} ({section.variant}), served on 127.0.0.1")]
+        return [("teacher", f"world {section.world} ({section.variant}), served on 127.0.0.1"), *plan]
     if section.endpoint is None:
         raise RecipeError(
             f"`prism {stage}` has no teacher",
             "give --teacher-endpoint URL, or `teacher: {type: dataset}` when the data holds teacher answers",
         )
-    return [("teacher", f"{section.model or 'the model'} at {section.endpoint}, key from ${section.api_key_env}")]
+    who = f"{section.model or 'the model'} at {section.endpoint}, key from ${section.api_key_env}"
+    return [("teacher", who), *plan]
+
+
+def _check_taught(section: OpenAITeacher | EmbeddedTeacher, stage: str, grammar: Grammar) -> Plan:
+    how = asking(section, grammar, None)
+    if how.grammar == grammar:
+        return []
+    if stage not in ("align", "drift"):
+        raise RecipeError(
+            f"`prism {stage}` needs whole responses, and a text-only teacher can't write {PERCEPTION}",
+            "take a teacher that sees (teacher.modality=image); `prism align` can learn the other parts from this one",
+        )
+    return [("teacher teaches", f"{', '.join(how.grammar.parts)}, from the question and the row's caption")]
 
 
 def check_training(recipe: TrainingStage) -> None:

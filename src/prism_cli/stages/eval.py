@@ -15,6 +15,7 @@ from prism_cli.responses import Response
 from prism_cli.runs import Run, read_manifest, resolve_model, write_atomically
 from prism_cli.stages import build, checks
 from prism_cli.stages.checks import Plan
+from prism_cli.stages.grammar import grammar_ahead
 from prism_cli.stages.teaching import teaching
 from prism_cli.worlds import world
 
@@ -41,11 +42,11 @@ def check(recipe: EvalRecipe, pending: bool = False) -> Plan:
     if not recipe.greedy and not recipe.samples:
         raise RecipeError("greedy is off and samples is 0, so nothing would be generated", "set samples or greedy")
     if not pending:
-        _names(recipe.runs)
+        run_names(recipe.runs)
     plan = [("evaluates", reference) for reference in recipe.runs]
     plan += checks.check_data(recipe.data, "eval")
     if recipe.teacher is not None:
-        plan += checks.check_teacher(recipe.teacher, "eval")
+        plan += checks.check_teacher(recipe.teacher, "eval", grammar_ahead(recipe))
     how = f"{recipe.samples} samples at temperature {recipe.temperature}" + (", and greedy" if recipe.greedy else "")
     return [*plan, ("a question", how)]
 
@@ -61,7 +62,7 @@ def run(recipe: EvalRecipe, fresh: bool = False, command: Sequence[str] = ()) ->
     run = build.open_stage(recipe, "eval", source, fresh, command)
     if not build.already_done(run):
         with run.working():
-            names = _names(recipe.runs)
+            names = run_names(recipe.runs)
             for name, reference in names.items():
                 path = run.folder / f"samples-{name}.jsonl"
                 if not path.exists():
@@ -75,7 +76,7 @@ def run(recipe: EvalRecipe, fresh: bool = False, command: Sequence[str] = ()) ->
     return run.folder
 
 
-def _names(references: Sequence[str]) -> dict[str, str]:
+def run_names(references: Sequence[str]) -> dict[str, str]:
     """Run id → reference; an id that two runs share is written with its run's name."""
     manifests = [read_manifest(Path(resolve_model(reference)[1]["run"])) for reference in references]
     checkpoints = [resolve_model(reference)[1]["checkpoint"] for reference in references]
@@ -128,21 +129,25 @@ def _evaluate(recipe: EvalRecipe, name: str, reference: str, run: Run) -> list[d
                 else:
                     lines[index]["samples"].append(verdict)
     if taught is not None:
-        values = mean_log_likelihood(policy.model, policy.processor, conversations, taught, recipe.batch_size)
-        for line, value in zip(lines, values, strict=True):
-            line["teacher_logprob"] = value
+        known = [index for index, text in enumerate(taught) if text is not None]
+        heard, texts = [conversations[index] for index in known], [taught[index] or "" for index in known]
+        values = mean_log_likelihood(policy.model, policy.processor, heard, texts, recipe.batch_size)
+        for index, value in zip(known, values, strict=True):
+            lines[index]["teacher_logprob"] = value
     return lines
 
 
-def _teacher_texts(recipe: EvalRecipe, policy: "Policy", rows: "Dataset", run: Run) -> list[str] | None:
+def _teacher_texts(recipe: EvalRecipe, policy: "Policy", rows: "Dataset", run: Run) -> list[str | None] | None:
+    """The teacher's answers, None for questions it failed on; None without a teacher."""
     if recipe.teacher is None:
         return None
-    with teaching(recipe.teacher, policy.grammar, run, rows) as desk:
+    origin = {"instruction": policy.instruction, "data": recipe.data}
+    with teaching(recipe.teacher, policy.grammar, run, rows, **origin) as desk:
         return desk.answers([{"id": id} for id in rows["id"]])
 
 
 def _judge(
-    recipe: EvalRecipe, policy: "Policy", rows: "Dataset", taught: list[str] | None
+    recipe: EvalRecipe, policy: "Policy", rows: "Dataset", taught: list[str | None] | None
 ) -> Callable[[int, str], Verdicts]:
     """A function of a row's index and a response's text that gives its verdicts, each 0 or 1."""
     from prism_cli.rewards.accuracy import is_correct
@@ -150,7 +155,7 @@ def _judge(
     questions, answers = [prompt[-1]["content"] for prompt in rows["prompt"]], rows["answers"]
     truths = rows["truth"]
     place = world(recipe.data.world) if isinstance(recipe.data, WorldData) else None
-    captions = [_caption(policy.grammar.parse(text)) for text in taught] if taught else None
+    captions = [_caption(policy.grammar.parse(text or "")) for text in taught] if taught else None
 
     def verdicts(index: int, text: str) -> Verdicts:
         response = policy.grammar.parse(text)
@@ -215,5 +220,5 @@ def read_samples(path: Path) -> dict[str, list[list[float]]]:
         for metric in metrics:
             found[f"{metric}/{suffix}"] = [[r[metric] for r in question if metric in r] for question in responses]
     if any("teacher_logprob" in line for line in lines):
-        found["teacher_logprob"] = [[line["teacher_logprob"]] for line in lines]
+        found["teacher_logprob"] = [[line["teacher_logprob"]] if "teacher_logprob" in line else [] for line in lines]
     return found

@@ -59,8 +59,8 @@ def run(recipe: RLRecipe, fresh: bool = False, command: Sequence[str] = ()) -> P
 
     with run.working():
         policy = build.start_policy(recipe)
-        rows = build.load_data(recipe.data, policy)
-        held_out = build.load_data(recipe.eval_data, policy) if recipe.eval_data else None
+        rows = build.load_data(recipe.data, policy, "rl")
+        held_out = build.load_data(recipe.eval_data, policy, "rl") if recipe.eval_data else None
         refuse_mixed(rows)
         refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
         _check_answers(rows)

@@ -1,6 +1,6 @@
 """`prism run`: any list of stages as one resumable pipeline."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ from rich import get_console
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.load import load_step
-from prism_cli.recipes.stages import EvalRecipe, PipelineRecipe, PipelineStep
+from prism_cli.recipes.pipelines import PipelineRecipe, PipelineStep
+from prism_cli.recipes.stages import EvalRecipe
 from prism_cli.stages import align, build, eval, report, rl, sft
 from prism_cli.stages.checks import Plan
 
@@ -27,7 +28,7 @@ def check(recipe: PipelineRecipe, base: Path) -> Plan:
         RecipeError: a step's recipe is wrong, or a step starts from nothing.
     """
     plan = []
-    for step, resolved in _steps(recipe, base):
+    for step, resolved in resolve_steps(recipe.steps, base, run_folder("run", recipe), recipe.seed):
         STAGES[step.stage].check(resolved, pending=True)
         sources = resolved.runs if isinstance(resolved, EvalRecipe) else (resolved.from_,)
         names = ", ".join(Path(source).name for source in sources if source)
@@ -42,8 +43,8 @@ def run(recipe: PipelineRecipe, base: Path, fresh: bool = False, command: Sequen
         PrismError: with the cure in its hint; what finished before stays finished.
     """
     check(recipe, base)
-    steps = _steps(recipe, base)
     folder = run_folder("run", recipe)
+    steps = resolve_steps(recipe.steps, base, folder, recipe.seed)
     whole = build.open_stage(recipe.model_copy(update={"output": str(folder)}), "run", None, fresh, command)
     console = get_console()
     from prism_cli.models import free_memory
@@ -57,29 +58,44 @@ def run(recipe: PipelineRecipe, base: Path, fresh: bool = False, command: Sequen
     return folder
 
 
-def _steps(recipe: PipelineRecipe, base: Path) -> list[tuple[PipelineStep, Any]]:
-    """Each step with its resolved recipe: where it starts, its folder and its seed decided by the pipeline."""
-    folder = run_folder("run", recipe)
-    trained: list[str] = []
+def resolve_steps(
+    steps: Sequence[PipelineStep], base: Path, folder: Path, seed: int | None, earlier: Mapping[str, Path] | None = None
+) -> list[tuple[PipelineStep, Any]]:
+    """Each step with its resolved recipe: where it starts, its folder and its seed decided here.
+
+    Args:
+        steps: In order.
+        base: Folder their recipe files are relative to.
+        folder: Each step gets a folder in it, named as the step.
+        seed: Replaces the seed of every step, unless None.
+        earlier: Training steps before these, id → folder, in order.
+
+    Raises:
+        RecipeError: a step's recipe is wrong, or a step starts from nothing or evaluates what is not trained.
+    """
+    trained = dict(earlier or {})
     result = []
-    for step in recipe.steps:
+    for step in steps:
         id = step.id or step.stage
         options: dict[str, Any] = {"output": str(folder / id)}
-        if recipe.seed is not None:
-            options["seed"] = recipe.seed
+        if seed is not None:
+            options["seed"] = seed
         if step.stage == "eval":
             resolved = load_step(step, base, options)
             chosen = resolved.runs or tuple(trained)
             if unknown := [name for name in chosen if name not in trained]:
                 raise RecipeError(f"step {id!r} evaluates {', '.join(unknown)}, no earlier training step")
-            resolved = resolved.model_copy(update={"runs": tuple(str(folder / name) for name in chosen)})
+            resolved = resolved.model_copy(update={"runs": tuple(str(trained[name]) for name in chosen)})
         else:
-            start = step.from_ or (trained[-1] if trained else None)
+            anew = any(key.partition(".")[0] == "model" for key in step.set)
+            start = step.from_ or (list(trained)[-1] if trained and not anew else None)
+            if start is not None and start not in trained:
+                raise RecipeError(f"step {id!r} starts from {start!r}, which is no earlier step")
             if start is not None:
-                options["from"] = str(folder / start)
+                options["from"] = str(trained[start])
             resolved = load_step(step, base, options)
             if start is None and resolved.from_ is None and resolved.model is None:
                 raise RecipeError(f"step {id!r} has no model to start from", "give `model` in its recipe")
-            trained.append(id)
+            trained[id] = folder / id
         result.append((step, resolved))
     return result

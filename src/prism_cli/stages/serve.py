@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 from prism_cli.errors import DataError, RecipeError, TeacherError
 from prism_cli.recipes.stages import ResponseSection
 from prism_cli.responses import Grammar
+from prism_cli.stages.asking import split_caption
 from prism_cli.stages.grammar import grammar_of
 from prism_cli.teacher.server import ChatRequest, create_app, serve_forever
 from prism_cli.worlds import world
@@ -35,8 +36,9 @@ def world_app(
 
     def answer(request: ChatRequest) -> list[str]:
         image = _picture(request.images[0]) if request.images else None
+        told, question = split_caption(request.question)
         seeds = range(request.seed or 0, (request.seed or 0) + request.n)
-        return [grammar.render(place.oracle(request.question, image, variant, seed)) for seed in seeds]
+        return [grammar.render(place.oracle(question, image, variant, seed, told)) for seed in seeds]
 
     return create_app(answer, model=f"{name}-{variant}", api_key=api_key, delay=delay)
 

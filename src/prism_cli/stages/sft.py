@@ -4,17 +4,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prism_cli.errors import DataError
+from prism_cli.errors import DataError, RecipeError
+from prism_cli.recipes.sections import FileData
 from prism_cli.recipes.stages import SFTRecipe
+from prism_cli.recipes.teachers import DatasetTeacher
 from prism_cli.runs import Run
 from prism_cli.stages import build, checks
 from prism_cli.stages.checks import Plan
+from prism_cli.stages.grammar import grammar_ahead
+from prism_cli.stages.rows import streamed_rows
 from prism_cli.stages.teaching import teaching
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
     from prism_cli.models import Policy
+    from prism_cli.stages.teaching import TeacherDesk
 
 SHOWN = {"loss": "loss", "mean_token_accuracy": "token accuracy", "eval_loss": "held-out loss"}
 
@@ -33,11 +38,28 @@ def check(recipe: SFTRecipe, pending: bool = False) -> Plan:
     if recipe.eval_data is not None:
         plan += checks.check_data(recipe.eval_data, "sft", "eval_data")
     if recipe.teacher is not None:
-        plan += checks.check_teacher(recipe.teacher, "sft")
+        plan += checks.check_teacher(recipe.teacher, "sft", grammar_ahead(recipe))
     checks.check_training(recipe)
+    _check_stream(recipe)
     length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs} epochs"
     rows = recipe.batch_size * recipe.gradient_accumulation
     return [*plan, ("training", f"{length} of {rows} rows a device, learning rate {recipe.optimizer.learning_rate}")]
+
+
+def _check_stream(recipe: SFTRecipe) -> None:
+    """Refuses a stream where all rows must be known first."""
+    if not _streamed(recipe):
+        return
+    if not recipe.max_steps:
+        raise RecipeError("data.stream: how many rows there are is not known, so no epoch either", "give --max-steps N")
+    if recipe.teacher is not None:
+        raise RecipeError(
+            "data.stream: a teacher is asked about all rows before the training", "leave data.stream or the teacher out"
+        )
+
+
+def _streamed(recipe: SFTRecipe) -> bool:
+    return isinstance(recipe.data, FileData) and recipe.data.stream
 
 
 def run(recipe: SFTRecipe, fresh: bool = False, command: Sequence[str] = ()) -> Path:
@@ -75,16 +97,48 @@ def run(recipe: SFTRecipe, fresh: bool = False, command: Sequence[str] = ()) -> 
     return run.folder
 
 
-def _demonstrations(recipe: SFTRecipe, policy: "Policy", run: Run) -> tuple["Dataset", "Dataset | None"]:
-    """Training and held-out rows as prompt, completion and images; over-long ones are refused."""
-    sources = [build.load_data(section, policy) for section in (recipe.data, recipe.eval_data) if section is not None]
-    texts = [data["demonstration"] for data in sources]
+def _demonstrations(
+    recipe: SFTRecipe, policy: "Policy", run: Run
+) -> tuple["Dataset | IterableDataset", "Dataset | None"]:
+    """Training and held-out rows as prompt, completion, images and source; over-long ones are refused."""
+    if _streamed(recipe):
+        held_out = build.load_data(recipe.eval_data, policy, "sft") if recipe.eval_data is not None else None
+        return _stream(recipe, policy), held_out and _completions(held_out, None, policy, recipe.max_tokens)
+    needs, by_column = None if recipe.teacher else "sft", isinstance(recipe.teacher, DatasetTeacher)
+    sections = [section for section in (recipe.data, recipe.eval_data) if section is not None]
+    sources = [build.load_data(section, policy, needs, by_column) for section in sections]
+    texts = [None for _ in sources]
     if recipe.teacher is not None:
-        with teaching(recipe.teacher, policy.grammar, run, *sources) as desk:
-            texts = [desk.answers([{"id": id} for id in data["id"]]) for data in sources]
+        origin = {"instruction": policy.instruction, "data": recipe.data}
+        with teaching(recipe.teacher, policy.grammar, run, *sources, **origin) as desk:
+            answered = [_answered(data, desk) for data in sources]
+        sources, texts = [data for data, _ in answered], [texts for _, texts in answered]
         _refuse_malformed(texts[0], sources[0]["id"], policy)
     prepared = [_completions(*pair, policy, recipe.max_tokens) for pair in zip(sources, texts, strict=True)]
     return prepared[0], prepared[1] if len(prepared) > 1 else None
+
+
+def _stream(recipe: SFTRecipe, policy: "Policy") -> "IterableDataset":
+    from prism_cli.data.lengths import why_over_long
+
+    assert isinstance(recipe.data, FileData), "only a file is streamed"
+    rows = streamed_rows(
+        recipe.data,
+        policy.instruction,
+        "sft",
+        recipe.seed,
+        lambda row: why_over_long(row, policy.processor, recipe.max_tokens, "max_tokens"),
+    )
+    return rows.rename_column("demonstration", "completion").select_columns(["prompt", "images", "completion"])
+
+
+def _answered(data: "Dataset", desk: "TeacherDesk") -> tuple["Dataset", list[str]]:
+    """The rows the teacher has an answer to, and its answers; the desk says how many it failed on."""
+    bar, moved = build.progress_callback("asking the teacher", len(data))
+    with bar:
+        texts = desk.answers([{"id": id} for id in data["id"]], moved=moved)
+    kept = [index for index, text in enumerate(texts) if text is not None]
+    return (data.select(kept) if len(kept) < len(data) else data), [text for text in texts if text is not None]
 
 
 def _refuse_malformed(texts: Sequence[str], ids: Sequence[str], policy: "Policy") -> None:
@@ -97,15 +151,18 @@ def _refuse_malformed(texts: Sequence[str], ids: Sequence[str], policy: "Policy"
         )
 
 
-def _completions(data: "Dataset", texts: Sequence[str | None], policy: "Policy", max_tokens: int) -> "Dataset":
-    if missing := [id for id, text in zip(data["id"], texts, strict=True) if not text]:
+def _completions(data: "Dataset", texts: Sequence[str] | None, policy: "Policy", max_tokens: int) -> "Dataset":
+    """Rows as the trainer takes them; `texts` are the completions, or None for the rows' own demonstrations."""
+    from prism_cli.data.lengths import refuse_over_long
+
+    completions = data["demonstration"] if texts is None else texts
+    if missing := [id for id, text in zip(data["id"], completions, strict=True) if not text]:
         raise DataError(
             f"{len(missing)} rows have no demonstration, the first is {missing[0]}",
             "give `messages`, `completion` or `response` in each row, or a `teacher:` to write them",
         )
-    from prism_cli.data.lengths import refuse_over_long
-
-    refuse_over_long(data, policy.processor, max_tokens, "max_tokens", texts)
-    completions = [[{"role": "assistant", "content": text}] for text in texts]
-    kept = data.select_columns(["prompt", "images"])
-    return kept.add_column("completion", completions, feature=data.features["prompt"])
+    refuse_over_long(data, policy.processor, max_tokens, "max_tokens", completions)
+    kept = data.select_columns(["prompt", "images", "source", "demonstration"])
+    if texts is None:
+        return kept.rename_column("demonstration", "completion")
+    return kept.remove_columns("demonstration").add_column("completion", list(texts))

@@ -11,6 +11,7 @@ from prism_cli.discriminator.model import Discriminator
 from prism_cli.evaluation.sampling import multimodal, sample_responses
 from prism_cli.models import Policy, device, load_policy, placeholder_ids
 from prism_cli.recipes.stages import AlignRecipe
+from prism_cli.responses import Grammar
 from prism_cli.runs import Run, write_atomically
 from prism_cli.stages.build import start_policy
 from prism_cli.stages.teaching import TeacherDesk
@@ -25,9 +26,11 @@ SHOWN = 12
 def write_showcase(recipe: AlignRecipe, run: Run, judge: Discriminator, rows: "Dataset", desk: TeacherDesk) -> None:
     """Samples both policies on the first rows, scores them with the final judge, and writes showcase.jsonl."""
     chosen = [rows[i] for i in range(min(SHOWN, len(rows)))]
-    taught = desk.answers(chosen)
-    before = _respond(recipe, start_policy(recipe), judge, chosen, taught)
-    after = _respond(recipe, load_policy(run.model), judge, chosen, taught)
+    answers = desk.answers(chosen)
+    chosen = [row for row, answer in zip(chosen, answers, strict=True) if answer is not None]
+    taught = [answer for answer in answers if answer is not None]
+    before = _respond(recipe, start_policy(recipe), judge, chosen, taught, desk.grammar)
+    after = _respond(recipe, load_policy(run.model), judge, chosen, taught, desk.grammar)
     lines = [
         {
             "question": row["prompt"][-1]["content"],
@@ -43,7 +46,7 @@ def write_showcase(recipe: AlignRecipe, run: Run, judge: Discriminator, rows: "D
 
 
 def _respond(
-    recipe: AlignRecipe, policy: Policy, judge: Discriminator, rows: list[dict], taught: list[str]
+    recipe: AlignRecipe, policy: Policy, judge: Discriminator, rows: list[dict], answers: list[str], taught: Grammar
 ) -> list[dict[str, Any]]:
     conversations = [multimodal(row["prompt"], row["images"]) for row in rows]
     policy.model.to(device())
@@ -57,13 +60,13 @@ def _respond(
         suppress=placeholder_ids(policy.processor),
         batch_size=SHOWN,
     )
-    reader = PartReader(policy.processor, policy.grammar)
+    reader = PartReader(policy.processor, policy.grammar, taught)
     scores = (
         DiscriminatorLearner(judge)
         .score(
             Comparisons(
                 prompts=[reader.prompt(conversation) for conversation in conversations],
-                teacher=[reader.text(text) for text in taught],
+                teacher=[reader.text(text) for text in answers],
                 rollouts=[reader.tokens(response.token_ids) for response in sampled],
                 prompt_of=range(len(rows)),
             )

@@ -9,7 +9,7 @@ from typing import Any
 from rich import get_console
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 
-from prism_cli.errors import PrismError
+from prism_cli.errors import BudgetError, PrismError, TeacherError
 from prism_cli.models import Policy
 from prism_cli.recipes.stages import TrainingStage
 from prism_cli.runs import Run
@@ -23,6 +23,8 @@ from prism_cli.trainers.callbacks import (
     RichProgress,
     StopOnNonFinite,
 )
+from prism_cli.trainers.drift_stop import StopWhenFlat
+from prism_cli.trainers.last_step import LastStep
 
 
 def arguments(recipe: TrainingStage, run: Run, extra: dict[str, Any]) -> dict[str, Any]:
@@ -55,6 +57,7 @@ def callbacks(
         MetricsLog(run.folder / "metrics.jsonl"),
         RichProgress(stage, shown, get_console()),
         CompleteCheckpoints([policy.save_response_settings, *savers], recipe.checkpoint.keep),
+        LastStep(),
     ]
 
 
@@ -73,6 +76,11 @@ def train(
         run: The run's folder.
         policy: Its processor and settings go with the model.
         restore: Brings back what the trainer doesn't keep itself.
+
+    Raises:
+        TeacherError: it failed; the last whole step is kept in a checkpoint.
+        BudgetError: as above.
+        PrismError: the data ran out, or the loss is not finite.
     """
     trainer.remove_callback(PrinterCallback)
     checkpoint = run.last_checkpoint()
@@ -83,11 +91,18 @@ def train(
     try:
         with suppress(AlreadyTrainedError):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (BudgetError, TeacherError) as error:
+        _keep_last_step(trainer, error)
+        raise
     finally:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, RichProgress):
                 callback.progress.stop()  # an error or Ctrl-C must not print into a live display
-    if trainer.state.global_step < trainer.state.max_steps:
+    flat = next((one.reason for one in trainer.callback_handler.callbacks if isinstance(one, StopWhenFlat)), None)
+    if flat is not None:
+        run.update(stopped={"step": trainer.state.global_step, "why": flat})
+        get_console().print(f"ended at step {trainer.state.global_step}: {flat}", markup=False, highlight=False)
+    elif trainer.state.global_step < trainer.state.max_steps:
         raise PrismError(
             f"training ended at step {trainer.state.global_step} of {trainer.state.max_steps}",
             "the data gave no further batch; give more rows or fewer a step",
@@ -95,6 +110,13 @@ def train(
     run.update(train_seconds=round(run.manifest.get("train_seconds", 0.0) + time.monotonic() - started, 1))
     if trainer.is_world_process_zero():
         _save_final(trainer, run, policy)
+
+
+def _keep_last_step(trainer: Trainer, error: PrismError) -> None:
+    """Saves what was trained before the teacher or the budget stopped training, and says so in the error."""
+    (last,) = (callback for callback in trainer.callback_handler.callbacks if isinstance(callback, LastStep))
+    if step := last.save(trainer):
+        error.hint = f"{error.hint + '; ' if error.hint else ''}training is kept up to step {step}"
 
 
 def _save_final(trainer: Trainer, run: Run, policy: Policy) -> None:

@@ -79,6 +79,11 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
 
+    def body(self) -> dict:
+        """The reply's JSON."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
 
 def parse_body(raw: bytes) -> ChatBody:
     """The checked body of a request.

@@ -4,7 +4,7 @@ import hmac
 import socket
 import threading
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import anyio
 import uvicorn
@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from prism_cli.errors import DataError, TeacherError
+from prism_cli.teacher.batch_routes import DAY, BatchRoutes
 from prism_cli.teacher.chat_protocol import ApiError, ChatRequest, chat_request, completion, parse_body
 
 __all__ = ["ChatRequest", "ServedEndpoint", "create_app", "serve_forever"]
@@ -39,8 +40,11 @@ class _Endpoint:
 
     async def chat(self, request: Request) -> JSONResponse:
         # The body is read to its end even when it will be refused: a client that still sends sees a reset, no answer.
-        raw = await _read(request)
+        raw = await _read(request, MAX_BODY_BYTES)
         self.authorize(request)
+        return JSONResponse(await self.complete(raw))
+
+    async def complete(self, raw: bytes) -> dict[str, Any]:
         body = parse_body(raw)
         if body.model != self.model:
             message = f"no model {body.model!r} here, only {self.model!r}"
@@ -52,7 +56,7 @@ class _Endpoint:
         except DataError as error:
             advice = f" ({error.hint})" if error.hint else ""
             raise ApiError(400, f"{error}{advice}", param="messages") from error
-        return JSONResponse(completion(body, texts))
+        return completion(body, texts)
 
     def authorize(self, request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
@@ -60,37 +64,37 @@ class _Endpoint:
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
 
 
-async def _read(request: Request) -> bytes:
+async def _read(request: Request, limit: int) -> bytes:
     body, size = bytearray(), 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size <= MAX_BODY_BYTES:
+        if size <= limit:
             body += chunk
-    if size > MAX_BODY_BYTES:
-        raise ApiError(413, f"the request has {size} bytes; at most {MAX_BODY_BYTES} are taken")
+    if size > limit:
+        raise ApiError(413, f"the request has {size} bytes; at most {limit} are taken")
     return bytes(body)
 
 
 async def _on_error(request: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, ApiError):
-        return _error_response(error.status, error.message, error.param, error.code)
+    refusal = error
     if isinstance(error, HTTPException):
-        return _error_response(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
-    response = _error_response(500, f"the teacher failed: {type(error).__name__}: {error}")
+        refusal = ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    if isinstance(refusal, ApiError):
+        return JSONResponse(refusal.body(), refusal.status)
+    response = JSONResponse(ApiError(500, f"the teacher failed: {type(error).__name__}: {error}").body(), 500)
     # uvicorn drops the connection after a crash without telling the client, which would fail its next request.
     response.headers["Connection"] = "close"
     return response
 
 
-def _error_response(status: int, message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status)
-
-
 def create_app(
-    answer: Callable[[ChatRequest], list[str]], model: str, api_key: str | None = None, delay: float = 0
+    answer: Callable[[ChatRequest], list[str]],
+    model: str,
+    api_key: str | None = None,
+    delay: float = 0,
+    batch_window: float = DAY,
 ) -> Starlette:
-    """An app that speaks the OpenAI chat protocol, without streaming.
+    """An app that speaks the OpenAI chat protocol, without streaming, and its batches.
 
     Tokens are whitespace-separated words, for `max_tokens` and in `usage`; images count nothing.
 
@@ -100,13 +104,16 @@ def create_app(
         model: The only model's name.
         api_key: When given, requests need it as a bearer token.
         delay: Seconds to wait before each answer.
+        batch_window: Seconds after which a batch expires with what it has.
     """
     endpoint = _Endpoint(answer, model, api_key, delay)
+    batches = BatchRoutes(endpoint.complete, endpoint.authorize, _read, batch_window)
     return Starlette(
         routes=[
             Route("/health", endpoint.health),
             Route("/v1/models", endpoint.models),
             Route("/v1/chat/completions", endpoint.chat, methods=["POST"]),
+            *batches.routes(),
         ],
         exception_handlers=dict.fromkeys((ApiError, HTTPException, Exception), _on_error),
     )

@@ -2,14 +2,27 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from prism_cli.endpoint.client import EndpointClient
+from prism_cli.endpoint.failures import NoAnswerError
 from prism_cli.endpoint.requests import EndpointAnswer as TeacherAnswer
 from prism_cli.endpoint.requests import EndpointRequest as TeacherRequest
 from prism_cli.errors import DataError
 
-__all__ = ["ColumnTeacher", "EndpointTeacher", "Teacher", "TeacherAnswer", "TeacherRequest"]
+__all__ = ["ColumnTeacher", "EndpointTeacher", "Failed", "Teacher", "TeacherAnswer", "TeacherRequest"]
+
+
+class Failed(NamedTuple):
+    """A request the teacher gave no usable answer to.
+
+    Attributes:
+        row: Id of the data row.
+        reason: Why, in a word, as in `NoAnswerError.reason`.
+    """
+
+    row: str
+    reason: str
 
 
 class Teacher(Protocol):
@@ -21,8 +34,8 @@ class Teacher(Protocol):
         """Starts asking and returns at once."""
         ...
 
-    def answers(self, requests: Sequence[TeacherRequest]) -> list[TeacherAnswer]:
-        """One answer a request, in order; waits for them."""
+    def answers(self, requests: Sequence[TeacherRequest]) -> list[TeacherAnswer | Failed]:
+        """One answer a request, or why there is none, in order; waits for them."""
         ...
 
     def close(self) -> None:
@@ -35,30 +48,33 @@ class EndpointTeacher:
 
     Args:
         client: Asks the endpoint; closed with the teacher.
+
+    Attributes:
+        name: Under which its answers are kept.
+        client: As given.
     """
 
     def __init__(self, client: EndpointClient):
-        self.name = client.model
-        self._client = client
+        self.name = client.name
+        self.client = client
         self._asked: dict[str, Future[TeacherAnswer]] = {}
 
     def prefetch(self, requests: Sequence[TeacherRequest]) -> None:
         """Starts asking and returns at once; failures show in `answers`."""
-        fresh = {key: request for request in requests if (key := self._client.key(request)) not in self._asked}
-        self._asked.update(zip(fresh, self._client.submit(list(fresh.values())), strict=True))
+        fresh = {key: request for request in requests if (key := self.client.key(request)) not in self._asked}
+        self._asked.update(zip(fresh, self.client.submit(list(fresh.values())), strict=True))
 
-    def answers(self, requests: Sequence[TeacherRequest]) -> list[TeacherAnswer]:
-        """One answer a request, in order.
+    def answers(self, requests: Sequence[TeacherRequest]) -> list[TeacherAnswer | Failed]:
+        """One answer a request, or why there is none, in order.
 
-        All of them are awaited even if one fails: those under way are paid for and should reach the store.
+        All of them are awaited even if the endpoint fails: those under way are paid for and should reach the store.
 
         Raises:
-            NoAnswerError: a request got no usable answer.
             TeacherError: the endpoint failed for good.
             BudgetError: a cap was reached.
         """
         self.prefetch(requests)
-        keys = [self._client.key(request) for request in requests]
+        keys = [self.client.key(request) for request in requests]
         futures = [self._asked[key] for key in keys]
         unfinished = set(futures)
         while unfinished:
@@ -66,11 +82,11 @@ class EndpointTeacher:
             unfinished = wait(unfinished, timeout=0.5).not_done
         for key in keys:
             self._asked.pop(key, None)
-        return [future.result() for future in futures]
+        return [_outcome(future, request.row) for future, request in zip(futures, requests, strict=True)]
 
     def close(self) -> None:
         """Stops asking; what is under way is dropped."""
-        self._client.close()
+        self.client.close()
 
 
 class ColumnTeacher:
@@ -90,7 +106,7 @@ class ColumnTeacher:
     def prefetch(self, requests: Sequence[TeacherRequest]) -> None:
         """Does nothing: the answers are here."""
 
-    def answers(self, requests: Sequence[TeacherRequest]) -> list[TeacherAnswer]:
+    def answers(self, requests: Sequence[TeacherRequest]) -> list[TeacherAnswer | Failed]:
         """One answer a request, looked up by `request.row`.
 
         Raises:
@@ -112,3 +128,10 @@ class ColumnTeacher:
                 hint="fill the column, drop the row, or give an endpoint: --teacher-endpoint URL",
             )
         return text
+
+
+def _outcome(future: Future[TeacherAnswer], row: str) -> TeacherAnswer | Failed:
+    try:
+        return future.result()
+    except NoAnswerError as error:
+        return Failed(row, error.reason)

@@ -1,23 +1,33 @@
 """Black-box on-policy distillation: the policy's rollouts are pulled to a teacher's texts by a discriminator.
 
 Each step: roll out, take the teacher's answer, split both into parts, score and train the discriminator in one pass,
-and give every token of a rollout its advantage (arXiv 2604.28123).
+and give every token of a rollout its advantage (arXiv 2604.28123). The teacher is asked steps before that.
 """
 
-from collections.abc import Callable, Sequence
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from accelerate.utils import gather
 from datasets import Dataset
 from transformers import TrainerCallback
+from trl.trainer.grpo_config import GRPOConfig
 
 from prism_cli.discriminator.inputs import Comparisons, Parts, PromptInputs
 from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.models import Policy
 from prism_cli.responses import Grammar, Response, token_pieces
 from prism_cli.rewards.advantages import align_advantages
+from prism_cli.trainers.prompts import EpochSampler, TeachableSampler
 from prism_cli.trainers.rollout import RolloutTrainer
+from prism_cli.trainers.watch import WatchedLearner
+
+FAILED_PROMPTS = "failed_prompts.json"
 
 
 class AdvantageRule(NamedTuple):
@@ -29,17 +39,33 @@ class AdvantageRule(NamedTuple):
     std_floor: float
 
 
+class TeacherCalls(NamedTuple):
+    """How a teacher is asked about rows (dicts with an `id`).
+
+    Attributes:
+        prefetch: Starts asking, and returns at once.
+        teachable: Whether it has a usable answer to each; waits for them.
+        answers: Its texts, in order, None where it failed; waits for them.
+    """
+
+    prefetch: Callable[[list[dict]], None]
+    teachable: Callable[[list[dict]], list[bool]]
+    answers: Callable[[list[dict]], Sequence[str | None]]
+
+
 class PartReader:
     """Turns texts and tokens into what the discriminator reads: one text form for teacher and rollout alike.
 
     Args:
         processor: The policy's processor.
-        grammar: The declared parts.
+        grammar: The parts of the policy's responses.
+        taught: The parts of the teacher's answers, where it teaches some of them only; the others are not judged.
     """
 
-    def __init__(self, processor, grammar: Grammar):
+    def __init__(self, processor, grammar: Grammar, taught: Grammar | None = None):
         self.processor = processor
         self.grammar = grammar
+        self.taught = taught or grammar
 
     def prompt(self, conversation: Sequence[dict[str, Any]]) -> PromptInputs:
         """A prompt with its images as the model reads it, up to where the response begins."""
@@ -51,12 +77,23 @@ class PartReader:
         )
 
     def tokens(self, token_ids: Sequence[int]) -> Parts | None:
-        """A rollout's tokens split into parts, or None when malformed."""
-        return self.grammar.split_token_ids(token_ids, token_pieces(self.processor.tokenizer, token_ids))
+        """The taught parts of a rollout's tokens, or None when it is malformed."""
+        parts = self._split(self.grammar, token_ids)
+        return parts and {name: parts[name] for name in self.taught.parts}
 
-    def text(self, text: str) -> Parts | None:
-        """A teacher's text, tokenised whole like a rollout, then split; None when malformed."""
-        return self.tokens(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def text(self, text: str | None) -> Parts | None:
+        """A teacher's text, tokenised whole like a rollout, then split; None when malformed or missing."""
+        if text is None:
+            return None
+        return self._split(self.taught, self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def weights(self) -> torch.Tensor:
+        """(K,) weights of the taught parts, scaled to the sum that all parts' weights have."""
+        weights = torch.tensor([part.weight for part in self.taught.parts.values()])
+        return weights * (sum(part.weight for part in self.grammar.parts.values()) / weights.sum())
+
+    def _split(self, grammar: Grammar, token_ids: Sequence[int]) -> Parts | None:
+        return grammar.split_token_ids(token_ids, token_pieces(self.processor.tokenizer, token_ids))
 
 
 class OnPolicyDistillTrainer(RolloutTrainer):
@@ -65,36 +102,73 @@ class OnPolicyDistillTrainer(RolloutTrainer):
     Args:
         policy: The policy to align.
         learner: The warmed-up discriminator with its optimiser.
-        prefetch: Starts asking the teacher about rows, and returns at once.
-        answers: The teacher's texts for rows, in order.
+        teacher: How to ask it.
         advantage: From scores to advantages.
         arguments: Keyword arguments of GRPOConfig.
         train: Rows with `prompt` and `images`.
         held_out: Rows of the same shape, or None.
         callbacks: Watchers.
         lora: A peft config, or None.
+        taught: The parts the teacher writes, where they are not all of the policy's.
     """
 
     def __init__(
         self,
         policy: Policy,
-        learner: DiscriminatorLearner,
-        prefetch: Callable[[list[dict]], None],
-        answers: Callable[[list[dict]], list[str]],
+        learner: DiscriminatorLearner | WatchedLearner,
+        teacher: TeacherCalls,
         advantage: AdvantageRule,
         arguments: dict[str, Any],
         train: Dataset,
         held_out: Dataset | None,
         callbacks: Sequence[TrainerCallback],
         lora: Any = None,
+        taught: Grammar | None = None,
     ):
         super().__init__(policy, [self.discriminator], arguments, train, held_out, callbacks, lora)
         self.learner = learner
-        self.prefetch = prefetch
-        self.answers = answers
+        self.teacher = teacher
         self.advantage = advantage
-        self.reader = PartReader(policy.processor, policy.grammar)
-        self.part_weights = torch.tensor([part.weight for part in policy.grammar.parts.values()])
+        self.reader = PartReader(policy.processor, policy.grammar, taught)
+        self.part_weights = self.reader.weights()
+        self.failed_prompts: set[str] = set()
+        self._waited = 0.0
+
+    def save_failed_prompts(self, folder: Path) -> None:
+        """Writes which prompts the teacher failed on into a checkpoint, so that the rest follow as they would have."""
+        (folder / FAILED_PROMPTS).write_text(json.dumps(sorted(self.failed_prompts)), encoding="utf-8")
+
+    def load_failed_prompts(self, folder: Path) -> None:
+        """Continues from a checkpoint."""
+        self.failed_prompts.update(json.loads((folder / FAILED_PROMPTS).read_text(encoding="utf-8")))
+
+    def _get_train_sampler(self, dataset=None):
+        sampler = cast(EpochSampler, super()._get_train_sampler(dataset))
+        ids = list(cast(Dataset, sampler.data_source)["id"])
+        return TeachableSampler(
+            sampler, ids, self.teacher.prefetch, self._teachable, self._generation_window, self.failed_prompts
+        )
+
+    def _generation_window(self) -> tuple[int, int]:
+        """The generation batch of the next step and the one past the last step's, counted from the start."""
+        a_batch = self.num_iterations * cast(int, cast(GRPOConfig, self.args).steps_per_generation)
+        done, all_steps = (
+            steps * self.args.gradient_accumulation_steps for steps in (self.state.global_step, self.state.max_steps)
+        )
+        return done // a_batch, math.ceil(all_steps / a_batch)
+
+    def _teachable(self, rows: list[dict]) -> list[bool]:
+        with self._waiting():
+            return self.teacher.teachable(rows)
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Counts the time that training stands still for the teacher."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waited += time.monotonic() - started
 
     def discriminator(self, completions: list, **columns: Any) -> list[float]:
         """TRL's reward column, for the log only: r of the paper's Eq. 3, malformed rollouts at the smallest − 1."""
@@ -103,8 +177,12 @@ class OnPolicyDistillTrainer(RolloutTrainer):
         floor = scores[valid].min() - 1 if valid.any() else torch.tensor(-1.0)
         return torch.where(valid, scores, floor).tolist()
 
+    def evaluate(self, *args, **kwargs):
+        """TRL's, on held-out rows that the teacher is asked about all at once."""
+        self.teacher.prefetch([{"id": id} for id in cast(Dataset, self.eval_dataset)["id"]])
+        return super().evaluate(*args, **kwargs)
+
     def _generate_and_score_completions(self, inputs):
-        self.prefetch([row for row, first in zip(inputs, _firsts(inputs), strict=True) if first])
         output = super()._generate_and_score_completions(inputs)
         # TRL normalises the summed reward; the method normalises each part and penalises malformed rollouts.
         output["advantages"] = self._local_advantages(len(inputs)).to(output["advantages"])
@@ -114,7 +192,9 @@ class OnPolicyDistillTrainer(RolloutTrainer):
         """Scores this process's rollouts against the teacher's answers; when training, updates the discriminator."""
         firsts = [i for i, first in enumerate(_firsts(rows)) if first]
         prompt_of = [sum(first <= i for first in firsts) - 1 for i in range(len(rows))]
-        taught = [self.reader.text(answer) for answer in self.answers([rows[i] for i in firsts])]
+        with self._waiting():
+            answers = self.teacher.answers([rows[i] for i in firsts])
+        taught = [self.reader.text(answer) for answer in answers]
         batch = Comparisons(
             prompts=[self.reader.prompt(prompts[i]) for i in firsts],
             teacher=taught,
@@ -128,6 +208,9 @@ class OnPolicyDistillTrainer(RolloutTrainer):
         for name, value in judged.metrics.items():
             self._log_metric(name, value)
         self._log_metric("teacher/malformed_fraction", sum(parts is None for parts in taught) / len(taught))
+        self._log_metric("teacher/wait_seconds", self._waited)
+        self._log_metric("teacher/failed_prompts", len(self.failed_prompts))
+        self._waited = 0.0
         self._scores = judged.scores
         self._valid = torch.tensor([parts is not None for parts in batch.rollouts], device=judged.scores.device)
 

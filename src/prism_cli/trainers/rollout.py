@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
@@ -12,20 +14,10 @@ from trl.trainer.utils import RepeatSampler
 from prism_cli.models import Policy, placeholder_ids
 from prism_cli.responses import Response
 from prism_cli.trainers.arguments import trl_config
+from prism_cli.trainers.packed_logps import PackedLogps, whole_groups
+from prism_cli.trainers.prompts import EpochSampler
 
 RewardFunction = Callable[..., Any]
-
-
-class EpochSampler(RepeatSampler):
-    """TRL's sampler with an order that follows from the epoch alone.
-
-    TRL's draws each epoch's order from one generator whose state no checkpoint keeps, so a run that continues in a
-    later epoch would see the first one's order again.
-    """
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader before each epoch."""
-        self.generator.manual_seed((self.seed or 0) + epoch)
 
 
 class RolloutTrainer(GRPOTrainer):
@@ -63,6 +55,19 @@ class RolloutTrainer(GRPOTrainer):
             callbacks=list(callbacks),
             peft_config=lora,
         )
+        self.packed_logps = PackedLogps(self.accelerator)
+
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        packed = self.packed_logps(model, *args, **kwargs)
+        return packed or super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+
+    def _prepare_inputs(self, generation_batch):
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is before:
+            return inputs
+        self._buffered_inputs = whole_groups(self._buffered_inputs)
+        return self._buffered_inputs[self._step % len(self._buffered_inputs)]
 
     def _get_train_sampler(self, dataset=None):
         sampler = cast(RepeatSampler, super()._get_train_sampler(dataset))
@@ -80,7 +85,22 @@ class RolloutTrainer(GRPOTrainer):
         malformed = sum(not response.well_formed for response in responses)
         self._log_metric("responses/malformed_fraction", malformed / len(responses))
         self.judge(inputs, prompts, responses, completion_ids_list)
-        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._log_by_source(inputs, rewards, responses)
+        return rewards
+
+    def _log_by_source(self, rows: list[dict], rewards: torch.Tensor, responses: list[Response]) -> None:
+        """Mean reward and share of malformed responses of each source of a mixture; `rewards` are of all processes."""
+        if not rows[0]["source"]:
+            return
+        pairs = [(row["source"], not response.well_formed) for row, response in zip(rows, responses, strict=True)]
+        # All processes log all names: TRL gathers what is logged.
+        everywhere: list[tuple[str, bool]] = gather_object(pairs)
+        totals = (rewards * self.reward_weights.to(rewards)).nansum(1).tolist()
+        for name in sorted({source for source, _ in everywhere}):
+            mine = [i for i, (source, _) in enumerate(everywhere) if source == name]
+            self._log_metric(f"sources/{name}/reward", sum(totals[i] for i in mine) / len(mine))
+            self._log_metric(f"sources/{name}/malformed_fraction", sum(everywhere[i][1] for i in mine) / len(mine))
 
     def judge(
         self, rows: list[dict], prompts: list, responses: list[Response], completion_ids: list[list[int]]

@@ -1,9 +1,10 @@
-"""Supervised fine-tuning on TRL's SFTTrainer: what a stage's plain settings become there."""
+"""Supervised fine-tuning on TRL's SFTTrainer: what a stage's plain settings become there, and the loss by source."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
-from datasets import Dataset
+import torch
+from datasets import Dataset, IterableDataset
 from transformers import TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -14,7 +15,7 @@ from prism_cli.trainers.arguments import trl_config
 def sft_trainer(
     model: Any,
     processor: Any,
-    train: Dataset,
+    train: Dataset | IterableDataset,
     held_out: Dataset | None,
     arguments: dict[str, Any],
     callbacks: Sequence[TrainerCallback],
@@ -25,7 +26,7 @@ def sft_trainer(
     Args:
         model: The policy.
         processor: Its processor.
-        train: Columns prompt and completion (messages) and images.
+        train: Columns prompt (messages), completion (text), images, and `source` if rows are from several.
         held_out: The same columns, or None.
         arguments: Keyword arguments of SFTConfig.
         callbacks: Watchers.
@@ -33,7 +34,7 @@ def sft_trainer(
     """
     # Rows are never cut (TRL's default of 1024 would cut image tokens); over-long ones were refused before.
     config = trl_config(SFTConfig, {**arguments, "max_length": None, "completion_only_loss": True})
-    return SFTTrainer(
+    return SourceLossTrainer(
         model=model,
         args=config,
         train_dataset=train,
@@ -42,3 +43,55 @@ def sft_trainer(
         callbacks=list(callbacks),
         peft_config=lora,
     )
+
+
+class SourceLossTrainer(SFTTrainer):
+    """SFTTrainer that also logs the loss of each source's rows, a token: `sources/NAME/loss`, `eval_NAME_loss`."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.data_collator: Any = _Collator(self.data_collator)
+        named = [data for data in (options["train_dataset"], options["eval_dataset"]) if isinstance(data, Dataset)]
+        self.sources = sorted(
+            {name for data in named for name in data.select_columns("source").unique("source") if name}
+        )
+        self._totals = {mode: torch.zeros(len(self.sources), 2, dtype=torch.float64) for mode in (True, False)}
+        self._seen: Any = None
+        cast(torch.nn.Module, self.model).register_forward_hook(self._see)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        sources = inputs.pop("source")
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        totals = self._totals[self._training]
+        for source, lost, tokens in zip(sources, *self._seen, strict=True):
+            if source in self.sources:
+                totals[self.sources.index(source)] += torch.tensor([lost, tokens])
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        totals = cast(torch.Tensor, self.accelerator.reduce(self._totals[self._training].to(self.accelerator.device)))
+        self._totals[self._training].zero_()
+        name = "sources/{}/loss" if self._training else "eval_{}_loss"
+        found = zip(self.sources, totals.tolist(), strict=True)
+        means = {name.format(source): lost / tokens for source, (lost, tokens) in found if tokens}
+        super().log({**logs, **means}, start_time)
+
+    def _see(self, module: torch.nn.Module, args: tuple, output: Any) -> None:
+        """Keeps each row's summed loss and its tokens, (B,) each: TRL gives the batch's mean alone."""
+        self._seen = (-output.log_probs.detach().sum(1)).tolist(), output.label_mask.sum(1).tolist()
+
+    @property
+    def _training(self) -> bool:
+        return cast(torch.nn.Module, self.model).training
+
+
+class _Collator:
+    """TRL's collator for rows whose completion is a text, with the rows' sources beside."""
+
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]):
+        self.collate = collate
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        turns = [[{"role": "assistant", "content": row["completion"]}] for row in rows]
+        batch = self.collate([{**row, "completion": completion} for row, completion in zip(rows, turns, strict=True)])
+        return {**batch, "source": [row.get("source", "") for row in rows]}

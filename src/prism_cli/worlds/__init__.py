@@ -1,9 +1,9 @@
 """Synthetic picture worlds whose truth is known: data, teacher and judge in one."""
 
 from prism_cli.errors import DataError
-from prism_cli.worlds.shapes import Example, Shapes
+from prism_cli.worlds.shapes import Example, Probe, Shapes
 
-__all__ = ["Example", "Shapes", "world"]
+__all__ = ["Example", "Probe", "Shapes", "world"]
 
 _WORLDS = {Shapes.name: Shapes}
 

@@ -21,12 +21,24 @@ from prism_cli.worlds.questions import (
     read_question,
     reason,
 )
-from prism_cli.worlds.scenes import CELLS, COLOURS, CORNERS, Split, caption, corrupt, read_caption, sample_scene
+from prism_cli.worlds.scenes import (
+    CELLS,
+    COLOURS,
+    CORNERS,
+    Scene,
+    Split,
+    caption,
+    corrupt,
+    read_caption,
+    sample_scene,
+)
 
 Variant = Literal["exact", "weak_perception", "weak_reasoning", "text_only"]
 
 MISSEEN_RATE = 0.25  # things of a weak eye's caption, and of a corrupted demonstration's
 WEAK_SLIP_RATE = 0.4
+PROBES = 3
+_PROBE_SEED = 1  # one at which every variant that looks passes twice or more
 PUBLIC_CORRUPTED_RATE, PUBLIC_SLIP_RATE, PUBLIC_SHORT_RATE = 0.5, 0.2, 0.5
 _BLIND_CAPTION, _BLIND_THINK = "i can not see the picture", "i guess the answer"
 _OTHER_WORDS = f"what is at of plus corners holds the answer {_BLIND_CAPTION} {_BLIND_THINK} {NOTHING} , ?"
@@ -41,6 +53,7 @@ class Example(NamedTuple):
         question: Words separated by single blanks.
         answer: The right final answer.
         truth: JSON with `kind`, `objects` (cell → thing) and `answer`.
+        caption: Exactly what the picture shows.
     """
 
     id: str
@@ -48,6 +61,23 @@ class Example(NamedTuple):
     question: str
     answer: str
     truth: str
+    caption: str
+
+
+class Probe(NamedTuple):
+    """One question about two pictures: who answers both right has seen them.
+
+    Attributes:
+        question: As asked about either.
+        images: The pictures.
+        answers: Their right answers, which differ.
+        captions: Exactly what they show.
+    """
+
+    question: str
+    images: tuple[Image.Image, Image.Image]
+    answers: tuple[str, str]
+    captions: tuple[str, str]
 
 
 class Shapes:
@@ -72,10 +102,15 @@ class Shapes:
         question = ask(scene, rng)
         answer = answer_from(scene, question)
         truth = json.dumps({"kind": read_question(question).kind, "objects": scene, "answer": answer})
-        return Example(id, draw(scene, noise), question, answer, truth)
+        return Example(id, draw(scene, noise), question, answer, truth, caption(scene))
 
     def oracle(
-        self, question: str, image: Image.Image | None, variant: Variant = "exact", seed: int = 0
+        self,
+        question: str,
+        image: Image.Image | None,
+        variant: Variant = "exact",
+        seed: int = 0,
+        told: str | None = None,
     ) -> dict[str, str]:
         """A teacher's answer as blocks (caption, think, answer), read from the pixels.
 
@@ -86,22 +121,20 @@ class Shapes:
                 `weak_reasoning` sees all and slips in 40 % of the answers; `text_only` guesses.
             seed: Another seed, another sample of a weak variant; the same question, pixels, variant and seed give the
                 same answer.
+            told: A caption of the picture, for whom it is not shown to; `text_only` reasons from it without a fault.
 
         Raises:
-            DataError: no question or picture of this world, no picture, or an unknown variant.
+            DataError: no question, picture or caption of this world, no picture, or an unknown variant.
         """
         if variant not in get_args(Variant):
             raise DataError(
                 f"no variant {variant!r} of the shapes teacher", hint=f"one of {', '.join(get_args(Variant))}"
             )
-        if variant == "text_only":
+        if variant == "text_only" and told is None:
             blind = random.Random(f"{variant} {seed} {question}")
             return {"caption": _BLIND_CAPTION, "think": _BLIND_THINK, "answer": guess(question, blind)}
-        if image is None:
-            raise DataError("the question came without its picture", hint="send the picture, or take variant text_only")
-        pixels = pixels_of(image)
-        rng = random.Random(f"{variant} {seed} {question} {hashlib.blake2b(pixels.tobytes()).hexdigest()}")
-        seen = decode(pixels)
+        seen, pixels = _told(told) if told is not None else _seen(image)
+        rng = random.Random(f"{variant} {seed} {question} {hashlib.blake2b(pixels).hexdigest()}")
         if variant == "weak_perception":
             seen = corrupt(seen, MISSEEN_RATE, rng)
         slips = variant == "weak_reasoning" and rng.random() < WEAK_SLIP_RATE
@@ -149,7 +182,32 @@ class Shapes:
         directions = " ".join(DIRECTIONS).split()
         return sorted({*CELLS, *COLOURS, *CORNERS, *numbers, *directions, *_OTHER_WORDS.split()})
 
-    def probe(self) -> tuple[str, Image.Image, str]:
-        """A question, its picture and the expected answer, the same every time: to see whether a teacher sees."""
-        example = self.examples("tune", 1, seed=0)[0]
-        return example.question, example.image, example.answer
+    def probe(self) -> list[Probe]:
+        """Questions about two pictures each, the same every time: to see whether a teacher sees.
+
+        Among them is one that every variant that looks answers right about both pictures.
+        """
+        examples = iter(self.examples("tune", 60, seed=_PROBE_SEED))
+        pairs: list[Probe] = []
+        while len(pairs) < PROBES:
+            first, second = next(examples), next(examples)
+            other = answer_from(json.loads(second.truth)["objects"], first.question)
+            if other != first.answer:
+                images, captions = (first.image, second.image), (first.caption, second.caption)
+                pairs.append(Probe(first.question, images, (first.answer, other), captions))
+        return pairs
+
+
+def _seen(image: Image.Image | None) -> tuple[Scene, bytes]:
+    """The scene on a picture, and its pixels."""
+    if image is None:
+        raise DataError("the question came without its picture", hint="send the picture, or take variant text_only")
+    pixels = pixels_of(image)
+    return decode(pixels), pixels.tobytes()
+
+
+def _told(text: str) -> tuple[Scene, bytes]:
+    """The scene of a caption, and the caption's bytes."""
+    if (scene := read_caption(text)) is None:
+        raise DataError(f"no caption of the shapes world: {text[:80]!r}", hint="tell it like `a1 red square , c3 …`")
+    return scene, text.encode()

@@ -1,0 +1,118 @@
+"""`prism data check` and `prism data show`."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from prism_cli.cli.data_report import print_report, report_values
+
+data = typer.Typer(name="data", help="Look at data before using it.", no_args_is_help=True)
+
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A file, a folder or a hub id.", show_default=False)]
+Format = Annotated[
+    Literal["auto", "conversational", "sharegpt", "verl", "pairs", "plain"],
+    typer.Option(help="How rows are written; auto tells from their columns."),
+]
+Tokens = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL|RUN", help="Whose processor counts tokens and renders prompts; the run's of --from."),
+]
+Urls = Annotated[
+    list[str] | None, typer.Option("--allow-url", metavar="HOST", help="Fetch pictures from this host; repeatable.")
+]
+From = Annotated[
+    str | None,
+    typer.Option("--from", metavar="RUN", help="Run whose response form and system prompt apply; else the defaults."),
+]
+
+
+@data.callback()
+def _group() -> None:
+    """Check and show data before it is trained on or sent to a teacher."""
+
+
+@data.command()
+def check(
+    source: Source,
+    needs: Annotated[
+        Literal["sft", "align", "rl", "eval"] | None,
+        typer.Option("--for", help="What it is for: sft needs demonstrations, rl and eval need answers."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Evaluation set whose questions may not be in it.")
+    ] = None,
+    tokens: Tokens = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Longest prompt with its pictures; for sft, and its response."),
+    ] = None,
+    format: Format = "auto",
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Check the first N rows.")] = None,
+    allow_url: Urls = None,
+    from_: From = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the usable rows there, without repetitions, and why others are not."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Find every problem of a set at once. Exit code 1 when a row can't be used."""
+    from prism_cli.stages import data as stage
+
+    with _progress(stage.expected_rows(source, limit, against)) as progress:
+        report = stage.check(
+            source,
+            format=format,
+            limit=limit,
+            allow_urls=allow_url or (),
+            needs=needs,
+            tokens=tokens,
+            max_tokens=max_tokens,
+            against=against,
+            run=from_,
+            fix=fix,
+            progress=progress,
+        )
+    if as_json:
+        typer.echo(json.dumps(report_values(report), ensure_ascii=False, indent=2))
+    else:
+        print_report(report)
+    if fix is not None:
+        path, kept = stage.fix(report, fix, limit)
+        typer.echo(f"kept {kept} rows in {path}, {report.rows - kept} in {path.with_name('rejected.jsonl')}", err=True)
+    if report.unusable:
+        raise typer.Exit(1)
+
+
+@data.command()
+def show(
+    source: Source,
+    rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows, from the first.")] = 8,
+    tokens: Tokens = None,
+    format: Format = "auto",
+    allow_url: Urls = None,
+    from_: From = None,
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path("data_show.html"),
+) -> None:
+    """Write the first rows as an HTML page: pictures, texts, and the prompt as the model reads it."""
+    from prism_cli.stages import data_page as stage
+
+    found = stage.show(source, rows, output, format=format, allow_urls=allow_url or (), tokens=tokens, run=from_)
+    typer.echo(f"format {found}")
+    typer.echo(f"page   {output}")
+
+
+@contextmanager
+def _progress(total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, where it disturbs no output."""
+    columns = (TextColumn("rows"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("rows", total=total)
+        yield lambda done: bar.update(task, completed=done)

@@ -1,0 +1,110 @@
+"""`prism discriminator`: make a judge, warm one up."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from prism_cli.cli import options
+from prism_cli.cli.conduct import conduct, start_from_newest
+from prism_cli.cli.words import sort_words
+
+discriminator = typer.Typer(name="discriminator", help="Make a judge, warm one up.", no_args_is_help=True)
+
+
+@discriminator.command()
+def create(
+    from_: Annotated[
+        str, typer.Option("--from", metavar="DENSE", help="A dense Qwen3-VL: a hub id, a folder, or a finished run.")
+    ],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder of the judge; must not be there.")],
+    experts: Annotated[int, typer.Option(min=1, help="Experts a layer.")] = 4,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Experts a token.")] = 2,
+    noise: Annotated[float, typer.Option(min=0, help="Standard deviation of the noise on the copied experts.")] = 0.01,
+    noise_scale: Annotated[
+        Literal["absolute", "relative"],
+        typer.Option("--noise-scale", help="Noise in weight units, or as a share of each weight's own spread."),
+    ] = "absolute",
+    readout: Annotated[
+        Literal["last", "mean"], typer.Option(help="Read a part at its last token, or averaged over its tokens.")
+    ] = "last",
+    dropout: Annotated[float, typer.Option(min=0, max=1, help="Dropout in the head.")] = 0.1,
+    head_std: Annotated[
+        float, typer.Option("--head-std", min=0, help="Standard deviation of the head's initial weights.")
+    ] = 0.02,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of noise, router and head.")] = 0,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Compare hidden states with the dense model's, if both fit.")
+    ] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be made, and write nothing.")] = False,
+) -> None:
+    """Make a mixture-of-experts judge from a dense Qwen3-VL, shard by shard, so that it need not fit in memory.
+
+    Each layer's MLP becomes several noisy copies behind a router; a head is added. It is cold: `prism discriminator
+    warmup`, or an align run with it as discriminator.path, trains it first.
+    """
+    from prism_cli.stages import discriminator as stage
+
+    creation = stage.Creation(
+        from_,
+        output,
+        {"experts": experts, "top_k": top_k, "noise": noise, "noise_scale": noise_scale, "seed": seed},
+        {"readout": readout, "dropout": dropout},
+        head_std,
+        check,
+    )
+    if not dry_run:
+        stage.create(creation)
+        return
+    table = Table(title="prism discriminator create would do this", title_justify="left", show_header=False)
+    for what, detail in stage.check(creation):
+        table.add_row(Text(what), Text(detail))
+    Console(stderr=True).print(table)
+
+
+@discriminator.command()
+def warmup(
+    words: options.Words = None,
+    model: options.ModelOption = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="PAIRS", help="Pairs of teacher and policy, as `prism collect --from` writes."),
+    ] = None,
+    from_: options.FromOption = None,
+    output: options.OutputOption = None,
+    teacher_endpoint: options.EndpointOption = None,
+    teacher_model: options.TeacherModelOption = None,
+    max_teacher_calls: options.MaxCallsOption = None,
+    max_teacher_usd: options.MaxUsdOption = None,
+    teacher_preview: options.PreviewOption = None,
+    seed: options.SeedOption = None,
+    dry_run: options.DryRunOption = False,
+    resume: options.ResumeOption = None,
+) -> None:
+    """Train a judge to tell the teacher's answers from the policy's, part by part, for later align runs.
+
+    The pairs come from --data, or are sampled: the policy of --from answers the recipe's prompts, and so does the
+    teacher. Without RECIPE it takes ./warmup.yaml if there is one, else the defaults; without --from and --model the
+    newest finished sft run under ./runs.
+    """
+    from prism_cli.recipes.load import load_recipe
+
+    sorted_words = sort_words(words)
+    pairs = {"discriminator.warmup.data": {"type": "file", "path": data}} if data is not None else {}
+    chosen = pairs | options.given(
+        model=model,
+        from_=from_,
+        output=output,
+        teacher__endpoint=teacher_endpoint,
+        teacher__model=teacher_model,
+        teacher__max_calls=max_teacher_calls,
+        teacher__max_usd=max_teacher_usd,
+        seed=seed,
+    )
+    recipe = load_recipe("warmup", sorted_words.recipe, sorted_words.overrides, chosen)
+    if start := start_from_newest(recipe, "sft"):
+        recipe = load_recipe("warmup", sorted_words.recipe, sorted_words.overrides, chosen | start)
+    conduct("warmup", recipe, dry_run, resume, preview=teacher_preview)

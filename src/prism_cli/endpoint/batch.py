@@ -1,0 +1,254 @@
+"""Asking through OpenAI's batch endpoint: cheaper, answered within a day, paid once however often it is interrupted."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import openai
+
+from prism_cli.endpoint.batch_ledger import Draft, Ledger, Submission
+from prism_cli.endpoint.batch_results import NEW_LIMIT_NAME, Results
+from prism_cli.endpoint.batch_terms import Room, Terms
+from prism_cli.endpoint.client import EndpointClient
+from prism_cli.endpoint.failures import api_key, explain, shown_url
+from prism_cli.endpoint.requests import EndpointRequest
+from prism_cli.errors import BudgetError, TeacherError
+
+# What OpenAI takes in one batch; its 200 MB with room for what a proxy adds.
+MAX_REQUESTS = 50_000
+MAX_BYTES = 190 * 10**6
+CHAT = "/v1/chat/completions"
+MARK = "prism"
+NOT_ASKED = "not asked"
+ENDED = ("completed", "expired", "cancelled", "failed")
+FIRST_PAUSE, LONGEST_PAUSE, GROWTH = 0.5, 60.0, 1.5
+# Failed looks at a batch before giving up, eight seconds apart: outlasts a router's restart.
+PATIENCE = 60
+_CLOCKS_MAY_DIFFER = 3600
+T = TypeVar("T")
+
+
+class BatchAsker:
+    """Puts the answers to requests into the client's store, asked in batches.
+
+    Each batch is written down before it is sent, under a mark that also stands in the batch's own metadata: a command
+    that is killed at any point finds it again. Answers that can't be used are asked again in the next batch, as often
+    as the client's `attempts` say. The caps hold over restarts; the client's own budget only counts.
+
+    Args:
+        client: Knows the requests' form and keys, what is kept and which answers can be used; asks nothing itself.
+        folder: Where batches are written down.
+        base_url: The endpoint.
+        api_key_env: Name of the environment variable that holds the key.
+        terms: What it may cost.
+        max_requests: Most requests a batch.
+        max_bytes: Largest upload.
+
+    Raises:
+        TeacherError: no key.
+    """
+
+    def __init__(
+        self,
+        client: EndpointClient,
+        folder: Path,
+        *,
+        base_url: str,
+        api_key_env: str,
+        terms: Terms = Terms(),  # noqa: B008  (immutable)
+        max_requests: int = MAX_REQUESTS,
+        max_bytes: int = MAX_BYTES,
+    ):
+        self._client, self._terms = client, terms
+        self._max_requests, self._max_bytes = max_requests, max_bytes
+        self._ledger = Ledger(folder)
+        self._url, self._api_key_env = shown_url(base_url), api_key_env
+        self._openai = openai.OpenAI(base_url=base_url, api_key=api_key(base_url, api_key_env), max_retries=3)
+        self._results = Results(client, self._ledger, terms.price, self._download)
+
+    @property
+    def waiting(self) -> list[str]:
+        """Ids of the batches under way at the endpoint."""
+        return [submission.batch for submission in self._ledger.open if submission.batch]
+
+    def run(self, requests: Callable[[], Iterable[EndpointRequest]], moved: Callable[[int, int], None]) -> None:
+        """Asks until every request has a usable answer in the store or can't get one.
+
+        Args:
+            requests: Gives all requests, each time anew: pictures of one batch fit into memory, those of all may not.
+            moved: Told how many requests were answered, and how many submitted, since this began.
+
+        Raises:
+            TeacherError: the endpoint has no batches, or ended one for a reason that concerns all of it.
+            BudgetError: a cap is reached; what was submitted is collected first.
+        """
+        before = 0
+        while True:
+            before = self._collect(before, moved)
+            if not self._submit(requests, lambda count, before=before: moved(before, before + count)):
+                return
+
+    def reason(self, request: EndpointRequest) -> str | None:
+        """Why a request got no usable answer, or None if it has one."""
+        if self._client.kept(request) is not None:
+            return None
+        answers = self._client.store.answers(key := self._client.key(request))
+        problem = self._client.problem(answers[-1]) if answers else None
+        return self._ledger.reason(key) or problem or NOT_ASKED
+
+    def was_asked(self, request: EndpointRequest) -> bool:
+        """Whether a request got an answer or a reason why it has none; no for those that a cap left out."""
+        return self._client.kept(request) is not None or self.reason(request) != NOT_ASKED
+
+    def was_answered_now(self, request: EndpointRequest) -> bool:
+        """Whether its answer came in a batch collected since this began, and not from the store."""
+        return self._client.key(request) in self._results.fresh
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._openai.close()
+
+    # Submitting -------------------------------------------------------------------------------------------------------
+
+    def _submit(self, requests: Callable[[], Iterable[EndpointRequest]], moved: Callable[[int], None]) -> int:
+        """Submits what is still to be asked and may be afforded; gives how many requests that are."""
+        submitted, draft = 0, None
+        room = Room(self._ledger, self._terms, self._client.settings.max_tokens)
+        for request in self._wanted(requests(), room):
+            line = self._line(request)
+            if draft is not None and not draft.fits(line, self._max_requests, self._max_bytes):
+                self._send(draft.finish())
+                draft = None
+            draft = draft or Draft(self._ledger)
+            draft.add(self._client.key(request), request.row, self._client.description(request), line)
+            moved(submitted := submitted + 1)
+        if draft is not None:
+            self._send(draft.finish())
+        elif room.refused:
+            raise BudgetError(room.refused, "raise it and run the same command again: the answers paid for are kept")
+        return submitted
+
+    def _wanted(self, requests: Iterable[EndpointRequest], room: Room) -> Iterator[EndpointRequest]:
+        """The requests to submit now, equal ones once, up to what may be afforded."""
+        seen: set[str] = set()
+        for request in requests:
+            if (key := self._client.key(request)) in seen or not self._to_ask(request, key):
+                continue
+            seen.add(key)
+            if not room.take(request):
+                return
+            yield request
+
+    def _to_ask(self, request: EndpointRequest, key: str) -> bool:
+        if self._client.kept(request) is not None or self._ledger.is_rejected(key):
+            return False
+        return len(self._client.store.answers(key)) + self._ledger.tries(key) < self._client.attempts
+
+    def _line(self, request: EndpointRequest) -> bytes:
+        body = self._client.body(request)
+        if NEW_LIMIT_NAME not in body and self._ledger.mentions(NEW_LIMIT_NAME):
+            body[NEW_LIMIT_NAME] = body.pop("max_tokens")
+        line = {"custom_id": self._client.key(request), "method": "POST", "url": CHAT, "body": body}
+        return f"{json.dumps(line)}\n".encode()
+
+    def _send(self, submission: Submission) -> None:
+        upload = self._ledger.upload(submission)
+        try:
+            with open(upload, "rb") as file:
+                named = (f"prism-{submission.mark}.jsonl", file)
+                uploaded = self._guarded(lambda: self._openai.files.create(file=named, purpose="batch"))
+            submission.batch = self._create(submission, uploaded.id)
+        except TeacherError:
+            self._ledger.drop(submission)
+            raise
+        self._ledger.save(submission)
+        upload.unlink()
+
+    def _create(self, submission: Submission, file: str) -> str:
+        """The id of the batch of an uploaded file. Never repeated blindly: one that broke off may be there."""
+        batches = self._openai.with_options(max_retries=0).batches
+        try:
+            return self._guarded(
+                lambda: batches.create(
+                    input_file_id=file, endpoint=CHAT, completion_window="24h", metadata={MARK: submission.mark}
+                )
+            ).id
+        except TeacherError:
+            if (found := self._find(submission)) is None:
+                raise
+            return found
+
+    # Collecting -------------------------------------------------------------------------------------------------------
+
+    def _collect(self, before: int, moved: Callable[[int, int], None]) -> int:
+        """Waits for all batches under way and keeps what they bring; gives how many requests came back so far."""
+        for submission in self._ledger.open:
+            submission.batch = submission.batch or self._find(submission)
+            if submission.batch is None:
+                self._ledger.drop(submission)
+            else:
+                self._ledger.save(submission)
+        waiting, pause = self._ledger.open, FIRST_PAUSE
+        done, submitted = before, before + sum(submission.count for submission in waiting)
+        while waiting:
+            under_way = 0
+            for submission in list(waiting):
+                batch = self._look(submission)
+                if batch.status in ENDED:
+                    self._results.keep(submission, batch)
+                    waiting.remove(submission)
+                    done, pause = done + submission.count, FIRST_PAUSE
+                elif batch.request_counts is not None:
+                    under_way += batch.request_counts.completed + batch.request_counts.failed
+            moved(done + under_way, submitted)
+            if waiting:
+                time.sleep(pause)
+                pause = min(pause * GROWTH, LONGEST_PAUSE)
+        return done
+
+    def _find(self, submission: Submission) -> str | None:
+        """The id of a batch by its mark, where it was not written down in time; None if it never came to be."""
+        for batch in self._guarded(lambda: self._openai.batches.list(limit=100)):
+            if (batch.metadata or {}).get(MARK) == submission.mark:
+                return batch.id
+            if batch.created_at < submission.created - _CLOCKS_MAY_DIFFER:
+                break
+        return None
+
+    def _look(self, submission: Submission) -> Any:
+        """The batch as it stands; an endpoint that is away for a while is waited for."""
+        batches, id = self._openai.with_options(max_retries=PATIENCE).batches, submission.batch
+        assert id is not None, "_collect found it or dropped the submission"
+        unknown = TeacherError(
+            f"{self._url} does not know batch {id}, submitted earlier",
+            f"use the account it was submitted with; to ask again, delete {self._ledger.file(submission)}",
+        )
+        return self._guarded(lambda: batches.retrieve(id), unknown)
+
+    def _download(self, file: str, path: Path) -> None:
+        def write() -> None:
+            with self._openai.files.with_streaming_response.content(file) as response:
+                response.stream_to_file(path)
+
+        self._guarded(write)
+
+    def _guarded(self, call: Callable[[], T], unknown: TeacherError | None = None) -> T:
+        """Makes a call, its failure told in our words.
+
+        Raised outside the handler, so that no link leads to the library's error: that one carries the key.
+
+        Args:
+            call: What to do.
+            unknown: The error for a 404; None for that of an endpoint without batches.
+        """
+        try:
+            return call()
+        except openai.NotFoundError:
+            failure = unknown or TeacherError(
+                f"{self._url} has no batches (404)", "ask it directly: batch=false (or check --teacher-endpoint)"
+            )
+        except (openai.OpenAIError, ValueError) as error:
+            failure = explain(error, self._url, self._client.model, self._api_key_env)
+        raise failure

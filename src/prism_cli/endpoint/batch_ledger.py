@@ -1,0 +1,155 @@
+"""What was submitted to a batch endpoint, written down before it is sent, so that a killed command pays once."""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from prism_cli.errors import CheckpointError
+from prism_cli.runs import write_atomically
+
+
+@dataclass
+class Submission:
+    """One batch.
+
+    Attributes:
+        mark: Ours; stands in the batch's metadata, so that it is found where its id was not written down in time.
+        created: Seconds since the epoch.
+        count: How many requests it has.
+        answered: How many were answered, usable or not.
+        usd: What these cost, where the price is known.
+        batch: The endpoint's id, once known.
+        ended: The batch's last status, once its answers are kept; None while it is open.
+        failed: Key → why it got no answer, where asking again may help.
+        rejected: Key → why it got no answer, where it can't.
+    """
+
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: float = field(default_factory=time.time)
+    count: int = 0
+    answered: int = 0
+    usd: float = 0.0
+    batch: str | None = None
+    ended: str | None = None
+    failed: dict[str, str] = field(default_factory=dict)
+    rejected: dict[str, str] = field(default_factory=dict)
+
+
+class Ledger:
+    """The submissions of one run: `MARK.json` and, for its requests, `MARK.requests.jsonl`.
+
+    Args:
+        folder: Made when missing.
+
+    Raises:
+        CheckpointError: a file in it can't be read.
+    """
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self.submissions = sorted(self._read(), key=lambda submission: submission.created)
+        known = {submission.mark for submission in self.submissions}
+        for draft in folder.glob("*.jsonl"):
+            if draft.name.partition(".")[0] not in known:
+                draft.unlink()  # of a command that was killed before it was written down, and so never sent
+
+    @property
+    def open(self) -> list[Submission]:
+        """Those whose answers are not kept yet."""
+        return [submission for submission in self.submissions if submission.ended is None]
+
+    def tries(self, key: str) -> int:
+        """How often a request came back without an answer, though asking again may help."""
+        return sum(key in submission.failed for submission in self.submissions)
+
+    def reason(self, key: str) -> str | None:
+        """Why a request got no answer the last time, or None."""
+        found = [s.rejected.get(key) or s.failed.get(key) for s in self.submissions]
+        return next((reason for reason in reversed(found) if reason), None)
+
+    def is_rejected(self, key: str) -> bool:
+        """Whether asking again can't help."""
+        return any(key in submission.rejected for submission in self.submissions)
+
+    def mentions(self, word: str) -> bool:
+        """Whether a reason of a failure has this word."""
+        return any(word in reason for submission in self.submissions for reason in submission.failed.values())
+
+    def upload(self, submission: Submission) -> Path:
+        """Where the file to upload is built."""
+        return self._folder / f"{submission.mark}.upload.jsonl"
+
+    def requests(self, submission: Submission) -> Path:
+        """Where its requests are noted, a JSON list of key, row id and request a line."""
+        return self._folder / f"{submission.mark}.requests.jsonl"
+
+    def results(self, submission: Submission) -> Path:
+        """Where a result file is downloaded to."""
+        return self._folder / f"{submission.mark}.results.jsonl"
+
+    def file(self, submission: Submission) -> Path:
+        """Where it is written down."""
+        return self._folder / f"{submission.mark}.json"
+
+    def asked(self, submission: Submission) -> dict[str, tuple[str, str]]:
+        """Key → (row id, JSON of the request) of its requests."""
+        with open(self.requests(submission), encoding="utf-8") as file:
+            return {key: (row, request) for key, row, request in map(json.loads, file)}
+
+    def save(self, submission: Submission) -> None:
+        """Writes it down."""
+        if submission not in self.submissions:
+            self.submissions.append(submission)
+        write_atomically(self.file(submission), json.dumps(asdict(submission)))
+
+    def tidy(self, submission: Submission) -> None:
+        """Deletes the files that an ended one needs no longer."""
+        for path in self._folder.glob(f"{submission.mark}.*.jsonl"):
+            path.unlink()
+
+    def drop(self, submission: Submission) -> None:
+        """Forgets one that never reached the endpoint."""
+        self.submissions.remove(submission)
+        self.tidy(submission)
+        self.file(submission).unlink()
+
+    def _read(self) -> Iterator[Submission]:
+        for path in self._folder.glob("*.json"):
+            try:
+                yield Submission(**json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise CheckpointError(
+                    f"{path} can't be read: {error}", "restore it, or start over with --fresh"
+                ) from None
+
+
+class Draft:
+    """A batch being written."""
+
+    def __init__(self, ledger: Ledger):
+        self.submission, self._ledger, self._size = Submission(), ledger, 0
+        # Closed in `finish`; what a kill leaves of them the ledger clears away.
+        self._upload = open(ledger.upload(self.submission), "wb")  # noqa: SIM115
+        self._noted = open(ledger.requests(self.submission), "w", encoding="utf-8")  # noqa: SIM115
+
+    def fits(self, line: bytes, max_requests: int, max_bytes: int) -> bool:
+        """Whether one more request may go into this batch."""
+        return self.submission.count < max_requests and self._size + len(line) <= max_bytes
+
+    def add(self, key: str, row: str, description: str, line: bytes) -> None:
+        """Writes a request."""
+        self._upload.write(line)
+        self._noted.write(f"{json.dumps([key, row, description])}\n")
+        self._size += len(line)
+        self.submission.count += 1
+
+    def finish(self) -> Submission:
+        """Closes the files and writes the submission down."""
+        self._upload.close()
+        self._noted.close()
+        self._ledger.save(self.submission)
+        return self.submission

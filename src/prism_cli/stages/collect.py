@@ -1,0 +1,275 @@
+"""`prism collect`: demonstrations distilled from a teacher, or pairs to warm a discriminator up on."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rich import get_console
+
+from prism_cli.errors import BudgetError, RecipeError
+from prism_cli.recipes.stages import CollectRecipe
+from prism_cli.recipes.teachers import EmbeddedTeacher, OpenAITeacher
+from prism_cli.responses import ResponseSettings
+from prism_cli.rewards.accuracy import is_correct
+from prism_cli.runs import Run, resolve_model, write_atomically
+from prism_cli.stages import build, checks
+from prism_cli.stages.checks import Plan
+from prism_cli.stages.collecting import Answer, Answers, BatchAnswers, DirectAnswers, at_batch_price
+from prism_cli.stages.collection_card import card
+from prism_cli.stages.grammar import grammar_ahead, response_settings
+from prism_cli.stages.teaching import teaching
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+DATA, DEMONSTRATIONS, PAIRS = "data", "demonstrations.parquet", "pairs.jsonl"
+REJECTED, SUMMARY, BATCHES = "rejected.jsonl", "summary.json", "batches"
+# Of the policy's responses: as many as align's default rollouts, so that what it fits on fits here.
+GENERATED_AT_ONCE = 16
+# The columns of published pairs, for the grammar they are published in.
+PUBLISHED = {"perception": "caption", "reasoning": "cot"}
+
+
+class Collected(NamedTuple):
+    """What came of a collection.
+
+    Attributes:
+        file: Where it stands.
+        prompts: Rows asked about.
+        answers: Answers looked at, those that failed included.
+        kept: Written to the file.
+        unverified: Of these, those of rows without an answer to verify against.
+        rejected: Reason → how many.
+    """
+
+    file: Path
+    prompts: int
+    answers: int
+    kept: int
+    unverified: int
+    rejected: dict[str, int]
+
+
+def check(recipe: CollectRecipe, pending: bool = False) -> Plan:
+    """What would be done; finds what is wrong without a model.
+
+    Args:
+        recipe: The resolved recipe.
+        pending: The run in `from` need not exist yet.
+
+    Raises:
+        PrismError: see the `check_…` functions; a teacher that can't write what is collected.
+    """
+    plan = []
+    if recipe.from_ is not None:
+        plan = [("policy", recipe.from_ if pending else str(resolve_model(recipe.from_)[0]))]
+    plan += checks.check_data(recipe.data, "collect")
+    plan += checks.check_teacher(recipe.teacher, "collect", grammar_ahead(recipe))
+    if recipe.batch and isinstance(recipe.teacher, EmbeddedTeacher):
+        raise RecipeError("batch is set, but the embedded teacher answers at once and for nothing", "set batch=false")
+    what = "pairs of teacher and policy" if recipe.from_ else "demonstrations"
+    kept = "well-formed ones" if recipe.from_ or recipe.keep == "well_formed" else "well-formed and right ones"
+    way = ", through the batch endpoint" if recipe.batch else ""
+    return [*plan, ("collects", f"{what}, {recipe.samples} a prompt{way}; keeps the {kept}")]
+
+
+def run(recipe: CollectRecipe, fresh: bool = False, command: Sequence[str] = ()) -> Path:
+    """Runs or continues the stage; gives its folder.
+
+    Raises:
+        PrismError: with the cure in its hint.
+    """
+    check(recipe)
+    source = resolve_model(recipe.from_)[1] if recipe.from_ else None
+    run = build.open_stage(recipe, "collect", source, fresh, command)
+    if build.already_done(run):
+        return run.folder
+    with run.working():
+        settings = response_settings(recipe)
+        rows = build.load_data(recipe.data, settings)
+        collected, stopped = _collect(recipe, run, settings, rows)
+        if stopped is not None:
+            stopped.hint = f"{stopped.hint}; the {collected.kept} kept so far stand in {collected.file}"
+            raise stopped
+    _say(collected, recipe)
+    return run.folder
+
+
+def _collect(
+    recipe: CollectRecipe, run: Run, settings: ResponseSettings, rows: "Dataset"
+) -> tuple[Collected, BudgetError | None]:
+    """Asks and writes; the error if a cap ended it early."""
+    section = recipe.teacher
+    if recipe.batch and isinstance(section, OpenAITeacher):
+        section = at_batch_price(section)
+    origin = {"instruction": settings.instruction, "data": recipe.data, "samples": recipe.samples}
+    write = _pairs if recipe.from_ else _demonstrations
+    with teaching(section, settings.grammar, run, rows, **origin) as desk:
+        answers: Answers = DirectAnswers(desk, recipe.samples)
+        if recipe.batch:
+            answers = BatchAnswers(desk, recipe, run.folder / BATCHES)
+        collected = write(recipe, run, settings, rows, answers)
+    _write_account(recipe, run, collected, desk.teacher.name, complete=answers.stopped is None)
+    return collected, answers.stopped
+
+
+# Demonstrations ------------------------------------------------------------------------------------------------------
+
+
+def _demonstrations(
+    recipe: CollectRecipe, run: Run, settings: ResponseSettings, rows: "Dataset", answers: Answers
+) -> Collected:
+    """Writes the answers worth learning."""
+    from prism_cli.data.collected import DemonstrationsFile
+    from prism_cli.data.rows import undecoded
+
+    path = run.folder / DATA / DEMONSTRATIONS
+    tally = _Tally(run.folder / REJECTED)
+    with tally, DemonstrationsFile(path) as file:
+        for row, given in answers.of(undecoded(rows)):
+            seen: set[str] = set()
+            for answer in given:
+                reason = answer.problem or _unfit(recipe, settings, row, answer, seen)
+                if tally.is_kept(answer, reason, verified=bool(row["answers"])):
+                    seen.add(answer.text)
+                    file.add(_own_id(answer), _without_instruction(row, settings.instruction), answer.text)
+    return tally.collected(path)
+
+
+def _unfit(
+    recipe: CollectRecipe, settings: ResponseSettings, row: dict[str, Any], answer: Answer, seen: set[str]
+) -> str | None:
+    """Why an answer is no demonstration, or None."""
+    response = settings.grammar.parse(answer.text)
+    if not response.well_formed:
+        return f"malformed: {response.problem}"
+    right = recipe.keep == "well_formed" or not row["answers"]
+    if not right and not is_correct(response.answer or "", row["answers"], row["prompt"][-1]["content"]):
+        return f"wrong: {' '.join((response.answer or '').split())[:100]!r}"
+    return "duplicate: an earlier answer to this prompt says the same" if answer.text in seen else None
+
+
+# Pairs ---------------------------------------------------------------------------------------------------------------
+
+
+def _pairs(recipe: CollectRecipe, run: Run, settings: ResponseSettings, rows: "Dataset", answers: Answers) -> Collected:
+    """Writes teacher answers beside the policy's own; right or wrong, since it is the manner that is judged."""
+    from prism_cli.data.collected import PairsFile
+    from prism_cli.data.rows import undecoded
+
+    own = _policy_texts(recipe, run, rows)
+    path = run.folder / DATA / PAIRS
+    tally = _Tally(run.folder / REJECTED)
+    with tally, PairsFile(path) as file:
+        for row, given in answers.of(undecoded(rows)):
+            for answer in given:
+                teacher = settings.grammar.parse(answer.text)
+                student = settings.grammar.parse(text := own[answer.row, answer.sample])
+                reason = answer.problem or _malformed("", teacher.problem) or _malformed("policy ", student.problem)
+                if tally.is_kept(answer, reason, verified=True):
+                    columns = [_columns(settings, *both) for both in ((answer.text, teacher), (text, student))]
+                    file.add(_own_id(answer), _without_instruction(row, settings.instruction), *columns)
+    return tally.collected(path)
+
+
+def _policy_texts(recipe: CollectRecipe, run: Run, rows: "Dataset") -> dict[tuple[str, int], str]:
+    """The policy's responses by row id and sample."""
+    from prism_cli.models import load_policy
+    from prism_cli.stages.policy_samples import kept_samples
+
+    assert recipe.from_ is not None, "pairs are collected with a run in `from`"
+    policy = load_policy(resolve_model(recipe.from_)[0])
+    sampled = kept_samples(
+        policy,
+        rows,
+        [index for index in range(len(rows)) for _ in range(recipe.samples)],
+        run.folder / "samples.jsonl",
+        max_tokens=recipe.max_response_tokens,
+        temperature=recipe.temperature,
+        seed=recipe.seed,
+        batch_size=GENERATED_AT_ONCE,
+        label="sampling the policy",
+    )
+    texts = [policy.processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in sampled]
+    return dict(zip(((id, sample) for id in rows["id"] for sample in range(recipe.samples)), texts, strict=True))
+
+
+def _columns(settings: ResponseSettings, text: str, response: Any) -> dict[str, str]:
+    """A text by the columns of published pairs where it has their two parts, else whole."""
+    if settings.grammar.parts.keys() == PUBLISHED.keys():
+        return {PUBLISHED[name]: part for name, part in response.parts.items()}
+    return {"response": text.strip()}
+
+
+def _malformed(whose: str, problem: str | None) -> str | None:
+    return f"{whose}malformed: {problem}" if problem else None
+
+
+# The account ---------------------------------------------------------------------------------------------------------
+
+
+class _Tally:
+    """A context that counts what is kept and writes down what is not, with its reason."""
+
+    def __init__(self, path: Path):
+        self._path, self._rows, self._answers, self._kept, self._unverified = path, set(), 0, 0, 0
+        self._rejected: Counter[str] = Counter()
+
+    def __enter__(self) -> None:
+        self._file = open(self._path, "w", encoding="utf-8")
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def is_kept(self, answer: Answer, reason: str | None, verified: bool) -> bool:
+        """Counts an answer; the reason is `kind: details`."""
+        self._rows.add(answer.row)
+        self._answers += 1
+        if reason is not None:
+            self._rejected[reason.partition(":")[0]] += 1
+            line = {"row": answer.row, "sample": answer.sample, "reason": reason}
+            self._file.write(f"{json.dumps(line, ensure_ascii=False)}\n")
+            return False
+        self._kept += 1
+        self._unverified += not verified
+        return True
+
+    def collected(self, path: Path) -> Collected:
+        """The counts."""
+        return Collected(path, len(self._rows), self._answers, self._kept, self._unverified, dict(self._rejected))
+
+
+def _own_id(answer: Answer) -> str:
+    return answer.row if answer.sample == 0 else f"{answer.row}#{answer.sample}"
+
+
+def _without_instruction(row: dict[str, Any], instruction: str | None) -> dict[str, Any]:
+    """The row as the source has it: who learns from it puts an instruction of their own in front."""
+    first, *rest = row["prompt"]
+    added = first["role"] == "system" and first["content"] == instruction
+    return {**row, "prompt": rest} if added else row
+
+
+def _write_account(recipe: CollectRecipe, run: Run, collected: Collected, model: str, complete: bool) -> None:
+    usage = json.loads((run.folder / "teacher.json").read_text(encoding="utf-8"))
+    summary = {
+        "kind": "pairs" if recipe.from_ else "demonstrations",
+        **collected._asdict(),
+        "file": str(collected.file.relative_to(run.folder)),
+        "complete": complete,
+        "teacher": model,
+        "usage": usage,
+    }
+    write_atomically(run.folder / SUMMARY, json.dumps(summary, indent=2))
+    write_atomically(run.folder / DATA / "README.md", card(recipe, run.manifest, summary))
+
+
+def _say(collected: Collected, recipe: CollectRecipe) -> None:
+    rejected = ", ".join(f"{count} {reason}" for reason, count in collected.rejected.items())
+    told = f" ({rejected})" if rejected else ""
+    print_line = get_console().print
+    print_line(f"kept {collected.kept:,} of {collected.answers:,} answers{told}: {collected.file}", markup=False)
+    if recipe.from_ is None and collected.kept:
+        print_line(f"next     prism sft --data {collected.file} …", markup=False, highlight=False)

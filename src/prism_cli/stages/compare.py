@@ -1,0 +1,162 @@
+"""`prism compare`: several roads over the same seeds, side by side on the cores, in one table of paired gains."""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich import get_console
+
+from prism_cli.errors import PrismError
+from prism_cli.recipes.identity import run_folder
+from prism_cli.recipes.pipelines import StudyRecipe
+from prism_cli.runs import write_atomically
+from prism_cli.stages import build
+from prism_cli.stages.checks import Plan
+from prism_cli.stages.run import STAGES, resolve_steps
+from prism_cli.stages.study_table import study_summary, study_table
+
+SHARED = "shared steps"
+
+
+class Job(NamedTuple):
+    """What one process does in one go: the shared steps of a seed, or an arm of it."""
+
+    seed: int
+    arm: str
+
+    @property
+    def name(self) -> str:
+        return f"seed {self.seed}, {self.arm}"
+
+
+def check(recipe: StudyRecipe, base: Path) -> Plan:
+    """What would be done; loads every step's recipe.
+
+    Args:
+        recipe: The study.
+        base: Folder of its file; steps' recipes are relative to it.
+
+    Raises:
+        RecipeError: a step's recipe is wrong, or an arm starts from nothing.
+    """
+    plan = []
+    for arm in (SHARED, *recipe.arms):
+        steps = _steps(recipe, base, Job(recipe.seeds[0], arm))
+        for step, resolved in steps:
+            STAGES[step.stage].check(resolved, pending=True)
+        plan.append((arm, " → ".join(step.id or step.stage for step, _ in steps) or "none"))
+    seeds = ", ".join(map(str, recipe.seeds))
+    return [*plan, ("seeds", seeds), ("compared with", recipe.baseline)]
+
+
+def run(recipe: StudyRecipe, base: Path, fresh: bool = False, command: Sequence[str] = ()) -> Path:
+    """Runs or continues every arm of every seed; gives the study's folder.
+
+    Raises:
+        PrismError: an arm failed; the others were run all the same, and the table has them.
+    """
+    check(recipe, base)
+    folder = run_folder("compare", recipe)
+    # Each step compares the recipe it was run with, so arms and seeds may be added to a study.
+    study = build.open_stage(
+        recipe.model_copy(update={"output": str(folder)}), "compare", None, fresh, command, compared=False
+    )
+    with study.working():
+        failed = _run_all(recipe, base, folder)
+        summary = study_summary(recipe, folder)
+        write_atomically(folder / "study.json", json.dumps(summary, indent=2))
+        get_console().print(study_table(summary))
+        if failed:
+            told = "\n  ".join(f"{job.name}: {error}" for job, error in failed.items())
+            raise PrismError(f"{len(failed)} arms failed:\n  {told}", "mend the cause and run the same command again")
+    return folder
+
+
+def _processes(recipe: StudyRecipe) -> int:
+    from prism_cli.models import device
+
+    return recipe.processes or (os.cpu_count() or 1 if device().type == "cpu" else 1)
+
+
+def _steps(recipe: StudyRecipe, base: Path, job: Job) -> list[tuple[Any, Any]]:
+    """The steps of a job with their resolved recipes; an arm ends with its evaluation."""
+    seed_folder = run_folder("compare", recipe) / f"seed-{job.seed}"
+    if job.arm == SHARED:
+        return resolve_steps(recipe.shared, base, seed_folder, job.seed)
+    earlier = {step.id or step.stage: seed_folder / (step.id or step.stage) for step in recipe.shared}
+    folder, steps = seed_folder / job.arm, recipe.arms[job.arm]
+    trained = earlier | {step.id or step.stage: folder / (step.id or step.stage) for step in steps}
+    last = {list(trained)[-1]: list(trained.values())[-1]}
+    measured = resolve_steps([recipe.measure], base, folder, None, last)
+    return [*resolve_steps(steps, base, folder, job.seed, earlier), *measured]
+
+
+def _run_all(recipe: StudyRecipe, base: Path, folder: Path) -> dict[Job, str]:
+    """Runs all jobs, an arm once its seed's shared steps are done; gives the failed ones with their errors."""
+    failed: dict[Job, str] = {}
+    done = 0
+    bar, moved = build.progress_callback("arms", len(recipe.seeds) * (1 + len(recipe.arms)))
+    # A new interpreter a worker: a forked one would inherit torch's threads and locks. Ctrl-C ends it at once.
+    pool = ProcessPoolExecutor(
+        _processes(recipe),
+        multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_DFL),
+    )
+
+    def start(jobs: Iterable[Job]) -> dict[Future[str | None], Job]:
+        return {pool.submit(_work, recipe, base, folder, job): job for job in jobs}
+
+    try:
+        with bar:
+            running = start(Job(seed, SHARED) for seed in recipe.seeds)
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job, error = running.pop(future), future.result()
+                    arms = [Job(job.seed, arm) for arm in recipe.arms] if job.arm == SHARED else []
+                    if error:
+                        failed[job] = error
+                    else:
+                        running |= start(arms)
+                    done += 1 + (len(arms) if error else 0)
+                    moved(done)
+                    bar.console.print(f"{job.name}: {'failed' if error else 'done'}", markup=False, highlight=False)
+    except BrokenProcessPool:
+        raise PrismError(
+            "a process of the study was killed", "out of memory? set processes=1 and run it again"
+        ) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return failed
+
+
+def _work(recipe: StudyRecipe, base: Path, folder: Path, job: Job) -> str | None:
+    """Does a job in this process, what it prints going to its log; gives what failed, or None."""
+    place = folder / f"seed-{job.seed}" / ("" if job.arm == SHARED else job.arm)
+    place.mkdir(parents=True, exist_ok=True)
+    with _printing_to(place / "log.txt"):
+        try:
+            for step, resolved in _steps(recipe, base, job):
+                STAGES[step.stage].run(resolved)
+        except PrismError as error:
+            return f"{error}" + (f" ({error.hint})" if error.hint else "")
+    return None
+
+
+@contextmanager
+def _printing_to(path: Path) -> Iterator[None]:
+    with open(path, "a", encoding="utf-8") as log:
+        before = sys.stdout, sys.stderr
+        sys.stdout = sys.stderr = log
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before

@@ -1,0 +1,136 @@
+"""From a recipe's teacher to the store of its answers and a client that asks it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from prism_cli.endpoint.budget import Budget, Price
+from prism_cli.endpoint.client import EndpointClient, served_model
+from prism_cli.endpoint.failures import shown_url
+from prism_cli.endpoint.store import AnswerStore
+from prism_cli.errors import RecipeError
+from prism_cli.recipes.teachers import EmbeddedTeacher, OpenAITeacher
+from prism_cli.responses import Grammar
+from prism_cli.stages.serve import world_app
+from prism_cli.teacher.server import ServedEndpoint
+
+LiveTeacher = OpenAITeacher | EmbeddedTeacher
+
+TEACHER_STORE = "teacher_answers.sqlite"
+EMBEDDED_MAX_TOKENS = 256
+UNNAMED = "the model it serves"
+# A client that only looks at what is kept: never called, and so without a key.
+NOWHERE = "http://127.0.0.1:9/v1"
+
+
+def store_path(section: LiveTeacher, folder: Path) -> Path:
+    """Where a teacher's answers are kept: a file of the recipe, or one beside the run folder."""
+    return Path(section.store) if isinstance(section, OpenAITeacher) else folder.parent / TEACHER_STORE
+
+
+def budget_of(section: LiveTeacher, spent: dict[str, Any] | None = None) -> Budget:
+    """The caps of a section, on top of what was spent before; the embedded teacher has none."""
+    if isinstance(section, EmbeddedTeacher):
+        return Budget(spent=spent)
+    return Budget(section.max_calls, section.max_usd, price_of(section), spent)
+
+
+def price_of(section: LiveTeacher) -> Price | None:
+    """What a teacher charges, or None."""
+    known = section.price if isinstance(section, OpenAITeacher) else None
+    return None if known is None else Price(known.prompt, known.completion)
+
+
+def model_of(section: LiveTeacher, store: AnswerStore) -> str:
+    """The model to ask. Where it is named and answers are kept, the endpoint may be down until a new question.
+
+    Raises:
+        TeacherError: the endpoint can't be reached, or serves none or several and none is named.
+    """
+    named = named_model(section)
+    if isinstance(section, EmbeddedTeacher) or (named is not None and store.count()):
+        return named or ""
+    return served_model(_endpoint(section), section.api_key_env, named)
+
+
+def named_model(section: LiveTeacher) -> str | None:
+    """The model a section names; None leaves it to the endpoint."""
+    return f"{section.world}-{section.variant}" if isinstance(section, EmbeddedTeacher) else section.model
+
+
+def shown_endpoint(section: LiveTeacher) -> str:
+    """The base URL, as it may be printed."""
+    return "http://127.0.0.1:PORT/v1" if isinstance(section, EmbeddedTeacher) else shown_url(_endpoint(section))
+
+
+def url_of(section: LiveTeacher, grammar: Grammar, stack: ExitStack) -> str:
+    """The base URL to ask; an embedded teacher is served as long as the stack is open."""
+    if isinstance(section, EmbeddedTeacher):
+        return stack.enter_context(ServedEndpoint(world_app(section.world, section.variant, grammar))).url
+    return _endpoint(section)
+
+
+def client_of(
+    section: LiveTeacher,
+    url: str,
+    model: str,
+    store: AnswerStore,
+    budget: Budget,
+    *,
+    attempts: int,
+    check: Callable[[str], str | None],
+) -> EndpointClient:
+    """A client with the section's settings.
+
+    Args:
+        section: The teacher.
+        url: Its base URL.
+        model: Whom to ask there.
+        store: Where answers are kept.
+        budget: What may be spent.
+        attempts: How often a question is put before it counts as failed.
+        check: Says what is wrong with an answer's form, or None.
+    """
+    kept = {"store": store, "budget": budget, "attempts": attempts, "check": check}
+    if isinstance(section, EmbeddedTeacher):
+        return EndpointClient(url, model, temperature=0.0, max_tokens=EMBEDDED_MAX_TOKENS, **kept)
+    return EndpointClient(
+        url,
+        model,
+        name=section.name,
+        api_key_env=section.api_key_env,
+        temperature=section.temperature,
+        max_tokens=section.max_tokens,
+        max_image_pixels=section.max_image_pixels,
+        concurrency=section.concurrency,
+        timeout=section.timeout,
+        price=price_of(section),
+        **kept,
+    )
+
+
+def onlooker(
+    section: LiveTeacher, model: str, store: AnswerStore, check: Callable[[str], str | None]
+) -> EndpointClient:
+    """A client that tells what would be asked and what is kept; it reaches nobody, so it needs neither key nor net."""
+    return client_of(section, NOWHERE, model, store, Budget(), attempts=1, check=check)
+
+
+@contextmanager
+def store_to_read(section: LiveTeacher, folder: Path) -> Iterator[AnswerStore]:
+    """The teacher's store if there is one, else an empty one that is gone afterwards: looking writes nothing."""
+    path = store_path(section, folder)
+    with TemporaryDirectory() as nothing:
+        store = AnswerStore(path if path.exists() else Path(nothing) / TEACHER_STORE)
+        try:
+            yield store
+        finally:
+            store.close()
+
+
+def _endpoint(section: OpenAITeacher) -> str:
+    if section.endpoint is None:
+        raise RecipeError("the teacher has no endpoint", "give --teacher-endpoint URL")
+    return section.endpoint

@@ -1,0 +1,197 @@
+"""`prism drift`: how far one or several runs are from the teacher, part by part, from texts alone."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from rich import get_console
+
+from prism_cli.endpoint.store import AnswerStore
+from prism_cli.errors import DataError, RecipeError
+from prism_cli.recipes.stages import DriftRecipe
+from prism_cli.recipes.teachers import OpenAITeacher, Teacher
+from prism_cli.responses import Grammar, ResponseSettings, read_settings
+from prism_cli.runs import Run, read_manifest, resolve_model, write_atomically
+from prism_cli.stages import build, checks
+from prism_cli.stages.checks import Plan
+from prism_cli.stages.connections import NOWHERE
+from prism_cli.stages.eval import run_names
+from prism_cli.stages.grammar import grammar_ahead
+from prism_cli.stages.teaching import TeacherDesk, teaching
+
+if TYPE_CHECKING:
+    from prism_cli.models import Policy
+
+RESULT = "drift.json"
+
+
+def check(recipe: DriftRecipe) -> Plan:
+    """What would be done; finds what is wrong without a model.
+
+    Raises:
+        PrismError: see the `check_…` functions.
+    """
+    if not recipe.runs:
+        raise RecipeError("`prism drift` has no run to measure", "name one or more: prism drift runs/sft runs/align")
+    run_names(recipe.runs)
+    plan = [("measures", reference) for reference in recipe.runs]
+    plan += checks.check_data(recipe.data, "drift")
+    plan += checks.check_teacher(_kept_teacher(recipe.teacher), "drift", grammar_ahead(recipe))
+    return [*plan, ("a prompt", f"{recipe.samples} samples at temperature {recipe.temperature}")]
+
+
+def run(recipe: DriftRecipe, fresh: bool = False, command: Sequence[str] = ()) -> Path:
+    """Runs or continues the measurement; gives its folder.
+
+    Raises:
+        PrismError: with the cure in its hint.
+    """
+    check(recipe)
+    source = {"runs": [resolve_model(reference)[1] for reference in recipe.runs]}
+    run = build.open_stage(recipe, "drift", source, fresh, command)
+    if not build.already_done(run):
+        with run.working():
+            grammar, answers = _teacher_answers(recipe, run)
+            runs = [_measure(recipe, *named, run, grammar, answers) for named in run_names(recipe.runs).items()]
+            settings = {"prompts": len(answers), "samples": recipe.samples, "temperature": recipe.temperature}
+            result = {"settings": settings, "runs": runs}
+            write_atomically(run.folder / RESULT, json.dumps(result, indent=2))
+    from prism_cli.report.summary_table import summary_table
+
+    get_console().print(summary_table(json.loads((run.folder / RESULT).read_text(encoding="utf-8"))))
+    return run.folder
+
+
+# Teacher -------------------------------------------------------------------------------------------------------------
+
+
+def _kept_teacher(section: Teacher) -> Teacher:
+    """The teacher; where it has no endpoint, the one whose answers are kept in its store.
+
+    Raises:
+        RecipeError: the store has answers of several, or of none.
+    """
+    if not isinstance(section, OpenAITeacher) or section.endpoint is not None or not Path(section.store).is_file():
+        return section
+    store = AnswerStore(section.store)
+    try:
+        known = {(totals.teacher, totals.model) for totals in store.summary()}
+    finally:
+        store.close()
+    chosen = [one for one in known if section.name in (None, one[0]) and section.model in (None, one[1])]
+    if len(chosen) != 1:
+        there = ", ".join(sorted(f"{name} (model {model})" for name, model in known)) or "none"
+        raise RecipeError(
+            f"the store {section.store} doesn't tell which teacher is meant",
+            f"give --teacher-model; there are: {there}",
+        )
+    ((name, model),) = chosen
+    return section.model_copy(update={"endpoint": NOWHERE, "name": name, "model": model, "check": False})
+
+
+def _teacher_answers(recipe: DriftRecipe, run: Run) -> tuple[Grammar, list[str | None]]:
+    """The parts the teacher writes, and its answer to each row; None where it failed."""
+    settings = _settings(recipe.runs)
+    rows = build.load_data(recipe.data, cast("Policy", settings))
+    section = _kept_teacher(recipe.teacher)
+    asked = [{"id": id} for id in rows["id"]]
+    origin = {"instruction": settings.instruction, "data": recipe.data}
+    with teaching(section, settings.grammar, run, rows, **origin) as desk:
+        if section is not recipe.teacher:
+            _refuse_unkept(desk, asked, recipe.teacher)
+        return desk.grammar, desk.answers(asked)
+
+
+def _refuse_unkept(desk: TeacherDesk, asked: Sequence[dict], section: Teacher) -> None:
+    if missing := desk.plan(asked).calls:
+        store = section.store if isinstance(section, OpenAITeacher) else ""
+        raise DataError(
+            f"the store {store} has no answer to {missing} of {len(asked)} questions",
+            "give --teacher-endpoint URL, or the data, parts and teacher settings with which it was filled",
+        )
+
+
+def _settings(references: Sequence[str]) -> ResponseSettings:
+    """What the runs' policies write.
+
+    Raises:
+        RecipeError: they differ in their parts.
+    """
+    found = [
+        read_settings(json.loads((resolve_model(reference)[0] / "response.json").read_text(encoding="utf-8")))
+        for reference in references
+    ]
+    if other := next((i for i, one in enumerate(found) if one.grammar != found[0].grammar), None):
+        raise RecipeError(
+            f"{references[other]} writes other parts than {references[0]}", "measure runs with the same response.parts"
+        )
+    return found[0]
+
+
+# Measuring -----------------------------------------------------------------------------------------------------------
+
+
+def _measure(
+    recipe: DriftRecipe, name: str, reference: str, run: Run, taught: Grammar, answers: Sequence[str | None]
+) -> dict[str, Any]:
+    """A run's line of drift.json: metrics with intervals, and the counts they come from."""
+    from prism_cli.evaluation.drift import drift
+    from prism_cli.evaluation.intervals import mean_interval
+
+    grammar, texts = _responses(recipe, name, reference, run)
+    responses = [[grammar.parse(text) for text in of_prompt] for of_prompt in texts]
+    known = [taught.parse(answer or "") for answer in answers]
+    pairs = [
+        (prompt, known[prompt].parts, response.parts)
+        for prompt, of_prompt in enumerate(responses)
+        for response in of_prompt
+        if response.well_formed and known[prompt].well_formed
+    ]
+    metrics = {"well_formed": mean_interval([[float(one.well_formed) for one in group] for group in responses])}
+    counts: dict[str, Any] = {}
+    for part in taught.parts:
+        try:
+            teacher, policy = [pair[1][part] for pair in pairs], [pair[2][part] for pair in pairs]
+            found = drift(teacher, policy, [pair[0] for pair in pairs], recipe.seed)
+        except ValueError as error:
+            raise DataError(
+                f"{name}: of {len(answers)} prompts too few have a well-formed response and answer: {error}",
+                "give more prompts, or a policy and teacher that keep the form",
+            ) from None
+        metrics[f"drift/{part}"] = found.auc
+        if found.matched is not None:
+            metrics[f"drift_length_matched/{part}"] = found.matched
+        for unit in ("words", "steps", "items"):
+            count = getattr(found, unit)
+            metrics[f"extra_{unit}/{part}"] = count.difference
+            counts.setdefault(part, {})[unit] = {"teacher": count.teacher, "policy": count.policy}
+    source = Path(resolve_model(reference)[1]["run"])
+    shown = {metric: interval._asdict() for metric, interval in metrics.items()}
+    stage = read_manifest(source)["stage"]
+    return {"id": name, "path": str(source), "stage": stage, "metrics": shown, "counts": counts}
+
+
+def _responses(recipe: DriftRecipe, name: str, reference: str, run: Run) -> tuple[Grammar, list[list[str]]]:
+    """The run's grammar, and its responses to each row; kept in the folder as they come."""
+    from prism_cli.models import free_memory, load_policy
+    from prism_cli.stages.policy_samples import kept_samples
+
+    policy = load_policy(resolve_model(reference)[0])
+    rows = build.load_data(recipe.data, policy)
+    sampled = kept_samples(
+        policy,
+        rows,
+        [row for row in range(len(rows)) for _ in range(recipe.samples)],
+        run.folder / f"responses-{name}.jsonl",
+        max_tokens=recipe.max_response_tokens,
+        temperature=recipe.temperature,
+        seed=recipe.seed,
+        batch_size=recipe.batch_size,
+        label=f"drift {name}",
+    )
+    texts = [policy.processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in sampled]
+    grammar = policy.grammar
+    del policy
+    free_memory()
+    return grammar, [texts[start : start + recipe.samples] for start in range(0, len(texts), recipe.samples)]

@@ -1,0 +1,163 @@
+"""The pairs a judge is warmed up on: teacher answers beside policy samples, taken now or read from a file."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from rich import get_console
+
+from prism_cli.data.lengths import refuse_over_long
+from prism_cli.discriminator.inputs import Comparisons, Parts
+from prism_cli.errors import DataError, PrismError
+from prism_cli.evaluation.sampling import multimodal
+from prism_cli.models import Policy
+from prism_cli.recipes.stages import AlignRecipe, WarmupRecipe
+from prism_cli.stages import build
+from prism_cli.stages.policy_samples import kept_samples
+from prism_cli.stages.teaching import TeacherDesk
+from prism_cli.trainers.on_policy_distill import PartReader
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class Pairs(NamedTuple):
+    """Policy samples beside teacher answers, without their pictures: those are encoded batch by batch.
+
+    Attributes:
+        prompts: The rows they are about.
+        rows: (M,) the row of each pair.
+        teacher: (M,) the teacher's parts, None where malformed or missing.
+        policy: (M,) the policy's parts, None where malformed.
+    """
+
+    prompts: "Dataset"
+    rows: Sequence[int]
+    teacher: Sequence[Parts | None]
+    policy: Sequence[Parts | None]
+
+    def select(self, start: int, stop: int) -> "Pairs":
+        """Some pairs in a row."""
+        return Pairs(self.prompts, self.rows[start:stop], self.teacher[start:stop], self.policy[start:stop])
+
+    def comparisons(self, reader: PartReader) -> Comparisons:
+        """What the judge reads of them, pictures and all."""
+        chosen = [self.prompts[i] for i in self.rows]
+        return Comparisons(
+            prompts=[reader.prompt(multimodal(row["prompt"], row["images"])) for row in chosen],
+            teacher=self.teacher,
+            rollouts=self.policy,
+            prompt_of=range(len(chosen)),
+        )
+
+
+def sampled_pairs(
+    recipe: AlignRecipe | WarmupRecipe,
+    policy: Policy,
+    rows: "Dataset",
+    desk: TeacherDesk,
+    reader: PartReader,
+    path: Path,
+) -> Pairs:
+    """The policy's samples beside the teacher's answers; rows are taken again when there are fewer than pairs.
+
+    Args:
+        recipe: Of the stage.
+        policy: Who is sampled.
+        rows: The prompts.
+        desk: The teacher.
+        reader: Texts and tokens to parts.
+        path: Where samples are kept, so that a killed command samples none again.
+
+    Raises:
+        PrismError: no pair can be compared.
+    """
+    warmup = recipe.discriminator.warmup
+    wanted = [i % len(rows) for i in range(warmup.held_out + warmup.pairs)]
+    ids = [{"id": id} for id in rows["id"]]
+    # Each row is asked once, however many pairs it is in: a request holds its pictures.
+    asked = list(dict.fromkeys(wanted))
+    desk.prefetch([ids[i] for i in asked])
+    sampled = kept_samples(
+        policy,
+        rows,
+        wanted,
+        path,
+        max_tokens=recipe.max_response_tokens,
+        temperature=warmup.temperature,
+        seed=recipe.seed,
+        batch_size=_at_once(recipe),
+        label="warm-up: sampling the policy",
+    )
+    answers = dict(zip(asked, map(reader.text, desk.answers([ids[i] for i in asked])), strict=True))
+    taught = [answers[i] for i in wanted]
+    return _usable(Pairs(rows, wanted, taught, [reader.tokens(token_ids) for token_ids in sampled]), warmup.held_out)
+
+
+def _at_once(recipe: AlignRecipe | WarmupRecipe) -> int:
+    """Responses of the policy generated together: no more than the game's rollouts, so that what it fits on fits."""
+    return recipe.batch_size if isinstance(recipe, WarmupRecipe) else max(recipe.micro_batch, recipe.rollouts)
+
+
+def read_pairs(recipe: AlignRecipe | WarmupRecipe, policy: Policy, reader: PartReader) -> Pairs:
+    """The pairs of `discriminator.warmup.data`: its first are held out, the others come in an order of the seed.
+
+    Raises:
+        DataError: rows without both texts, or too few of them.
+        PrismError: no pair can be compared.
+    """
+    warmup = recipe.discriminator.warmup
+    assert warmup.data is not None, "pairs are read where the recipe names a file"
+    rows = build.load_data(warmup.data, policy)
+    for column, whose in (("teacher_response", "teacher_…"), ("student_response", "student_…")):
+        lacking = [id for id, text in zip(rows["id"], rows[column], strict=True) if not text]
+        if lacking:
+            raise DataError(
+                f"{warmup.data.path}: {len(lacking)} of {len(rows)} rows have no text of {whose}, the first is "
+                f"{lacking[0]}",
+                "pairs come from `prism collect --from RUN`; prompts alone belong in `data`",
+            )
+    if len(rows) <= warmup.held_out:
+        raise DataError(
+            f"{warmup.data.path} has {len(rows)} pairs and {warmup.held_out} are held out: none is left to train on",
+            "give more pairs, or lower discriminator.warmup.held_out",
+        )
+    refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
+    order = list(range(warmup.held_out, len(rows)))
+    random.Random(recipe.seed).shuffle(order)
+    wanted = [*range(warmup.held_out), *order[: warmup.pairs]]
+    tokenizer = policy.processor.tokenizer
+
+    def parts(column: str) -> list[Parts | None]:
+        texts = list(rows[column])
+        encoded = (tokenizer(texts[i], add_special_tokens=False)["input_ids"] for i in wanted)
+        return [reader.tokens(token_ids) for token_ids in encoded]
+
+    return _usable(Pairs(rows, wanted, parts("teacher_response"), parts("student_response")), warmup.held_out)
+
+
+def _usable(pairs: Pairs, held_out: int) -> Pairs:
+    """The pairs, of which it says how many can be compared.
+
+    Raises:
+        PrismError: none of those to train on.
+    """
+    total = len(pairs.rows)
+    usable = [None not in pair for pair in zip(pairs.teacher, pairs.policy, strict=True)]
+    if not any(usable[held_out:]):
+        teacher, policy = (sum(parts is None for parts in side) for side in (pairs.teacher, pairs.policy))
+        hint = (
+            "the teacher's side: look at its answers (`prism teacher check`, `prism teacher log`), or declare the "
+            "response.parts that they have"
+            if teacher > policy
+            else "the policy's side: train SFT longer on this form, allow longer responses (max_response_tokens), or "
+            "declare the response.parts that its texts have"
+        )
+        raise PrismError(
+            f"the judge can't be warmed up: of {total} pairs none to train on is well-formed on both sides; malformed "
+            f"are {teacher} teacher answers and {policy} policy samples",
+            hint,
+        )
+    get_console().print(f"warm-up: {sum(usable)} of {total} pairs are well-formed on both sides")
+    return pairs

@@ -1,0 +1,170 @@
+"""The judge's training on pairs, kept in checkpoints: Bradley-Terry, one pass, measured on pairs held out."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import get_console
+
+from prism_cli.discriminator.learner import DiscriminatorLearner
+from prism_cli.discriminator.model import Discriminator
+from prism_cli.recipes.alignment import MoEDiscriminator, WarmupSection
+from prism_cli.recipes.stages import AlignRecipe, WarmupRecipe
+from prism_cli.runs import COMPLETE, Run, checkpoint_step, write_atomically
+from prism_cli.stages.build import progress_callback
+from prism_cli.stages.judge import learner_for
+from prism_cli.stages.pairs import Pairs
+from prism_cli.trainers.on_policy_distill import PartReader
+
+# Published value; the game itself has none unless the recipe sets one.
+WARMUP_BALANCE = 0.01
+METRICS, CHECKPOINT = "metrics.jsonl", "warmup.pt"
+ACCURACY = "held_out/discriminator/accuracy/"
+
+
+def warm(
+    recipe: AlignRecipe | WarmupRecipe, judge: Discriminator, pairs: Pairs, reader: PartReader, folder: Path
+) -> dict[str, Any]:
+    """Trains the judge on pairs, from the folder's last checkpoint if there is one; gives an account of it.
+
+    Args:
+        recipe: Of the stage.
+        judge: As it is before any step; trained in place.
+        pairs: The first `held_out` are measured on.
+        reader: Encodes prompts.
+        folder: Gets metrics.jsonl, and checkpoints while it lasts.
+    """
+    section = recipe.discriminator.warmup
+    held_out, train = pairs.select(0, section.held_out), pairs.select(section.held_out, len(pairs.rows))
+    steps = math.ceil(len(train.rows) / section.batch_size)
+    trained = [weight for weight in judge.parameters() if weight.requires_grad]
+    adapters = _adapters(section, judge)
+    learner = learner_for(
+        recipe.discriminator,
+        judge,
+        learning_rate=section.learning_rate,
+        schedule="cosine",
+        warmup_steps=round(steps * section.warmup_fraction),
+        total_steps=steps,
+        balance=WARMUP_BALANCE if isinstance(recipe.discriminator, MoEDiscriminator) else 0.0,
+    )
+    kept = _Kept(folder, learner)
+    why, done = None, kept.restore()
+    bar, moved = progress_callback("warm-up: training the discriminator", steps)
+    with bar, open(folder / METRICS, "a", encoding="utf-8") as log:
+        for step in range(done + 1, steps + 1):
+            # Dropout draws anew each step, so a step after a restart is the same.
+            torch.manual_seed(recipe.seed * 1_000_000 + step)
+            batch = train.select((step - 1) * section.batch_size, step * section.batch_size)
+            line = {"step": step, **learner.score_and_update(batch.comparisons(reader)).metrics}
+            if step % section.measure_every == 0 or step == steps:
+                line |= _measured(learner, held_out, reader)
+                why = _reached(section, judge.parts, line)
+            log.write(f"{json.dumps(line)}\n")
+            log.flush()
+            moved(step)
+            if why is not None and step < steps:
+                break
+            if step % section.checkpoint_every == 0:
+                kept.save(step)
+    if adapters is not None:
+        adapters.merge_and_unload()
+        for weight in trained:
+            weight.requires_grad_()
+    _say(line := _last_line(folder), why)
+    return {"pairs": len(pairs.rows), "steps": line["step"], "stopped": why if line["step"] < steps else None}
+
+
+def _measured(learner: DiscriminatorLearner, pairs: Pairs, reader: PartReader) -> dict[str, float]:
+    """The judge's metrics on held-out pairs, measured on all of them at once."""
+    metrics = learner.score(pairs.comparisons(reader)).metrics
+    return {f"held_out/{name}": value for name, value in metrics.items()}
+
+
+def _reached(section: WarmupSection, parts: tuple[str, ...], line: dict[str, float]) -> str | None:
+    """Why the judge is warm enough, or None."""
+    if section.stop_in is None:
+        return None
+    low, high = section.stop_in
+    found = {part: line.get(ACCURACY + part, 0.0) for part in parts}
+    if min(found.values()) < low:
+        return None
+    if beyond := [part for part, value in found.items() if value > high]:
+        return f"it tells every part, and {' and '.join(beyond)} beyond {high:g}: saturated, so measure more often"
+    return f"it tells every part within {low:g} to {high:g}"
+
+
+def _say(last: dict[str, Any], why: str | None) -> None:
+    found = {name.removeprefix(ACCURACY): value for name, value in last.items() if name.startswith(ACCURACY)}
+    told = ", ".join(f"{part} {value:.2f}" for part, value in found.items())
+    print_line = get_console().print
+    print_line(f"warm-up: the judge tells held-out pairs apart with accuracy {told or '(no held-out pair compares)'}")
+    if why is not None:
+        print_line(f"warm-up: ended at step {last['step']}: {why}", markup=False, highlight=False)
+
+
+def _last_line(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / METRICS).read_text(encoding="utf-8").splitlines()[-1])
+
+
+def _adapters(section: WarmupSection, judge: Discriminator) -> Any:
+    """LoRA adapters put into the judge's text tower, whose own weights and eyes then stand still; None without."""
+    if section.lora is None:
+        return None
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraModel
+
+    judge.body.requires_grad_(False)
+    config = LoraConfig(
+        r=section.lora.rank,
+        lora_alpha=section.lora.alpha,
+        target_modules=r".*\.(q|k|v|o|gate|up|down)_proj",
+    )
+    model = LoraModel(judge.body.language_model, config, "default")
+    model.to(judge.device)
+    return model
+
+
+class _Kept:
+    """The last checkpoint of a warm-up: what is trained, optimiser and schedule.
+
+    Args:
+        folder: Of the warm-up.
+        learner: What is kept and restored.
+    """
+
+    def __init__(self, folder: Path, learner: DiscriminatorLearner):
+        self._folder, self._learner = folder, learner
+
+    def restore(self) -> int:
+        """Continues from the last checkpoint and drops the metrics after it; gives its step, 0 without one."""
+        checkpoint = Run(self._folder, {}).last_checkpoint()
+        step = 0
+        if checkpoint is not None:
+            step = checkpoint_step(checkpoint)
+            judge = self._learner.discriminator
+            state = torch.load(checkpoint / CHECKPOINT, weights_only=True, map_location=judge.device)
+            judge.load_state_dict(state["weights"], strict=False)
+            self._learner.load_state_dict(state["learner"])
+            get_console().print(f"continuing from {checkpoint}", markup=False)
+        path = self._folder / METRICS
+        lines = path.read_text(encoding="utf-8").splitlines(True)[:step] if path.is_file() else []
+        write_atomically(path, "".join(lines))
+        return step
+
+    def save(self, step: int) -> None:
+        """Keeps a step; the one before goes when this is complete."""
+        checkpoints = self._folder / "checkpoints"
+        new = checkpoints / f"checkpoint-{step}"
+        new.mkdir(parents=True, exist_ok=True)
+        named = self._learner.discriminator.named_parameters()
+        weights = {name: weight.detach() for name, weight in named if weight.requires_grad}
+        torch.save({"weights": weights, "learner": self._learner.state_dict()}, new / CHECKPOINT)
+        write_atomically(new / COMPLETE, json.dumps({"step": step}))
+        for old in checkpoints.glob("checkpoint-*"):
+            if old != new:
+                (old / COMPLETE).unlink(missing_ok=True)
+                shutil.rmtree(old)

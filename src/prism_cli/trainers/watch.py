@@ -1,0 +1,202 @@
+"""The align game as it is played, measured: drift from the teacher, what the judge reads, and when to end.
+
+All of it looks at the training rollouts beside their teacher answers, so nothing is sampled for it.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prism_cli.discriminator.inputs import Comparisons
+from prism_cli.discriminator.learner import DiscriminatorLearner, Judgement
+from prism_cli.discriminator.router import router_loads
+from prism_cli.discriminator.shortcuts import PROBES, Scored, either_way, skeleton, swap_images
+from prism_cli.evaluation.auc import FEWEST_PROMPTS
+from prism_cli.evaluation.drift import drift_auc, separate
+from prism_cli.evaluation.intervals import mean_interval, paired_difference
+from prism_cli.trainers.drift_stop import DriftStop, is_flat
+
+WATCH_FILE = "watch.json"
+# Prompts a probe wants: steps are gathered until there are so many.
+PROBED_PROMPTS = 32
+
+
+class Pair(NamedTuple):
+    """A well-formed rollout beside its prompt's teacher answer.
+
+    Attributes:
+        prompt: Number of the prompt, unique in the run.
+        teacher: (K,) texts of the parts.
+        policy: (K,) likewise.
+        judge: (K, 2) the judge's scores of teacher and policy.
+        swapped: (K, 2) the same beside another prompt's picture; None when not probed, or without another picture.
+    """
+
+    prompt: int
+    teacher: list[str]
+    policy: list[str]
+    judge: list[list[float]]
+    swapped: list[list[float]] | None
+
+
+class WatchedLearner:
+    """A discriminator's learner whose batches are measured on the way.
+
+    Args:
+        learner: Scores and learns.
+        decode: Token ids to text.
+        probe_every: Steps between probes for shortcuts, or None.
+        stop: When to end, or None.
+        seed: Of folds and resampling.
+
+    Attributes:
+        flat: Whether drift stopped shrinking.
+        steps: Steps seen.
+    """
+
+    def __init__(
+        self,
+        learner: DiscriminatorLearner,
+        decode: Callable[[list[int]], str],
+        probe_every: int | None = None,
+        stop: DriftStop | None = None,
+        seed: int = 0,
+    ):
+        self.learner, self.decode, self.probe_every, self.stop, self.seed = learner, decode, probe_every, stop, seed
+        self.flat, self.steps = False, 0
+        self._window: list[list[Pair]] = []
+        self._measured: list[dict[str, float]] = []
+
+    @property
+    def discriminator(self):
+        """The one that learns."""
+        return self.learner.discriminator
+
+    def score(self, batch: Comparisons) -> Judgement:
+        """As the learner does; nothing is watched."""
+        return self.learner.score(batch)
+
+    def score_and_update(self, batch: Comparisons) -> Judgement:
+        """As the learner does; the metrics also hold `discriminator/valid_fraction`, `discriminator/router_load/…`, and
+        on their steps `drift/<part>` and `shortcuts/<probe>/<part>`."""
+        self.steps += 1
+        probed = math.ceil(PROBED_PROMPTS / len(batch.prompts)) if self.probe_every else 0
+        probing = self.probe_every is not None and -self.steps % self.probe_every < probed
+        # Before the update, so that both readings are by the same weights.
+        swapped = self._swapped(batch) if probing else None
+        with router_loads(self.discriminator) as loads:
+            judged = self.learner.score_and_update(batch)
+        metrics = {"discriminator/valid_fraction": _valid_fraction(batch), **loads.metrics()}
+        if probing or self.stop:
+            kept = max(self.stop.every if self.stop else 0, probed)
+            self._window = [*self._window, self._pairs(batch, judged, swapped)][-kept:]
+        if self.stop and self.steps % self.stop.every == 0:
+            metrics |= self._measure_drift(self.stop)
+        if self.probe_every and self.steps % self.probe_every == 0:
+            metrics |= self._probe([pair for step in self._window[-probed:] for pair in step])
+        return judged._replace(metrics={**judged.metrics, **metrics})
+
+    def save(self, folder: Path) -> None:
+        """Writes the learner, and what was seen and measured; call it on one process."""
+        self.learner.save(folder)
+        state = {"steps": self.steps, "flat": self.flat, "measured": self._measured, "window": self._window}
+        (folder / WATCH_FILE).write_text(json.dumps(state), encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Continues from a folder that `save` wrote.
+
+        Raises:
+            CheckpointError: see the learner.
+        """
+        self.learner.load(folder)
+        state = json.loads((folder / WATCH_FILE).read_text(encoding="utf-8"))
+        self.steps, self.flat, self._measured = state["steps"], state["flat"], state["measured"]
+        self._window = [[Pair(*pair) for pair in step] for step in state["window"]]
+
+    # Watching ------------------------------------------------------------------------------------------------------
+
+    def _swapped(self, batch: Comparisons) -> Judgement | None:
+        """The judge's scores beside another prompt's picture; rollouts without one have none."""
+        if self.discriminator.kind == "text_only":
+            return None
+        prompts = swap_images(batch.prompts, self.discriminator.body.config.image_token_id)
+        shown = [prompt is not None for prompt in prompts]
+        rollouts = [parts if shown[p] else None for parts, p in zip(batch.rollouts, batch.prompt_of, strict=True)]
+        kept = [prompt or own for prompt, own in zip(prompts, batch.prompts, strict=True)]
+        return self.learner.score(batch._replace(prompts=kept, rollouts=rollouts))
+
+    def _pairs(self, batch: Comparisons, judged: Judgement, swapped: Judgement | None) -> list[Pair]:
+        names, found = self.discriminator.parts, []
+        for n, (parts, p) in enumerate(zip(batch.rollouts, batch.prompt_of, strict=True)):
+            taught = batch.teacher[p]
+            if parts is not None and taught is not None:
+                teacher, policy = ([self.decode(side[name]) for name in names] for side in (taught, parts))
+                beside = None if swapped is None else _scores(swapped, n, p)
+                prompt = self.steps * 100_000 + p
+                found.append(Pair(prompt, teacher, policy, _scores(judged, n, p) or [], beside))
+        return found
+
+    def _measure_drift(self, stop: DriftStop) -> dict[str, float]:
+        """`drift/<part>` of the rollouts since the last measurement; absent with too few prompts."""
+        pairs = [pair for step in self._window[-stop.every :] for pair in step]
+        # By its answer: a row seen in two epochs is one prompt, whose texts must not stand on both sides of a fold.
+        rows = [tuple(pair.teacher) for pair in pairs]
+        found: dict[str, float] = {}
+        if len(set(rows)) >= FEWEST_PROMPTS:
+            for k, part in enumerate(self.discriminator.parts):
+                found[part] = drift_auc(*_texts(pairs, k)[:2], rows, self.seed).value
+            self._measured.append(found)
+        self.flat = self.steps >= stop.min_steps and is_flat(self._measured, stop.patience, stop.delta)
+        return {f"drift/{part}": value for part, value in found.items()}
+
+    def _probe(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        """`shortcuts/…` of pairs: the judge and each probe on the same prompts; absent with too few of them."""
+        metrics: dict[str, float] = {}
+        seen = [pair for pair in pairs if pair.swapped is not None]
+        for k, part in enumerate(self.discriminator.parts):
+            for probe in PROBES:
+                used = seen if probe == "image_swapped" else pairs
+                if len({pair.prompt for pair in used}) < FEWEST_PROMPTS:
+                    continue
+                judge = _wins([pair.judge[k] for pair in used], [pair.prompt for pair in used])
+                found = self._probe_wins(used, k, probe)
+                own, others = mean_interval(judge), mean_interval(found)
+                # As good as the judge: both can tell, and the judge is not clearly better.
+                suffices = min(own.low, others.low) > 0.5 and paired_difference(found, judge).low <= 0
+                metrics.setdefault(f"shortcuts/judge/{part}", own.value)
+                metrics[f"shortcuts/{probe}/{part}"] = others.value
+                metrics[f"shortcuts/{probe}_suffices/{part}"] = float(suffices)
+        return metrics
+
+    def _probe_wins(self, pairs: Sequence[Pair], k: int, probe: str) -> list[list[float]]:
+        teacher, policy, prompts = _texts(pairs, k)
+        if probe == "length":
+            return either_way(Scored(list(map(len, teacher)), list(map(len, policy)), prompts).wins())
+        if probe == "format":
+            scores = separate(list(map(skeleton, teacher)), list(map(skeleton, policy)), prompts, self.seed)
+            return Scored(scores.teacher.tolist(), scores.policy.tolist(), prompts).wins()
+        return _wins([(pair.swapped or [])[k] for pair in pairs], prompts)
+
+
+def _valid_fraction(batch: Comparisons) -> float:
+    """Share of rollouts that are compared: well-formed, and so is their prompt's teacher answer."""
+    paired = [parts and batch.teacher[p] for parts, p in zip(batch.rollouts, batch.prompt_of, strict=True)]
+    return sum(map(bool, paired)) / len(paired)
+
+
+def _wins(scores: Sequence[Sequence[float]], prompts: Sequence[int]) -> list[list[float]]:
+    """Of (N, 2) scores of teacher and policy."""
+    return Scored([teacher for teacher, _ in scores], [policy for _, policy in scores], prompts).wins()
+
+
+def _scores(judged: Judgement, n: int, p: int) -> list[list[float]] | None:
+    """(K, 2) of teacher and rollout; None where one has no score."""
+    pair = [judged.teacher[p].tolist(), judged.scores[n].tolist()]
+    return None if any(map(math.isnan, (*pair[0], *pair[1]))) else [list(one) for one in zip(*pair, strict=True)]
+
+
+def _texts(pairs: Sequence[Pair], k: int) -> tuple[list[str], list[str], list[Any]]:
+    """Teacher's and policy's texts of one part, and the prompt of each."""
+    return [pair.teacher[k] for pair in pairs], [pair.policy[k] for pair in pairs], [pair.prompt for pair in pairs]

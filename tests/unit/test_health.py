@@ -1,0 +1,232 @@
+"""Warnings over a history of metrics, and who gives them; which experts read which part."""
+
+import io
+import json
+
+import pytest
+import torch
+from rich.console import Console
+from tests.unit.test_discriminator_model import READOUT, discriminator, ids, picture, prompt
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from prism_cli.discriminator.health import HealthWarning, blind, collapsed_router, saturated
+from prism_cli.discriminator.inputs import Comparisons
+from prism_cli.discriminator.learner import DiscriminatorLearner
+from prism_cli.discriminator.router import router_loads
+from prism_cli.trainers.health import HealthWatch, format_collapse, judge_detectors, length_drift
+
+ACCURACY = "discriminator/accuracy/perception"
+
+
+def history(name, values, first=1, every=1):
+    return [{"step": first + every * i, name: value} for i, value in enumerate(values)]
+
+
+def kind(warning):
+    return warning and warning.kind
+
+
+# Detectors ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "warned"),
+    [
+        ([0.96] * 20, True),
+        ([0.96] * 19, False),  # not long enough
+        ([0.5] * 10 + [0.96] * 20, True),
+        ([0.96] * 19 + [0.95], False),  # one step at the edge
+        ([], False),
+    ],
+)
+def test_a_judge_that_always_knows_for_twenty_steps_is_saturated(values, warned):
+    found = saturated(history(ACCURACY, values), "perception")
+    assert kind(found) == ("saturated/perception" if warned else None)
+    assert saturated(history(ACCURACY, values), "reasoning") is None
+
+
+def test_steps_are_counted_and_not_lines():
+    assert saturated(history(ACCURACY, [0.99, 0.99, 0.99], every=10), "perception") is not None
+    assert saturated(history(ACCURACY, [0.99, 0.99], every=10), "perception") is None
+
+
+@pytest.mark.parametrize(
+    ("values", "warned"),
+    [
+        ([0.5, 0.54] * 10, True),
+        ([0.5, 0.54] * 9, False),
+        ([0.5, 0.62] * 10, False),  # 0.56 on average
+        ([0.7] * 20 + [0.5] * 200, False),  # that is what success looks like
+        ([0.5] * 20 + [0.9] * 20, True),
+    ],
+)
+def test_only_a_judge_that_never_knew_is_blind(values, warned):
+    found = blind(history(ACCURACY, values), "perception")
+    assert kind(found) == ("blind/perception" if warned else None)
+    assert found is None or f"only {sum(values[:20]) / 20:.0%}" in found.cause
+
+
+def test_an_expert_that_takes_all_of_a_part_is_a_collapsed_router():
+    lines = [
+        {f"discriminator/router_load/{part}/{e}": load for part in ("a", "b") for e, load in enumerate((0.91, 0.5))}
+        for _ in range(20)
+    ]
+    lines = [{"step": i + 1, **line, "discriminator/router_load/b/0": 0.9} for i, line in enumerate(lines)]
+    assert "expert 0" in collapsed_router(lines, "a").cause
+    assert collapsed_router(lines, "b") is None
+    assert collapsed_router(lines[:-1], "a") is None
+
+
+@pytest.mark.parametrize(
+    ("end", "cause"), [(151, "went from 100 to 151"), (150, None), (67, None), (66, "went from 100 to 66")]
+)
+def test_a_mean_length_far_from_the_start_is_a_drift(end, cause):
+    found = length_drift(history("completions/mean_length", [100] * 5 + [end] * 5))
+    assert (found and cause in found.cause) == (None if cause is None else True)
+
+
+def test_one_odd_batch_is_no_length_drift():
+    assert length_drift(history("completions/mean_length", [100] * 9 + [300])) is None
+    assert length_drift(history("completions/mean_length", [100] * 4 + [300] * 5)) is None, "five steps to start from"
+
+
+def test_mostly_malformed_responses_are_a_format_collapse():
+    name = "responses/malformed_fraction"
+    assert "52%" in format_collapse(history(name, [0.0] * 5 + [0.52] * 5)).cause
+    assert format_collapse(history(name, [0.9] * 5 + [0.5] * 5)) is None
+    assert format_collapse(history(name, [0.9] * 4)) is None
+
+
+# Who warns ------------------------------------------------------------------------------------------------------------
+
+
+class Watched:
+    """A HealthWatch of the judge's detectors, fed by hand."""
+
+    def __init__(self, folder):
+        self.folder, self.shown = folder, io.StringIO()
+        self.arguments = TrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none")
+        self.watch = HealthWatch(folder, judge_detectors(["perception"]), Console(file=self.shown, width=300))
+
+    def begin(self, step=0):
+        self.watch.on_train_begin(self.arguments, TrainerState(global_step=step), TrainerControl())
+
+    def log(self, step, **logs):
+        self.watch.on_log(self.arguments, TrainerState(global_step=step), TrainerControl(), logs=logs)
+
+    def warnings(self):
+        path = self.folder / "warnings.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else None
+
+
+def saturate(watched, first, last):
+    for step in range(first, last + 1):
+        watched.log(step, loss=0.1, **{ACCURACY: 0.99})
+
+
+def test_a_warning_is_shown_and_written_once(tmp_path):
+    watched = Watched(tmp_path)
+    watched.begin()
+    saturate(watched, 1, 30)
+    assert [(line["step"], line["kind"]) for line in watched.warnings()] == [(20, "saturated/perception")]
+    assert set(watched.warnings()[0]) == {"step", *HealthWarning._fields}
+    assert watched.shown.getvalue().count("warning: step 20:") == 1
+    assert "discriminator.learning_rate" in watched.shown.getvalue()
+
+
+def test_a_healthy_run_leaves_no_file(tmp_path):
+    watched = Watched(tmp_path)
+    watched.begin()
+    for step in range(1, 31):
+        watched.log(step, loss=0.1, **{ACCURACY: 0.7})
+    assert watched.warnings() is None
+
+
+def test_a_continued_run_warns_where_one_that_was_never_stopped_would(tmp_path):
+    # Stopped at step 25, continued from the checkpoint of step 15: the warning of step 20 is given again.
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": step, "loss": 0.1, ACCURACY: 0.99}) + "\n" for step in range(1, 16))
+        + json.dumps({"step": 15, "eval/loss": 1, ACCURACY: 0.1})
+        + "\n"
+    )
+    (tmp_path / "warnings.jsonl").write_text('{"step": 20, "kind": "saturated/perception"}\n')
+    watched = Watched(tmp_path)
+    watched.begin(15)
+    assert watched.warnings() is None
+    saturate(watched, 16, 30)
+    assert [line["step"] for line in watched.warnings()] == [20]
+
+
+def test_a_warning_before_the_checkpoint_is_kept_and_not_repeated(tmp_path):
+    (tmp_path / "warnings.jsonl").write_text('{"step": 20, "kind": "saturated/perception"}\n')
+    watched = Watched(tmp_path)
+    watched.begin(25)
+    saturate(watched, 26, 60)
+    assert [line["step"] for line in watched.warnings()] == [20]
+
+
+def test_held_out_metrics_are_not_the_runs(tmp_path):
+    watched = Watched(tmp_path)
+    watched.begin()
+    for step in range(1, 31):
+        watched.log(step, eval_loss=0.1, **{ACCURACY: 0.99})
+    assert watched.warnings() is None
+
+
+# Routers --------------------------------------------------------------------------------------------------------------
+
+
+def chosen_alone(judge, prompts, rows):
+    """(tokens, layers, top_k) experts of each part's tokens, from the model's own forward over one sequence."""
+    found = []
+    for p, part in rows:
+        row = torch.tensor([[*prompts[p].input_ids, *part, READOUT]])
+        judge.body.rope_deltas = None
+        with torch.no_grad():
+            output = judge.body(
+                input_ids=row,
+                attention_mask=torch.ones_like(row),
+                mm_token_type_ids=(row == judge.body.config.image_token_id).int(),
+                pixel_values=prompts[p].pixel_values,
+                image_grid_thw=prompts[p].image_grid_thw,
+                output_router_logits=True,
+            )
+        layers = [logits.view(-1, logits.shape[-1])[-len(part) - 1 :] for logits in output.router_logits]
+        found.append(torch.stack([logits.topk(2).indices for logits in layers], 1))
+    return found
+
+
+@pytest.mark.parametrize("micro_batch", [16, 1])
+def test_router_loads_are_the_share_of_a_parts_tokens_that_visit_an_expert(micro_batch):
+    judge = discriminator("moe")
+    prompts = [prompt(picture("red")), prompt(picture("blue"))]
+    said = [
+        {"perception": ids(a), "reasoning": ids(b)}
+        for a, b in (("a1 red square", "so 4"), ("b2 blue circle , a1 empty", "2 plus 2 is 4"), ("c1 green", "so 7"))
+    ]
+    batch = Comparisons(prompts, [said[0], said[2]], [said[1], said[2], said[0]], [0, 0, 1])
+    learner = DiscriminatorLearner(judge, micro_batch=micro_batch)
+    with router_loads(judge) as loads:
+        learner.score(batch)
+    metrics = loads.metrics()
+    read = [(0, said[0]), (0, said[1]), (0, said[2]), (1, said[2]), (1, said[0])]
+    for part in ("perception", "reasoning"):
+        chosen = torch.cat(chosen_alone(judge, prompts, [(p, parts[part]) for p, parts in read]))
+        tokens, layers, _ = chosen.shape
+        for expert in range(4):
+            expected = int((chosen == expert).sum()) / (tokens * layers)
+            assert metrics[f"discriminator/router_load/{part}/{expert}"] == pytest.approx(expected)
+        assert sum(metrics[f"discriminator/router_load/{part}/{e}"] for e in range(4)) == pytest.approx(2)
+
+
+def test_a_dense_judge_has_no_router_and_listening_ends():
+    dense, moe = discriminator("dense"), discriminator("moe")
+    for judge in (dense, moe):
+        rows = judge.inputs([prompt(picture("red"))], [(0, ids("a1 red")), (0, ids("so 4"))])
+        with router_loads(judge) as loads, torch.no_grad():
+            judge(rows)
+        before = loads.metrics()
+        with torch.no_grad():
+            judge(rows)
+        assert loads.metrics() == before
+        assert bool(before) == (judge is moe)
