@@ -15,13 +15,11 @@ from prism_cli.teacher.server import ServedEndpoint
 
 GRAMMAR = grammar_of(ResponseSection())
 WELL_FORMED = "<caption>a</caption><think>b</think><answer>c</answer>"
-ROLL = (
-    "max_steps=2 data.size=16 eval_data=null checkpoint.evaluate_every=null prompts_per_step=2 rollouts=4 micro_batch=8"
-)
+ROLL = "max_steps=2 eval_data=null checkpoint.evaluate_every=null prompts_per_step=2 rollouts=4 micro_batch=8"
 ALIGN = f"align tiny {ROLL} discriminator.warmup.pairs=16 discriminator.warmup.held_out=4 --from TRAINED"
 MANY = "prompts_per_step=32 micro_batch=128"
 UNTAUGHT = ALIGN.replace("--from TRAINED", "model={type:\u00a0tiny} max_response_tokens=24 max_prompt_tokens=400")
-SFT = "sft tiny max_steps=2 data.size=16 eval_data=null checkpoint.evaluate_every=null batch_size=8 model.hidden=64"
+SFT = "sft tiny max_steps=2 eval_data=null checkpoint.evaluate_every=null batch_size=8 model.hidden=64"
 
 
 @pytest.fixture
@@ -116,7 +114,7 @@ CASES = {
     ),
     "too long a row": (f"{SFT} max_tokens=20", 1, "shapes-train-0-0 (", "max_tokens"),
     "too long a prompt": (f"{ALIGN} max_prompt_tokens=8", 1, "shapes-train-1-0 (", "max_prompt_tokens"),
-    "no discriminator": (f"{ALIGN} discriminator.path=empty", 1, "no discriminator in empty", "discriminator.path"),
+    "no discriminator": (f"{ALIGN} discriminator.path=empty", 1, "empty: no discriminator here", "prism align"),
     "a discriminator of another kind": (
         f"{ALIGN} discriminator.path=judge",
         2,
@@ -128,7 +126,7 @@ CASES = {
     "too few rows for rl": (f"rl tiny {ROLL} {MANY} --from TRAINED", 1, "16 rows don't fill a step of 32", "more rows"),
     "mixed rows to align": (f"{ALIGN} --data mixed.jsonl", 1, "1 of 2 rows have no picture, the first is mixed-2", ""),
     "mixed rows for rl": (f"rl tiny {ROLL} --data mixed.jsonl --from TRAINED", 1, "1 of 2 rows have no picture", ""),
-    "a policy that can't speak": (f"{UNTAUGHT}", 1, "every policy sample of 20 pairs is malformed", "train SFT longer"),
+    "a policy that can't speak": (f"{UNTAUGHT}", 1, "0 teacher answers and 20 policy samples", "train SFT longer"),
     "a file in the way": (f"{SFT} --output in_the_way/run", 1, "can't write the run folder", "--output"),
     "a folder that can't be written": (f"{SFT} --output /proc/run", 1, "can't write the run folder", "--output"),
     "somebody's files": (f"{SFT} --output no_run --fresh", 1, "not a run folder", "--output"),
@@ -143,7 +141,9 @@ CASES = {
 
 @pytest.mark.parametrize(("line", "code", "error", "hint"), CASES.values(), ids=CASES)
 def test_is_told_in_one_error_and_one_hint(line, code, error, hint, prism, trained, place, endpoint):
-    words = line.replace("TRAINED", str(trained)).replace("MODEL", str(trained / "model"))
+    # Where a line names no rows of its own, a few of the world's do.
+    few = " data.size=16" if " tiny " in line and "--data" not in line else ""
+    words = (line + few).replace("TRAINED", str(trained)).replace("MODEL", str(trained / "model"))
     for name, url in endpoint.items():
         words = words.replace(f"TEACHER={name}", f"teacher={{type:\u00a0openai,endpoint:\u00a0'{url}'}}")
     arguments = [word.replace("\u00a0", " ") for word in words.split(" ")]

@@ -19,6 +19,7 @@ from prism_cli.endpoint.store import AnswerStore
 from prism_cli.recipes.sections import ResponseSection
 from prism_cli.rewards.accuracy import is_correct
 from prism_cli.stages.grammar import grammar_of
+from prism_cli.teacher.chat_protocol import ApiError
 from prism_cli.teacher.server import ServedEndpoint, create_app
 from prism_cli.worlds import world
 
@@ -32,6 +33,9 @@ class Oracle:
     def __init__(self, delay=0.0):
         self.asked: Counter[str] = Counter()
         self.malformed: set[str] = set()
+        # So many it answers well; so many at all, and hangs then or refuses the key.
+        self.speaks = self.open = 10**6
+        self.hangs, self.stop_hanging = False, threading.Event()
         self._counting = threading.Lock()
         self._server = ServedEndpoint(create_app(self._answer, "oracle", delay=delay))
 
@@ -49,8 +53,12 @@ class Oracle:
         question = f"{request.question} {hashlib.sha256(request.images[0]).hexdigest()[:8]}"
         with self._counting:
             self.asked[question] += 1
-            time_asked = self.asked[question]
-        if question in self.malformed:
+            time_asked, total = self.asked[question], sum(self.asked.values())
+        if total > self.open:
+            if not self.hangs:
+                raise ApiError(401, "no")
+            self.stop_hanging.wait(20)
+        if question in self.malformed or total > self.speaks:
             return ["no"]
         blocks = world("shapes").oracle(request.question, Image.open(io.BytesIO(request.images[0])))
         if time_asked > 1:
@@ -157,12 +165,62 @@ def test_a_cap_keeps_what_was_answered_and_a_larger_one_goes_on(prism, oracle, t
 def test_an_answer_that_stays_malformed_is_rejected_with_its_reason(prism, oracle, tmp_path):
     assert prism(*SMALL, *oracle.flags, "samples=1", "teacher.check=false", "data.size=1", cwd=tmp_path).code == 0
     oracle.malformed = set(oracle.asked)
-    order = [*SMALL, *oracle.flags, "samples=1", "teacher.check=false", "teacher.max_failed=0.1", "--fresh"]
+    order = [*SMALL, *oracle.flags, "samples=1", "teacher.check=false", "--fresh"]
     done = prism(*order, "teacher.store=other.sqlite", cwd=tmp_path)
     assert done.code == 0, done.stderr
     (line,) = (tmp_path / "runs/collect/rejected.jsonl").read_text().splitlines()
     assert json.loads(line) == {"row": "shapes-train-2-0", "sample": 0, "reason": "malformed"}
     assert summary(tmp_path / "runs/collect")["kept"] == 23
+
+
+def test_what_the_teacher_fails_on_is_rejected_and_only_a_teacher_without_one_answer_is_an_error(
+    prism, oracle, tmp_path
+):
+    order = [*SMALL, *oracle.flags, "samples=1", "teacher.check=false", "teacher.attempts=1", "--fresh"]
+    oracle.speaks = 12
+    done = prism(*order, "teacher.concurrency=1", cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    assert "the teacher failed on 12 of 24 questions (50.0%)" in done.stdout
+    told = summary(tmp_path / "runs/collect")
+    assert (told["kept"], told["failed"], told["complete"]) == (12, 12, True)
+    oracle.speaks = 0
+    mute = prism(*order, "teacher.store=other.sqlite", cwd=tmp_path)
+    assert mute.code == 1
+    assert "no usable answer to any of 24 questions (24 malformed)" in mute.stderr
+    assert summary(tmp_path / "runs/collect")["failed"] == 24
+    oracle.asked.clear()
+    rows = ["data.size=400", "teacher.store=third.sqlite"]
+    mute = prism("collect", "tiny", *order[2:], *rows, cwd=tmp_path)
+    assert "no usable answer to any of 112 questions" in mute.stderr, "100, up to the end of its lot"
+    assert sum(oracle.asked.values()) < 400, "nobody pays on and on for nothing"
+
+
+@pytest.mark.parametrize("end", ["refused", "interrupted"])
+def test_a_collection_that_breaks_off_keeps_what_it_has(prism, tmp_path, end):
+    with Oracle() as oracle:
+        oracle.open = 40
+        oracle.hangs = end == "interrupted"
+        order = ["collect", "tiny", "data.size=64", *oracle.flags, "samples=1", "teacher.check=false"]
+        command = prism.start(*order, "teacher.concurrency=2", cwd=tmp_path)
+        if end == "interrupted":
+            while sum(oracle.asked.values()) < 41:
+                assert command.running(), command.wait()
+                time.sleep(0.02)
+            time.sleep(0.5)
+            os.kill(command.pid, signal.SIGINT)
+        done = command.wait()
+        oracle.stop_hanging.set()
+        folder = tmp_path / "runs/collect"
+        assert done.code == (130 if end == "interrupted" else 1), done
+        some = demonstrations(folder)
+        assert 30 < len(some) <= 40
+        assert f"the {len(some)} kept so far" in " ".join((done.stdout + done.stderr).split())
+        assert not summary(folder)["complete"]
+        assert "Incomplete" in (folder / "data/README.md").read_text()
+        oracle.open, oracle.hangs = 10**6, False
+        done = prism(*order, cwd=tmp_path)
+        assert done.code == 0, done.stderr
+        assert len(demonstrations(folder)) == 64
 
 
 def test_batches_bring_the_same_rows_and_a_command_killed_while_waiting_pays_once(prism, oracle, tmp_path):
@@ -178,6 +236,42 @@ def test_batches_bring_the_same_rows_and_a_command_killed_while_waiting_pays_onc
     assert [batch.request_counts.completed for batch in oracle.openai.batches.list()] == [24]
     assert demonstrations(tmp_path / "runs/collect") == demonstrations(tmp_path / "direct")
     assert summary(tmp_path / "runs/collect")["usage"]["calls"] == 24
+
+
+def test_an_open_batch_is_collected_first_by_direct_questions_and_kept_from_fresh(prism, oracle, tmp_path):
+    order = [*SMALL, *oracle.flags, "samples=1", "teacher.check=false"]
+    look = ("prism_cli.endpoint.batch:BatchAsker._look", 1)
+    assert prism(*order, "batch=true", cwd=tmp_path, kill=look).code == -signal.SIGKILL
+    (batch,) = oracle.openai.batches.list()
+    for way in ("batch=true", "batch=false"):
+        fresh = prism(*order, way, "--fresh", cwd=tmp_path)
+        assert fresh.code == 1
+        assert batch.id in fresh.stderr
+        assert "without --fresh" in " ".join(fresh.stderr.split())
+    done = prism(*order, cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    assert set(oracle.asked.values()) == {1}
+    assert len(demonstrations(tmp_path / "runs/collect")) == 24
+    assert summary(tmp_path / "runs/collect")["usage"]["calls"] == 24
+    assert prism(*order, "--fresh", cwd=tmp_path).code == 0
+
+
+def test_probes_before_batches_are_capped_and_cost_what_direct_calls_cost(prism, oracle, tmp_path):
+    price = ["teacher.price={prompt: 1000.0, completion: 1000.0}", "teacher.max_tokens=64"]
+    order = [*SMALL, *oracle.flags, *price, "samples=1", "batch=true"]
+    capped = prism(*order, "--max-teacher-calls", "10", cwd=tmp_path)
+    assert capped.code == 3, capped.stderr
+    assert sum(oracle.asked.values()) == 10
+    store = AnswerStore(tmp_path / "runs/teacher_answers.sqlite")
+    probes = [answer for answer in store if answer.row.startswith("probe")]
+    asked = [answer for answer in store if not answer.row.startswith("probe")]
+    store.close()
+    assert (len(probes), len(asked)) == (6, 4)
+    for answers, dollars in ((probes, 1e-3), (asked, 0.5e-3)):
+        for answer in answers:
+            assert answer.usd == pytest.approx((answer.prompt_tokens + answer.completion_tokens) * dollars)
+    usage = summary(tmp_path / "runs/collect")["usage"]
+    assert (usage["calls"], usage["usd"]) == (10, pytest.approx(sum(answer.usd for answer in [*probes, *asked])))
 
 
 def test_ctrl_c_leaves_the_batch_running_and_says_so(prism, tmp_path):

@@ -140,7 +140,7 @@ def test_what_can_not_be_warmed_up_is_refused_before_anything_is_sampled(prism, 
     lines = [json.loads(line) for line in pairs.read_text().splitlines()]
     lines = [line | {"image": str(pairs.parent / line["image"])} for line in lines]
     cut = pairs.parent / "cut.jsonl"
-    cut.write_text("".join(json.dumps(line | {"student_cot": "<think> hm"}) + "\n" for line in lines))
+    cut.write_text("".join(json.dumps(line | {"student_response": "<think> hm"}) + "\n" for line in lines))
     done = warmup("--data", cut)
     assert done.code == 1
     assert f"0 teacher answers and {min(48, len(lines))} policy samples" in done.stderr

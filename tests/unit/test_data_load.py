@@ -103,6 +103,12 @@ def test_files_of_a_folder_may_be_in_different_formats(folder):
     assert (list(loaded.rows["id"]), loaded.format) == (["more-1", "rows-1"], "sharegpt, plain")
 
 
+def test_every_row_of_a_file_has_its_own_format(folder):
+    verl = {"data_source": "x", "prompt": [{"role": "user", "content": "b?"}], "reward_model": {"ground_truth": "2"}}
+    loaded = load_rows(jsonl(folder, {"question": "a?", "answer": "1"}, verl, {"question": "c?", "answer": "3"}))
+    assert (loaded.rows["answers"][:], loaded.format) == ([["1"], ["2"], ["3"]], "plain, verl")
+
+
 def test_an_image_folder_s_metadata_names_its_pictures(folder):
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "red.png", "question": "colour?"}) + "\n")
     assert load(str(folder))[0]["images"][0].getpixel((0, 0)) == (255, 0, 0)
@@ -125,7 +131,7 @@ def test_every_bad_row_is_named_at_once(folder):
     path = jsonl(folder, ROWS[0], {"image": "none.png", "question": "?"}, ROWS[1], {"image": "red.png", "answer": "x"})
     lines = [line.strip() for line in refused(path).splitlines()]
     assert lines[0].startswith("rows.jsonl:2: image: 'none.png' does not exist → ")
-    assert lines[1].startswith("rows.jsonl:4: question: is missing → ")
+    assert lines[1].startswith("rows.jsonl:4: columns: no question in answer, image → ")
     assert len(lines) == 2
 
 
@@ -276,6 +282,25 @@ def test_a_changed_file_or_picture_is_prepared_again(folder, tmp_path):
     assert prepared(path, tmp_path / "cache")[1] == 1
 
 
+@pytest.mark.parametrize("reference", ["red.png", {"url": "red.png"}, {"path": "red.png"}, {"path": "link.png"}])
+def test_a_picture_is_followed_however_it_is_named(folder, tmp_path, reference):
+    (folder / "link.png").symlink_to(folder / "red.png")
+    path = jsonl(folder, {"image": reference, "question": "?"})
+    assert [prepared(path, tmp_path / "cache")[1] for _ in range(2)] == [1, 0]
+    (folder / "red.png").write_bytes(png("green", 17))
+    assert prepared(path, tmp_path / "cache")[1] == 1
+
+
+def test_a_link_that_leads_elsewhere_now_is_prepared_again(folder, tmp_path):
+    (folder / "link.png").symlink_to(folder / "red.png")
+    path = jsonl(folder, {"image": "link.png", "question": "?"})
+    prepared(path, tmp_path / "cache")
+    (folder / "link.png").unlink()
+    (folder / "link.png").symlink_to(folder / "blue.png")
+    loaded, read = prepared(path, tmp_path / "cache")
+    assert (read, loaded.rows[0]["images"][0].getpixel((0, 0))) == (1, (0, 0, 255))
+
+
 def test_rows_left_out_are_told_again_and_come_back_when_their_picture_does(folder, tmp_path):
     path = jsonl(folder, *ROWS, {"image": "late.png", "question": "?"})
     for read in (3, 0):
@@ -288,7 +313,7 @@ def test_rows_left_out_are_told_again_and_come_back_when_their_picture_does(fold
 
 
 def test_a_host_that_failed_is_asked_again_the_next_time(folder, tmp_path):
-    path = jsonl(folder, ROWS[0], {"image": "http://x.invalid/a.png", "question": "?"})
+    path = jsonl(folder, ROWS[0], {"image": {"url": "http://x.invalid/a.png"}, "question": "?"})
     options = {"on_bad_row": "skip", "allow_urls": ["x.invalid"]}
     assert [prepared(path, tmp_path / "cache", **options)[1] for _ in range(2)] == [2, 2]
 

@@ -6,7 +6,9 @@ import json
 import os
 import signal
 import struct
+import time
 import zlib
+from random import Random
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ from PIL import Image
 from prism_cli.data.fix import check_target, write_clean
 from prism_cli.data.formats import parse
 from prism_cli.data.load import load_rows
+from prism_cli.data.overlap import NEAR, Identity, Match, duplicates, overlaps
 from prism_cli.data.pictures import look
 from prism_cli.data.preflight import check_row
 from prism_cli.data.reading import Checks
@@ -212,6 +215,8 @@ def test_each_file_of_a_folder_has_its_own_format(folder):
     jsonl(folder, {"messages": [{"role": "user", "content": "colour?"}], "images": ["none.png"]}, name="b.jsonl")
     report = check_source(str(folder))
     assert report.formats == {"a.jsonl": "plain", "b.jsonl": "conversational"}
+    jsonl(folder, plain(), {"prompt": "b?", "student_response": "x"}, plain("1.png"), name="a.jsonl")
+    assert check_source(str(folder)).formats == {"a.jsonl": "plain, pairs", "b.jsonl": "conversational"}
     assert [(problem.file, problem.row) for problem in report.problems] == [("b.jsonl", 1)]
 
 
@@ -314,11 +319,25 @@ def test_a_repeated_row_is_found_though_its_picture_was_encoded_anew(folder):
 def test_pictures_that_only_look_alike_repeat_nothing_when_the_answers_differ(folder):
     (folder / "copy.jpg").write_bytes(encoded(drawing(0), "JPEG", quality=90))
     assert kinds(jsonl(folder, plain(answer="1"), plain("copy.jpg", answer="2"))) == []
-    assert kinds(jsonl(folder, plain(answer="1"), plain(answer="2"))) == [(2, "duplicate", "warning")]
+    assert kinds(jsonl(folder, plain(answer="1"), plain(answer="2"))) == [(2, "same question", "warning")]
+
+
+def test_a_row_that_teaches_something_else_is_no_duplicate(folder, tmp_path):
+    other = GOOD.replace("one square", "a single square")
+    (folder / "copy.jpg").write_bytes(encoded(drawing(0), "JPEG", quality=90))
+    rows = [plain(response=GOOD), plain(response=other), plain("copy.jpg", response=other), plain(response=GOOD)]
+    path = jsonl(folder, *rows, plain("copy.jpg", response=GOOD + " "))
+    found = [(number, kind) for number, kind, _ in kinds(path)]
+    assert found == [(2, "same question"), (3, "duplicate"), (4, "duplicate"), (5, "same question")]
+    clean, kept = fixed(path, tmp_path / "out")
+    assert (kept, [json.loads(line)["response"] for line in clean.read_text().splitlines()]) == (
+        3,
+        [GOOD, other, GOOD + " "],
+    )
 
 
 def test_rows_without_pictures_are_compared_by_their_words(folder):
-    rows = [{"question": text, "answer": "4"} for text in ("2 + 2", "2+2?", "2 - 2", "2 + 3")]
+    rows = [{"question": text, "answer": "4"} for text in ("2 + 2 a", "2  +\n2 A ?", "2 - 2 a", "2 + 2a")]
     assert kinds(jsonl(folder, *rows)) == [(2, "duplicate", "warning")]
 
 
@@ -349,6 +368,47 @@ def test_all_pictures_of_a_row_are_compared(folder):
         {"images": ["2.png", "3.png"], "question": "same?", "answer": "no"},
     )
     assert kinds(path, against=against) == [(1, "overlap", "error"), (2, "shared picture", "warning")]
+
+
+@pytest.mark.parametrize("bad", [plain("cut.jpg"), plain("none.png"), {"answer": "1"}])
+def test_an_evaluation_set_that_can_not_be_read_keeps_nothing_apart(folder, bad):
+    against = jsonl(folder, plain("1.png"), bad, bad, name="test.jsonl")
+    with pytest.raises(
+        DataError, match=r"2 of 3 rows of .*test\.jsonl can't be compared with; the first: test\.jsonl:2: "
+    ):
+        check_source(jsonl(folder, plain()), against=against)
+    (folder / "test.jsonl").write_text("\n")
+    with pytest.raises(DataError, match="no rows to compare with"):
+        check_source(jsonl(folder, plain()), against=against)
+
+
+def near(one, other):
+    return all((a ^ b).bit_count() <= NEAR for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_pictures_that_look_alike_are_found_as_by_comparing_all_with_all(pictures):
+    random = Random(pictures)
+    kinds = [[random.getrandbits(256) & random.getrandbits(256) for _ in range(pictures)] for _ in range(12)]
+
+    def noisy(shape):
+        return shape ^ sum(1 << bit for bit in random.sample(range(256), random.choice((0, 4, 9, 10, 11))))
+
+    shapes = [tuple(map(noisy, random.choice(kinds))) for _ in range(200)]
+    rows = [Identity(b"q", b"a", b"r", (bytes([index]),), shape) for index, shape in enumerate(shapes)]
+    first = [next((j for j in range(i) if near(shapes[i], shapes[j])), None) for i in range(200)]
+    assert duplicates(rows) == [Match(i, j, "same") for i, j in enumerate(first) if j is not None]
+    ones, others = rows[:100], rows[100:]
+    first = [next((j for j, other in enumerate(others) if near(one.shapes, other.shapes)), None) for one in ones]
+    assert list(overlaps(ones, others)) == [Match(i, j, "same") for i, j in enumerate(first) if j is not None]
+
+
+def test_one_question_for_many_pictures_is_compared_in_seconds():
+    random = Random(0)
+    rows = [Identity(b"q", b"a", b"r", (index.to_bytes(4),), (random.getrandbits(256),)) for index in range(30_000)]
+    begins = time.process_time()
+    assert duplicates([*rows, rows[7]]) == [Match(30_000, 7, "same")]
+    assert time.process_time() - begins < 15  # comparing all with all takes over a minute
 
 
 def test_rows_longer_than_allowed_are_errors(folder):
@@ -477,8 +537,56 @@ def test_nothing_is_written_when_no_row_is_usable(folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_row_whose_picture_can_not_come_along_is_left_out(folder, tmp_path):
+    for name in ("rejected.jsonl", "clean.jsonl"):
+        (folder / name).write_bytes(encoded(drawing(7)))
+    names = [str(folder / "1.png"), f"../{folder.name}/1.png", "rejected.jsonl", "clean.jsonl"]
+    path = jsonl(folder, plain(), *(plain(name, question=f"what {name} ?") for name in names))
+    clean, kept = fixed(path, tmp_path / "out")
+    assert (kept, [json.loads(line) for line in clean.read_text().splitlines()]) == (1, [plain()])
+    rejected = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
+    assert [(found["row"], found["reasons"][0].rpartition(": ")[0] or found["reasons"][0]) for found in rejected] == [
+        (2, f"image: {names[0]!r} would not lie in the new folder"),
+        (3, f"image: {names[1]!r} would not lie in the new folder"),
+        (4, "image"),
+        (5, "image"),
+    ]
+    assert (folder / "rejected.jsonl").read_bytes() == encoded(drawing(7))
+    assert check_source(str(tmp_path / "out")).problems == []  # the folder is a set, too
+
+
 def test_a_fix_that_fails_leaves_no_folder(folder, tmp_path):
-    path = jsonl(folder, plain(), plain(str(folder / "1.png")))
-    with pytest.raises(DataError, match="would not lie in the new folder"):
+    path = jsonl(folder, plain(str(folder / "1.png")))
+    with pytest.raises(DataError, match="no row of"):
         fixed(path, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir() if "out" in p.name] == []
+
+
+def test_a_set_that_changed_since_the_check_is_not_fixed(folder, tmp_path):
+    report = check_source(jsonl(folder, plain(), plain("none.png")))
+    jsonl(folder, plain("none.png"), plain())
+    with pytest.raises(DataError, match="changed since it was checked"):
+        write_clean(report, tmp_path / "out")
+
+
+def test_files_that_can_not_be_one_are_refused_before_the_work(folder, tmp_path):
+    for name, value in (("a", {"question": "?"}), ("b", {"question": {"text": "?"}})):
+        pq.write_table(pa.Table.from_pylist([value]), folder / f"{name}.parquet")
+    with pytest.raises(DataError, match="can't be one file's"):
+        check_target(str(folder), tmp_path / "out")
+    (folder / "rows.csv").write_bytes(b"caf\xe9\n1\n")
+    with pytest.raises(DataError, match="can't be one file's"):
+        check_target(str(folder / "rows.csv"), tmp_path / "out")
+
+
+def test_a_folder_that_can_not_be_made_is_refused_before_the_work(folder, tmp_path):
+    path = jsonl(folder, plain())
+    with pytest.raises(DataError, match="is no folder to write to"):
+        check_target(path, folder / "0.png" / "out")
+
+
+def test_lists_of_csv_stay_lists(folder, tmp_path):
+    with open(folder / "rows.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["question", "images", "answers"], ["?!", '["0.png"]', '["1", "é"]']])
+    clean, _ = fixed(str(folder / "rows.csv"), tmp_path / "out")
+    assert clean.read_text() == (folder / "rows.csv").read_text()

@@ -119,9 +119,65 @@ def test_csv_lines_are_numbered_where_they_begin(tmp_path):
     ]
 
 
+def test_an_unclosed_quote_swallows_no_rows_in_silence(tmp_path, monkeypatch):
+    (tmp_path / "rows.csv").write_text('a,b\n1,"x\n2,y\n3,"z"\n4,w\n')
+    rows = read(tmp_path / "rows.csv")
+    assert [(row.number, row.fields) for row in rows] == [(2, None), (5, {"a": "4", "b": "w"})]
+    assert rows[0].problem.endswith("(lines 2 to 4 are lost)")
+    (tmp_path / "rows.csv").write_text('a,b\n1,"x\n2,y\n3,z\n')
+    assert [(row.number, "(lines 2 to 4 are lost)" in row.problem) for row in read(tmp_path / "rows.csv")] == [
+        (2, True)
+    ]
+    monkeypatch.setattr(lines, "LONGEST_FIELD", 4)
+    assert [(row.number, row.fields) for row in read(tmp_path / "rows.csv")] == [(2, None), (4, {"a": "3", "b": "z"})]
+
+
+def test_lists_of_csv_are_written_in_json(tmp_path):
+    (tmp_path / "rows.csv").write_text(
+        'answer,answers,images\n"[1, 2]","[""a"", ""b""]","[""a.png""]"\n[1,[1,[x].png\n'
+    )
+    assert [row.fields for row in read(tmp_path / "rows.csv")] == [
+        {"answer": "[1, 2]", "answers": ["a", "b"], "images": ["a.png"]},
+        {"answer": "[1", "answers": "[1", "images": "[x].png"},
+    ]
+
+
+@pytest.mark.parametrize("more", ["x", '{"a": 3}', " \n" * 200_000 + "]"])
+def test_what_stands_after_an_array_is_told(tmp_path, more):
+    (tmp_path / "rows.json").write_text('[{"a": 1}]\n' + more)
+    first, second = read(tmp_path / "rows.json")
+    assert (first.fields, second.fields) == ({"a": 1}, None)
+    assert "something stands after the array" in second.problem
+    (tmp_path / "rows.json").write_text('[{"a": 1}]' + " \n" * 200_000)
+    assert len(read(tmp_path / "rows.json")) == 1
+
+
+STRANGE = ['"\\ud800"', "1" * 5000, "[" * 500 + "]" * 500, "[" * 100_000]
+
+
+@pytest.mark.parametrize("value", STRANGE, ids=["half a character", "a huge number", "deep", "too deep for Python"])
+def test_a_value_that_can_not_be_used_is_a_problem_of_its_row(tmp_path, value):
+    (tmp_path / "rows.jsonl").write_text(f'{{"a": 1}}\n{{"a": {value}}}\n{{"a": 3}}\n')
+    rows = read(tmp_path / "rows.jsonl")
+    assert [row.fields for row in rows] == [{"a": 1}, None, {"a": 3}]
+    assert rows[1].problem
+    (tmp_path / "rows.json").write_text(f'[{{"a": 1}}, {{"a": {value}}}]')
+    assert [row.fields for row in read(tmp_path / "rows.json")] == [{"a": 1}, None]
+
+
+def test_a_parquet_text_that_is_not_utf8_is_a_problem_of_its_row(tmp_path):
+    texts = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
+    pq.write_table(pa.table({"a": texts}), tmp_path / "rows.parquet")
+    rows = read(tmp_path / "rows.parquet")
+    assert [(row.number, row.fields) for row in rows] == [(1, {"a": "a"}), (2, None), (3, {"a": "c"})]
+    assert rows[1].problem == "a text in it is not UTF-8"
+
+
 def test_csv_that_is_not_utf8_is_a_problem_of_its_row(tmp_path):
     (tmp_path / "rows.csv").write_bytes(b"a\n\xff\nfine\n")
     assert [row.problem for row in read(tmp_path / "rows.csv")] == ["it is not UTF-8", None]
+    (tmp_path / "rows.csv").write_bytes(b"\xe9\nfine\n")
+    assert [row.problem for row in read(tmp_path / "rows.csv")] == ["the header is not UTF-8, so nothing can be read"]
 
 
 def test_a_damaged_parquet_file_is_told(tmp_path):
@@ -138,7 +194,7 @@ def test_a_damaged_parquet_file_is_told(tmp_path):
 
 
 def test_a_folder_is_its_files_in_order_and_not_deeper(tmp_path):
-    for name in ("b.jsonl", "a.csv", "notes.txt", "deeper/c.jsonl"):
+    for name in ("b.jsonl", "a.csv", "notes.txt", "deeper/c.jsonl", "rejected.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write(tmp_path / name) if not name.endswith("txt") else (tmp_path / name).write_text("x")
     assert [row.file for row in read(tmp_path)] == ["a.csv"] * 5 + ["b.jsonl"] * 5

@@ -17,8 +17,13 @@ from prism_cli.discriminator.model import Discriminator
 from prism_cli.discriminator.saved import saved_judge
 from prism_cli.discriminator.upcycle import Upcycling, upcycle
 from prism_cli.errors import CheckpointError, RecipeError
+from prism_cli.models import Policy
 from prism_cli.recipes.alignment import DenseDiscriminator, MoEDiscriminator
+from prism_cli.recipes.sections import ResponseSection
 from prism_cli.stages import discriminator as stage
+from prism_cli.stages.grammar import grammar_of
+from prism_cli.stages.judge import open_judge
+from prism_cli.stages.judge_folder import check_judge, samples_pairs
 from prism_cli.tiny_policy import tiny_model
 
 SETTINGS = {
@@ -203,9 +208,20 @@ def test_a_released_judge_needs_a_recipe_that_says_how_it_is_read(released):
 
 def test_a_recipe_names_a_released_judge_by_its_kind(released):
     folder = str(released[0])
-    assert "released" in stage.check_judge(MoEDiscriminator(path=folder, readout="mean"))
+    assert "released" in check_judge(MoEDiscriminator(path=folder, readout="mean"))
     with pytest.raises(RecipeError, match="has type 'moe', the recipe 'dense'"):
-        stage.check_judge(DenseDiscriminator(type="dense", path=folder))
+        check_judge(DenseDiscriminator(type="dense", path=folder))
+
+
+def test_a_recipe_says_how_a_released_judge_is_read_and_a_stranger_to_the_policys_tokens_is_refused(released):
+    folder, ours = released
+    policy = Policy(*tiny_policy(), grammar_of(ResponseSection()), None)
+    judge = open_judge(MoEDiscriminator(path=str(folder), readout="mean", dropout=0.3), policy, ("reasoning",))
+    assert (judge.kind, judge.readout, judge.dropout, judge.parts) == ("moe", "mean", 0.3, ("reasoning",))
+    assert judge.readout_id == policy.processor.tokenizer.eos_token_id != ours.readout_id
+    cold = folder.parent / "ours"
+    with pytest.raises(RecipeError, match="reads other tokens than the policy"):
+        open_judge(MoEDiscriminator(path=str(cold)), policy, ("reasoning",))
 
 
 def test_a_released_judge_without_some_expert_is_refused(released):
@@ -235,7 +251,7 @@ def test_a_head_that_is_only_pickled_is_refused_unopened(released):
 
 def test_a_cold_judge_is_warmed_up_and_a_recipe_that_reads_it_otherwise_refused(dense, tmp_path):
     folder = str(made(dense, tmp_path / "judge"))
-    assert stage.check_judge(MoEDiscriminator(path=folder)).startswith("moe, warmed up on 120000 pairs, from ")
-    assert stage.samples_pairs(MoEDiscriminator(path=folder))
+    assert check_judge(MoEDiscriminator(path=folder)).startswith("moe, warmed up on 120000 pairs, from ")
+    assert samples_pairs(MoEDiscriminator(path=folder))
     with pytest.raises(RecipeError, match="has readout 'last', the recipe 'mean'"):
-        stage.check_judge(MoEDiscriminator(path=folder, readout="mean"))
+        check_judge(MoEDiscriminator(path=folder, readout="mean"))

@@ -19,7 +19,14 @@ PAGES = sorted(
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 WITH_DRY_RUN = {"sft", "align", "rl", "eval", "drift", "collect", "run", "compare"}
 # These would ask an endpoint, load a model or read a file: their words are parsed, no more.
-PARSED_ONLY = ("teacher check", "teacher log", "data check", "data show", "discriminator create", "discriminator warmup")
+PARSED_ONLY = (
+    "teacher check",
+    "teacher log",
+    "data check",
+    "data show",
+    "discriminator create",
+    "discriminator warmup",
+)
 
 
 def read(page):
@@ -62,6 +69,8 @@ def workplace(tmp_path, monkeypatch):
         parts = {"perception": {"tags": ["caption"], "weight": 0.5}, "reasoning": {"tags": ["answer"], "weight": 0.5}}
         settings = {"parts": parts, "answer": "answer", "instruction": None}
         (tmp_path / run / "model/response.json").write_text(json.dumps(settings))
+    whole = {"stage": "run", "id": "tiny", "status": "finished", "finished": "2026", "recipe": {}}
+    (tmp_path / "runs/tiny/run.json").write_text(json.dumps(whole))
     (tmp_path / "data").mkdir()
     for name in ("sft", "align", "rl", "test"):
         (tmp_path / f"data/{name}.jsonl").write_text('{"question": "q", "answer": "a"}\n')

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections import Counter
 
 import openai
@@ -9,10 +10,11 @@ import pytest
 from starlette.applications import Starlette
 
 from prism_cli.endpoint import batch as batches
+from prism_cli.endpoint import batch_results
 from prism_cli.endpoint.batch import BatchAsker
 from prism_cli.endpoint.batch_ledger import Ledger
 from prism_cli.endpoint.batch_terms import Terms
-from prism_cli.endpoint.budget import Price
+from prism_cli.endpoint.budget import Budget, Price
 from prism_cli.endpoint.client import EndpointClient
 from prism_cli.endpoint.requests import EndpointRequest
 from prism_cli.endpoint.store import AnswerStore
@@ -25,7 +27,8 @@ class World:
 
     def __init__(self, **options):
         self.asked: Counter[str] = Counter()
-        self.server = ServedEndpoint(create_app(self.answer, "m", **options))
+        self.app = create_app(self.answer, "m", **options)
+        self.server = ServedEndpoint(self.app)
 
     def answer(self, request):
         self.asked[request.question] += 1
@@ -48,17 +51,21 @@ def world():
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
     monkeypatch.setattr(batches, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(batch_results, "PAUSE", 0.02)
 
 
 @pytest.fixture
 def make(tmp_path):
     """Opens an asker on the test's folder, as a command does when it starts."""
-    opened = []
+    opened, budgets = [], []
 
     def open_asker(world, **options):
         store = AnswerStore(tmp_path / "answers.sqlite")
         check = lambda text: "it mumbles" if text == "mumble" else None  # noqa: E731
-        client = EndpointClient(world.server.url, "m", store=store, max_tokens=10, attempts=2, check=check)
+        # What was spent before counts; batches are booked at their own price, not at that of direct calls.
+        budgets.append(Budget(price=Price(2.0, 20.0), spent=budgets[-1].summary() if budgets else None))
+        settings = {"max_tokens": 10, "attempts": 2, "check": check, "budget": budgets[-1]}
+        client = EndpointClient(world.server.url, "m", store=store, **settings)
         asker = BatchAsker(
             client, tmp_path / "batches", base_url=world.server.url, api_key_env="NO_SUCH_KEY", **options
         )
@@ -205,27 +212,126 @@ def test_a_cancelled_batch_ends_the_command_and_the_next_one_asks_for_the_rest(m
         assert client.kept(requests("one")[0]).text == "answer to one"
 
 
+class Between:
+    """A proxy before a world's app that may fail calls or change what comes back.
+
+    Attributes:
+        failing: Methods of /v1/batches whose calls reach the app, while their replies are lost in a 502.
+        changes: What becomes of the next downloads, one each: content to content, or None to break off midway.
+    """
+
+    def __init__(self, world):
+        self.app, self.failing, self.changes = world.app, set(), []
+        world.server = ServedEndpoint(self)
+
+    async def __call__(self, scope, receive, send):
+        content, status, headers = b"", 0, []
+
+        async def hold(message):
+            nonlocal content, status, headers
+            if message["type"] == "http.response.start":
+                status, headers = message["status"], message["headers"]
+            content += message.get("body", b"")
+
+        await self.app(scope, receive, hold)
+        said = len(content)
+        if scope["path"] == "/v1/batches" and scope["method"] in self.failing:
+            status, content, said = 502, b"", 0
+        if scope["path"].endswith("/content") and self.changes:
+            if (change := self.changes.pop(0)) is not None:
+                content = change(content)
+                said = len(content)
+            else:
+                content = content[: said // 2]
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(said).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+
 def test_a_batch_whose_creation_broke_off_is_found_by_its_mark_and_not_made_again(make):
     world = World()
-    app = create_app(world.answer, "m")
-
-    async def breaks_off(scope, receive, send):
-        if (scope["method"], scope["path"]) != ("POST", "/v1/batches"):
-            return await app(scope, receive, send)
-
-        async def lost(message):
-            pass
-
-        await app(scope, receive, lost)
-        await send({"type": "http.response.start", "status": 502, "headers": []})
-        await send({"type": "http.response.body"})
-
-    world.server = ServedEndpoint(breaks_off)
+    Between(world).failing = {"POST"}
     with world.server:
         asker, client = make(world)
         run(asker, requests("one"))
         assert client.kept(requests("one")[0]).text == "answer to one"
         assert len(submitted(world)) == 1
+
+
+def test_a_batch_that_can_not_even_be_looked_for_is_looked_for_by_the_next_start(make):
+    world = World()
+    between = Between(world)
+    with world.server:
+        between.failing = {"POST", "GET"}
+        with pytest.raises(TeacherError, match="keeps failing"):
+            run(make(world)[0], requests("one"))
+        between.failing = set()
+        asker, client = make(world)
+        run(asker, requests("one"))
+        assert client.kept(requests("one")[0]).text == "answer to one"
+        assert len(submitted(world)) == 1
+
+
+def test_a_result_file_that_ends_early_or_breaks_off_is_downloaded_again(make):
+    world = World()
+    between = Between(world)
+    with world.server:
+        between.changes = [lambda content: content[: content.index(b"\n") + 9], None]
+        asker, client = make(world)
+        run(asker, requests("one", "two", "three"))
+        assert not between.changes
+        assert world.asked == {"one": 1, "two": 1, "three": 1}
+        assert [kept.attempt for kept in client.store] == [1, 1, 1]
+        assert client.budget.summary()["calls"] == 3
+
+
+def test_a_batch_whose_results_stay_incomplete_stays_open_and_is_not_paid_again(make, tmp_path):
+    world = World()
+    between = Between(world)
+    with world.server:
+        between.changes = [lambda content: content.splitlines(keepends=True)[0]] * batch_results.DOWNLOADS
+        with pytest.raises(TeacherError, match="tell of 1 requests, the batch of 2") as caught:
+            run(make(world)[0], requests("one", "two"))
+        (noted,) = tmp_path.glob("batches/*.json")
+        assert str(noted) in caught.value.hint
+        _, client = make(world)
+        assert client.store.count() == 1, "what came is kept"
+        run(make(world)[0], requests("one", "two"))
+        assert [kept.attempt for kept in client.store] == [1, 1]
+        assert len(submitted(world)) == 1
+
+
+def test_a_clock_that_was_ahead_when_an_answer_was_kept_makes_no_endless_batches(world, make, monkeypatch):
+    start, calls = time.time(), Counter()
+
+    def ahead():
+        calls["all"] += 1
+        return start + 3600 * calls["all"]
+
+    def moved(done, count):
+        assert count <= 2, "attempts=2"
+
+    monkeypatch.setattr(time, "time", ahead)  # the store's; the ledger's own is right
+    asker, client = make(world)
+    run(asker, requests("mumble"), moved)
+    assert asker.reason(requests("mumble")[0]) == "malformed"
+    assert len(client.store.answers(client.key(requests("mumble")[0]))) == 2
+
+
+def test_a_batch_is_found_by_its_mark_whatever_the_clock_said_when_it_was_sent(world, make, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        killed_at(patch, Ledger, "save", 2, before=True)
+        with pytest.raises(Killed):
+            run(make(world)[0], requests("one"))
+    (noted,) = tmp_path.glob("batches/*.json")
+    submission = json.loads(noted.read_text())
+    noted.write_text(json.dumps({**submission, "created": submission["created"] + 86_400}))
+    with openai.OpenAI(base_url=world.server.url, api_key="x") as other:
+        file = other.files.create(file=("of someone else.jsonl", b"{}"), purpose="batch")
+        other.batches.create(input_file_id=file.id, endpoint=batches.CHAT, completion_window="24h")
+    run(make(world)[0], requests("one"))
+    assert len(submitted(world)) == 2
+    assert world.asked == {"one": 1}
 
 
 def test_a_cap_on_calls_submits_up_to_it_and_holds_over_restarts(world, make):
@@ -239,12 +345,40 @@ def test_a_cap_on_calls_submits_up_to_it_and_holds_over_restarts(world, make):
 
 
 def test_a_cap_on_dollars_counts_each_request_with_the_most_it_can_cost(world, make):
-    # 5 prompt tokens at most and max_tokens 10: 5 × $1 + 10 × $10 a million = $0.000105 at most; three words cost
-    # $0.000031. So one of two fits into $0.00014, and then the second does not: $0.000031 + $0.000105 < 0.00014.
-    terms = Terms(Price(1.0, 10.0), max_usd=0.00014, most_prompt_tokens=lambda request: 5)
+    # A byte and 16 around it are 17 prompt tokens at most: 17 × $1 + 10 × $10 a million = $0.000117; a word in and
+    # three out cost $0.000031. So one fits into $0.00015, then another ($0.000031 + $0.000117), and then no third.
+    terms = Terms(Price(1.0, 10.0), max_usd=0.00015)
     with pytest.raises(BudgetError, match="could cost"):
         run(make(world, terms=terms)[0], requests("a", "b", "c"))
     assert [batch.request_counts.total for batch in submitted(world)] == [1, 1]
+
+
+def test_what_was_spent_otherwise_counts_against_the_caps_of_batches(world, make):
+    asker, client = make(world, terms=Terms(max_calls=2))
+    client.budget.book(1, 1, None)
+    with pytest.raises(BudgetError, match="2 calls is used up"):
+        run(asker, requests("a", "b"))
+    assert sum(world.asked.values()) == 1
+
+
+def test_a_reply_that_counts_no_tokens_is_booked_with_the_most_it_can_cost(make):
+    def uncounted(content):
+        lines = [json.loads(line) for line in content.splitlines()]
+        for line in lines:
+            del line["response"]["body"]["usage"]
+        return "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+
+    world = World()
+    between = Between(world)
+    between.changes = [uncounted] * 9
+    # $0.000117 each at most, as above: one fits into $0.00015, and then no other.
+    terms = Terms(Price(1.0, 10.0), max_usd=0.00015)
+    with world.server:
+        asker, client = make(world, terms=terms)
+        with pytest.raises(BudgetError, match="could cost"):
+            run(asker, requests("a", "b", "c"))
+        assert sum(world.asked.values()) == 1
+        assert [kept.usd for kept in client.store] == [pytest.approx(0.000117)]
 
 
 def test_an_endpoint_without_batches_is_told_apart(make):

@@ -25,16 +25,34 @@ def test_dollars_are_prompt_and_completion_tokens_times_their_price():
     assert budget.summary()["cached"] == 1
 
 
-def test_calls_under_way_count_as_the_dearest_so_far():
-    budget = Budget(max_usd=3.5, price=Price(prompt=1.0, completion=0.0))
-    budget.reserve()
-    budget.settle(1_000_000, 0)  # 1 dollar
-    budget.reserve()
-    budget.reserve()
-    with pytest.raises(BudgetError):  # 1 spent + 2 under way + 1 = 4 > 3.5
-        budget.reserve()
+def test_what_a_call_can_cost_is_set_aside_until_it_has_ended():
+    budget = Budget(max_usd=3.5, price=Price(prompt=1.0, completion=1.0))
+    first, second = [budget.reserve(500_000, 500_000) for _ in range(2)]  # $1 each
+    assert (first, second) == (1.0, 1.0)
+    assert budget.reserve(1_000_000, 1_000_000) is None, "2 under way + 2 = 4 > 3.5, unless they cost less"
+    assert budget.settle(100_000, 100_000, first) == pytest.approx(0.2)
+    assert budget.reserve(1_000_000, 1_000_000) == 2.0, "0.2 spent + 1 under way + 2"
+    budget.release(2.0)
+    budget.settle(500_000, 500_000, second)
+    with pytest.raises(BudgetError, match=r"\$1\.2000 of the budget of \$3\.5 are spent.*could cost \$2\.4") as refused:
+        budget.reserve(1_200_000, 1_200_000)  # 1.2 + 2.4 > 3.5, whatever comes
+    assert "--max-teacher-usd (teacher.max_usd)" in (refused.value.hint or "")
+    assert "teacher.max_tokens" in (refused.value.hint or "")
+
+
+def test_calls_under_way_count_until_they_turn_out_to_be_none():
+    budget = Budget(max_calls=1)
+    assert budget.reserve() == 0.0
+    assert budget.reserve() is None
     budget.release()
-    budget.reserve()
+    assert budget.reserve() == 0.0
+
+
+def test_a_call_dearer_than_was_thought_possible_is_expected_again():
+    budget = Budget(max_usd=5.0, price=Price(1.0, 0.0))
+    budget.settle(3_000_000, 0, budget.reserve(1_000_000) or 0.0)
+    with pytest.raises(BudgetError, match=r"could cost \$3\.0000"):
+        budget.reserve(1_000_000)
 
 
 def test_dollars_cannot_be_capped_without_a_price():
@@ -42,11 +60,10 @@ def test_dollars_cannot_be_capped_without_a_price():
         Budget(max_usd=1.0)
 
 
-def test_dollars_cannot_be_capped_when_tokens_are_not_reported():
-    budget = Budget(max_usd=1.0, price=Price(1.0, 1.0))
-    budget.reserve()
-    with pytest.raises(BudgetError, match="does not report tokens"):
-        budget.settle(None, None)
+def test_a_call_whose_tokens_are_not_counted_costs_the_most_it_can():
+    budget = Budget(max_usd=5.0, price=Price(1.0, 1.0))
+    assert budget.settle(7, None, budget.reserve(1_000_000, 1_000_000) or 0.0) == 2.0
+    assert budget.summary()["usd"] == 2.0
 
 
 def test_a_request_without_a_reply_is_no_call():
@@ -56,8 +73,9 @@ def test_a_request_without_a_reply_is_no_call():
     budget.reserve()
     budget.settle(10, 5)
     assert budget.summary()["calls"] == 1
-    with pytest.raises(BudgetError):
+    with pytest.raises(BudgetError, match="1 calls") as refused:
         budget.reserve()
+    assert "--max-teacher-calls (teacher.max_calls)" in (refused.value.hint or "")
 
 
 def test_what_an_answer_costs_is_unknown_without_its_tokens():

@@ -7,18 +7,20 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import CancelledError
 
 import pytest
-from tests.faulty_endpoint import FaultyEndpoint, answer, ask, connecting, outcomes, results, status
+from starlette.responses import JSONResponse, Response
+from tests.faulty_endpoint import PASSING, FaultyEndpoint, answer, ask, connecting, outcomes, results, status
 
 from prism_cli.endpoint import pace
 from prism_cli.endpoint.budget import Budget, Price
 from prism_cli.endpoint.client import served_model
 from prism_cli.endpoint.failures import NoAnswerError
-from prism_cli.endpoint.requests import EndpointRequest, Settings, describe
+from prism_cli.endpoint.requests import EndpointAnswer, EndpointRequest, Settings, describe
 from prism_cli.endpoint.store import AnswerStore
-from prism_cli.errors import BudgetError, DataError, TeacherError
+from prism_cli.errors import BudgetError, CheckpointError, DataError, TeacherError
 
 PNG = b"\x89PNG\r\n\x1a\n rest"
 ASKER = """
@@ -214,6 +216,12 @@ def test_concurrency_reaches_its_bound_and_never_exceeds_it(endpoint, connect, b
 
 # Answers that can't be used ------------------------------------------------------------------------------------------
 
+
+def billed_without_choices(question):
+    usage = {"prompt_tokens": 10, "completion_tokens": 0}
+    return JSONResponse({"id": "1", "model": "m", "choices": [], "usage": usage})
+
+
 UNUSABLE = [
     pytest.param(answer(None, refusal="I won't"), "refused", "refusal", id="refused"),
     pytest.param(answer("part of it", finish_reason="content_filter"), "filtered", "content_filter", id="filtered"),
@@ -221,6 +229,10 @@ UNUSABLE = [
     pytest.param(answer("half an ans", finish_reason="length"), "cut off", "length", id="cut off"),
     pytest.param(answer(None, finish_reason="length"), "cut off", "length", id="cut off while thinking"),
     pytest.param(answer("no tags at all"), "malformed", "stop", id="malformed"),
+    pytest.param(answer(None, finish_reason="max_tokens"), "cut off", "max_tokens", id="cut off by another name"),
+    pytest.param(answer("half an ans", finish_reason="abort"), "cut off", "abort", id="aborted"),
+    pytest.param(answer("part of it", finish_reason="SAFETY"), "filtered", "SAFETY", id="filtered by another name"),
+    pytest.param(billed_without_choices, "empty", "empty", id="billed without choices"),
 ]
 
 
@@ -231,7 +243,7 @@ def no_tags(text):
 @pytest.mark.parametrize(("fault", "reason", "finish"), UNUSABLE)
 def test_an_unusable_answer_is_kept_for_the_bill_and_asked_again(endpoint, connect, store, fault, reason, finish):
     endpoint.plan["q"] = [fault]
-    client = connect(check=no_tags, price=Price(1e6, 0.0))
+    client = connect(check=no_tags, budget=Budget(price=Price(1e6, 0.0)))
     (given,) = results(client, ask("q", row="7"))
     assert (given.text, given.cached) == ("answer to q", False)
     assert [(kept.attempt, kept.finish, client.problem(kept), kept.usd, kept.row) for kept in store] == [
@@ -272,11 +284,11 @@ def test_whether_an_answer_can_be_used_is_decided_when_it_is_read(endpoint, conn
 def test_the_cost_time_and_origin_of_an_answer_are_kept(endpoint, connect, store):
     endpoint.plan["q"] = [answer("yes", model="m-2026-11")]
     endpoint.delay = 0.2
-    results(connect(price=Price(prompt=2.0, completion=10.0)), ask("q", row="7"))
+    results(connect(budget=Budget(price=Price(prompt=2.0, completion=10.0), run="a run")), ask("q", row="7"))
     (kept,) = store.answers(connect().key(ask("q")))
     # 10 · 2 $/M + 5 · 10 $/M
     assert (kept.usd, kept.prompt_tokens, kept.completion_tokens) == (7e-5, 10, 5)
-    assert (kept.url, kept.served_model, kept.row) == (endpoint.url, "m-2026-11", "7")
+    assert (kept.url, kept.served_model, kept.row, kept.run) == (endpoint.url, "m-2026-11", "7", "a run")
     assert kept.seconds is not None
     assert 0.2 <= kept.seconds < 5
 
@@ -339,6 +351,87 @@ def test_a_request_that_brought_no_reply_uses_up_no_budget(endpoint, connect):
     client = connect(budget=Budget(max_calls=1))
     assert results(client, ask("q"))[0].text == "answer to q"
     assert client.budget.summary()["calls"] == 1
+
+
+def test_a_cap_in_dollars_is_not_overshot_and_what_is_under_way_is_waited_for(endpoint, connect, store):
+    # A question of 2 bytes and 16 around it, an answer of at most 5 tokens: $1.8 + $2.5; it costs $1 + $2.5.
+    budget = Budget(max_usd=15.0, price=Price(1e5, 5e5))
+    endpoint.delay = 0.05
+    errors = outcomes(connect(budget=budget, max_tokens=5), [ask(f"q{i}") for i in range(10)], timeout=20)
+    # Three fit at once. When these cost $10.5, a fourth (4.3) does; then $14 are spent and a fifth does not.
+    assert Counter(type(error) for error in errors) == {EndpointAnswer: 4, BudgetError: 6}
+    assert endpoint.asked.total() == store.count() == 4
+    assert (endpoint.most_at_once, budget.summary()["usd"]) == (3, 14.0)
+
+
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": 2**63, "completion_tokens": 5}])
+def test_a_reply_without_a_count_of_its_tokens_costs_the_most_it_can(endpoint, connect, store, usage):
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "yes"}}
+    endpoint.plan["q"] = [lambda question: JSONResponse({"model": "m", "choices": [choice], "usage": usage})]
+    client = connect(budget=Budget(max_usd=20.0, price=Price(1e6, 0.0)), max_tokens=5)
+    assert results(client, ask("q"))[0].text == "yes"
+    # 1 byte, and 16 around it, at a dollar each.
+    assert [kept.usd for kept in store] == [client.budget.summary()["usd"]] == [17.0]
+
+
+@pytest.mark.parametrize("kind", ["hung", "slow drip"])
+def test_a_call_that_is_waited_for_no_longer_counts_at_worst(endpoint, connect, store, kind):
+    endpoint.plan["q"] = [PASSING[kind]]
+    client = connect(timeout=0.5, budget=Budget(price=Price(1e6, 0.0), run="a run"))
+    assert results(client, ask("q"))[0].text == "answer to q"
+    # $17 at worst (1 byte, and 16 around it), then 10 tokens.
+    assert (client.budget.summary()["calls"], client.budget.summary()["usd"]) == (2, 27.0)
+    assert [(kept.finish, kept.text, kept.usd) for kept in store] == [
+        ("overdue", "", 17.0),
+        ("stop", "answer to q", 10.0),
+    ]
+    assert store.spent("a run")["usd"] == 27.0
+    assert [kept.finish for kept in store.answers(client.key(ask("q")))] == ["stop"], (
+        "it is no attempt of another start"
+    )
+
+
+def test_half_a_character_loses_no_answer(endpoint, connect, store):
+    body = b'{"model": "m\\ud83d", "choices": [{"finish_reason": "stop", "message": {"content": "smile \\ud83d"}}]}'
+    endpoint.plan["q"] = [lambda question: Response(body, media_type="application/json")]
+    assert results(connect(), ask("q"))[0].text == "smile ?"
+    assert [(kept.text, kept.served_model) for kept in store] == [("smile ?", "m?")]
+
+
+def test_an_answer_that_can_not_be_kept_ends_its_future_and_leaves_no_reservation(
+    endpoint, connect, store, monkeypatch
+):
+    store._writer.execute("PRAGMA max_page_count = 10")
+    endpoint.plan["q"] = [answer("x" * 100_000)]
+    client = connect(budget=Budget(max_calls=2))
+    with pytest.raises(CheckpointError, match="full"):
+        results(client, ask("q"))
+    assert client.budget.reserve() is not None, "one call is counted, none is under way"
+
+
+def test_what_is_under_way_when_a_client_closes_patiently_is_kept(endpoint, connect, store):
+    endpoint.delay = 0.5
+    client = connect(concurrency=2)
+    futures = client.submit([ask(f"q{i}") for i in range(5)])
+    while endpoint.asked.total() < 2:
+        time.sleep(0.01)
+    start = time.monotonic()
+    client.close(patience=20)
+    assert time.monotonic() - start < 10
+    assert (endpoint.asked.total(), store.count()) == (2, 2), "nothing more was sent"
+    assert [future.exception(timeout=0) is None for future in futures] == [True, True, False, False, False]
+
+
+def test_a_patient_client_does_not_wait_for_ever(endpoint, connect):
+    endpoint.delay = 30
+    client = connect()
+    futures = client.submit([ask("q")])
+    while not endpoint.asked:
+        time.sleep(0.01)
+    start = time.monotonic()
+    client.close(patience=0.5)
+    assert time.monotonic() - start < 5
+    assert futures[0].cancelled()
 
 
 def test_closing_drops_what_is_under_way_without_hanging(endpoint, connect):

@@ -60,7 +60,8 @@ def test_a_passing_failure_is_asked_again(endpoint, connect, store, kind):
     client = connect(timeout=1.0)
     assert results(client, ask("q"))[0].text == "answer to q"
     assert endpoint.asked == {"q": 2}
-    assert store.count() == client.budget.summary()["calls"] == 1
+    # What was not waited for may be billed: it is a call too.
+    assert store.count() == client.budget.summary()["calls"] == (2 if kind in ("hung", "slow drip") else 1)
 
 
 def test_retry_after_is_honoured_by_the_whole_client(endpoint, connect):
@@ -221,6 +222,7 @@ def test_a_key_that_expires_midway_loses_nothing_that_was_paid_for(endpoint, con
 @pytest.mark.parametrize("kind", ["500", "429", "hung", "web page"])
 def test_an_endpoint_that_only_fails_ends_the_client_with_one_message(endpoint, connect, monkeypatch, kind):
     monkeypatch.setattr(pace, "PATIENCE", 1.0)
+    monkeypatch.setattr(pace, "PATIENCE_WHEN_LIMITED", 1.0)
     for i in range(300):
         endpoint.plan[f"q{i}"] = [PASSING[kind]] * 99
     start = time.monotonic()
@@ -234,9 +236,10 @@ def test_an_endpoint_that_only_fails_ends_the_client_with_one_message(endpoint, 
 def test_an_endpoint_that_dies_midway_keeps_what_it_answered(store, monkeypatch):
     monkeypatch.setattr(pace, "PATIENCE", 0.5)
     with connecting("", store) as connect:
-        with FaultyEndpoint(delay=0.02) as endpoint:
+        # Enough to do that a slow machine has not asked everything before it notices the fiftieth answer.
+        with FaultyEndpoint(delay=0.1) as endpoint:
             client = connect(endpoint.url)
-            futures = client.submit([ask(f"q{i}") for i in range(200)])
+            futures = client.submit([ask(f"q{i}") for i in range(400)])
             futures[50].result(timeout=30)
         errors = [future.exception(timeout=60) for future in futures]
         assert {"can't be reached" in str(error) for error in errors if error} == {True}
@@ -263,4 +266,5 @@ def test_two_thousand_prompts_at_five_percent_faults_are_each_answered_once(endp
     # Each sown fault cost one more request, and nothing else did.
     assert endpoint.asked.total() == 2000 + sown.total()
     unusable = sum(sown[kind] for kind in ("refusal", "content filter", "cut off", "empty"))
-    assert store.count() == client.budget.summary()["calls"] == 2000 + unusable
+    overdue = sown["hung"] + sown["slow drip"]
+    assert store.count() == client.budget.summary()["calls"] == 2000 + unusable + overdue

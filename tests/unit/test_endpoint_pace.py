@@ -152,6 +152,33 @@ def test_failures_of_one_moment_are_not_reason_enough_to_give_up():
     assert asyncio.run(hopeless()) is None
 
 
+def test_a_rate_limit_is_waited_for_much_longer_than_a_failure_and_said_once(monkeypatch, caplog):
+    async def verdicts(overloaded: bool) -> list[bool]:
+        pace, seen, now = Pace(4, "http://x/v1"), [], time.monotonic()
+        for minutes in range(12):
+            monkeypatch.setattr(time, "monotonic", lambda minutes=minutes: now + 30.1 * minutes)
+            pace.failed(time.monotonic(), overloaded=overloaded)
+            seen.append(pace.hopeless is not None)
+        return seen
+
+    # Eight failures are enough after half a minute; where they are a rate limit, after five minutes.
+    assert asyncio.run(verdicts(overloaded=False)) == [False] * 7 + [True] * 5
+    assert asyncio.run(verdicts(overloaded=True)) == [False] * 10 + [True] * 2
+    assert caplog.text.count("http://x/v1 limits how many requests it takes") == 1
+
+
+def test_a_failure_between_rate_limits_does_not_shorten_the_patience(monkeypatch):
+    monkeypatch.setattr(pace_module, "PATIENCE", 0.0)
+
+    async def hopeless():
+        pace = Pace(4, "x")
+        for overloaded in [True] * 9 + [False]:
+            pace.failed(time.monotonic(), overloaded=overloaded)
+        return pace.hopeless
+
+    assert asyncio.run(hopeless()) is None
+
+
 # Retry-After ---------------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +206,12 @@ def test_retry_after_is_read_as_a_date_without_the_servers_clock():
     waited = asked_to_wait(**{"Retry-After": date})
     assert waited is not None
     assert 80 < waited <= 90
+
+
+def test_a_retry_after_beyond_all_calendars_is_a_long_time():
+    waited = asked_to_wait(**{"Retry-After": "Wed, 01 Jan 99999999999 00:00:00 GMT"})
+    assert waited is not None
+    assert waited > 1e9
 
 
 @pytest.mark.parametrize("value", ["soon", "", "nan", "Wed, 99 Foo 2026"])

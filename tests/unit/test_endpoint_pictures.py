@@ -5,10 +5,11 @@ import zlib
 
 import pytest
 from PIL import Image
-from tests.faulty_endpoint import FaultyEndpoint, ask, connecting, results
+from tests.faulty_endpoint import FaultyEndpoint, ask, connecting, outcomes, results
 
+from prism_cli.endpoint.failures import NoAnswerError
 from prism_cli.endpoint.pictures import shrunk
-from prism_cli.endpoint.requests import Settings, describe, wire_messages
+from prism_cli.endpoint.requests import Settings, describe, most_prompt_tokens, wire_messages
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import DataError
 
@@ -87,6 +88,25 @@ def test_a_file_cut_off_midway_is_named():
     request = ask("q", images=(image[: len(image) // 2],), row="7")
     with pytest.raises(DataError, match="row 7: an image that can't be read"):
         wire_messages(request, 30_000)
+
+
+def test_a_file_cut_off_midway_fails_its_row_alone(tmp_path):
+    image = encoded("JPEG", (2000, 2000))
+    broken = ask("q", images=(image[: len(image) // 2],), row="7")
+    with FaultyEndpoint() as endpoint, connecting(endpoint.url, AnswerStore(tmp_path / "a.sqlite")) as connect:
+        failed, other = outcomes(connect(max_image_pixels=30_000), [broken, ask("r")])
+    assert isinstance(failed, NoAnswerError)
+    assert (failed.reason, "row 7: an image that can't be read" in str(failed)) == ("unreadable picture", True)
+    assert other.text == "answer to r"
+
+
+@pytest.mark.parametrize(
+    ("size", "most", "tokens"), [((10, 10), None, 300), ((1000, 750), None, 2000), ((1000, 750), 375_000, 1000)]
+)
+def test_the_most_tokens_of_a_question_are_a_byte_each_and_twice_a_pictures(size, most, tokens):
+    request = ask("Straße?", images=(encoded("PNG", size),))
+    # 8 bytes, and 16 around them; a picture is 2 tokens for 750 pixels as sent, at least 300.
+    assert most_prompt_tokens(request, most) == 24 + tokens
 
 
 def test_the_limit_is_part_of_the_key_only_where_a_picture_is_larger():

@@ -1,5 +1,6 @@
 """The API key is sent to the endpoint and shown nowhere else."""
 
+import json
 import logging
 import traceback
 
@@ -112,3 +113,34 @@ def test_a_reply_that_quotes_the_key_with_status_200_does_not_show_it(endpoint, 
         (failed,) = outcomes(connect(api_key_env="MY_KEY"), [ask("q")])
     assert "bad key [MY_KEY]" in str(failed)
     assert SECRET not in everything(failed)
+
+
+@pytest.mark.parametrize("blanks", ["\n", "\r\n", "  "])
+def test_blanks_around_a_key_are_neither_sent_nor_shown(endpoint, store, monkeypatch, blanks):
+    monkeypatch.setenv("MY_KEY", f"{SECRET}{blanks}")
+    endpoint.plan["q"] = [told_by(400)]
+    with connecting(endpoint.url, store) as connect:
+        client = connect(api_key_env="MY_KEY")
+        (failed,) = outcomes(client, [ask("q")])
+    assert endpoint.keys == [f"Bearer {SECRET}"]
+    assert "bad key [MY_KEY]" in str(failed)
+    assert SECRET not in everything(failed)
+
+
+@pytest.mark.parametrize("key", [f"{SECRET}é", f"sk\n{SECRET}"])
+def test_a_key_that_can_not_be_sent_is_refused_by_the_variables_name(endpoint, store, monkeypatch, key):
+    monkeypatch.setenv("MY_KEY", key)
+    for make in (lambda: connect(api_key_env="MY_KEY"), lambda: served_model(endpoint.url, "MY_KEY")):
+        with connecting(endpoint.url, store) as connect, pytest.raises(TeacherError, match="MY_KEY") as caught:
+            make()
+        assert SECRET not in everything(caught.value)
+    assert not endpoint.keys
+
+
+@pytest.mark.parametrize("key", [f"{SECRET}\r\n", f'{SECRET}"\\'])
+def test_a_key_is_not_shown_as_a_library_would_write_it(monkeypatch, key):
+    monkeypatch.setenv("MY_KEY", key)
+    for told in (f"{key}", f"{key!r}", f"{key.encode()!r}", json.dumps(key), key.strip()):
+        error = failures.explain(ValueError(f"illegal header {told}"), "http://x/v1", "m", "MY_KEY")
+        assert SECRET not in str(error), told
+        assert "[MY_KEY]" in str(error)

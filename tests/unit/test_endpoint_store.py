@@ -2,6 +2,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -40,6 +41,15 @@ os.kill(os.getpid(), signal.SIGKILL)
 FIRST_SCHEMA = (
     "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, model TEXT NOT NULL, request TEXT NOT NULL, "
     "text TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER, created REAL NOT NULL)"
+)
+
+
+# The table as the second version made it.
+SECOND_SCHEMA = (
+    "CREATE TABLE calls (key TEXT NOT NULL, teacher TEXT NOT NULL, model TEXT NOT NULL, request TEXT NOT NULL, "
+    "text TEXT NOT NULL, finish TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER, usd REAL, "
+    'url TEXT NOT NULL, served_model TEXT, "row" TEXT NOT NULL, seconds REAL, attempt INTEGER NOT NULL, '
+    "created REAL NOT NULL, UNIQUE (key, attempt))"
 )
 
 
@@ -87,6 +97,7 @@ def test_an_answer_comes_back_as_it_was_put(tmp_path):
         "m-1",
         "7",
         1.5,
+        "runs/align 2026",
     )
     put = store.put(given)
     assert store.answers("k") == [put]
@@ -132,6 +143,17 @@ def test_totals_are_told_apart_by_teacher_and_model(tmp_path):
     assert (other.teacher, other.calls, other.usd, other.mean_prompt_tokens) == ("other", 1, None, None)
 
 
+def test_what_a_run_has_spent_is_told_apart_from_other_runs(tmp_path):
+    store = AnswerStore(tmp_path / "a.sqlite")
+    store.put(stored("a", run="one", prompt_tokens=100, completion_tokens=10, usd=0.5))
+    store.put(stored("b", run="one", prompt_tokens=50, completion_tokens=None, usd=None))
+    store.put(stored("c", run="one", finish="overdue", usd=0.25))
+    store.put(stored("d", run="two", usd=8.0))
+    assert store.spent("one") == {"calls": 3, "prompt_tokens": 150, "completion_tokens": 10, "usd": 0.75}
+    assert store.spent("three") == {"calls": 0, "prompt_tokens": 0, "completion_tokens": 0, "usd": 0.0}
+    assert store.answers("c") == [], "a call that was not waited for has no answer"
+
+
 # Older files ---------------------------------------------------------------------------------------------------------
 
 
@@ -142,6 +164,22 @@ def test_a_store_of_the_first_schema_keeps_what_was_paid_for(tmp_path):
     assert kept == StoredAnswer("k0", "m", "m", "{}", "a0", "unknown", 7, None, attempt=1, created=1.5)
     assert AnswerStore(path).put(stored("k0")).attempt == 2
     assert AnswerStore(path).count() == 2
+
+
+def test_a_store_of_the_second_schema_keeps_what_was_paid_for(tmp_path):
+    path = tmp_path / "a.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute(SECOND_SCHEMA)
+        values = ("k", "t", "m", "{}", "a", "stop", 7, 3, 0.5, "u", "m-1", "r", 1.0, 1, 2.5)
+        connection.execute(f"INSERT INTO calls VALUES ({','.join('?' * 15)})", values)
+        connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    store = AnswerStore(path)
+    assert store.answers("k") == [
+        StoredAnswer("k", "t", "m", "{}", "a", "stop", 7, 3, 0.5, "u", "m-1", "r", 1.0, "", attempt=1, created=2.5)
+    ]
+    assert store.put(stored("k", run="mine")).attempt == 2
+    assert (store.spent("mine")["calls"], AnswerStore(path).count()) == (1, 2)
 
 
 def test_two_processes_that_open_an_old_store_together_bring_it_up_to_date_once(tmp_path):
@@ -224,3 +262,21 @@ def test_when_the_disk_is_full_everybody_who_waits_hears_of_it(tmp_path):
     assert "full" in str(failed[0])
     # What is not there was not said to be there.
     assert {kept.key for kept in store} == {kept.key for kept in ended if isinstance(kept, StoredAnswer)} != set()
+
+
+@pytest.mark.parametrize("poison", [{"text": "half a \ud83d"}, {"prompt_tokens": 2**63}])
+def test_an_answer_that_can_not_be_written_takes_no_other_with_it(tmp_path, poison):
+    store = AnswerStore(tmp_path / "a.sqlite")
+    given = [stored(str(i)) for i in range(8)]
+    given[3] = stored("poison", **{"text": "text", **poison})
+    with store._writing, ThreadPoolExecutor(8) as threads:
+        # All wait for the disk, and so are written together.
+        puts = [threads.submit(store.put, answer) for answer in given]
+        while len(store._to_write) < 8:
+            time.sleep(0.01)
+        store._writing.release()
+        ended = [put.exception(timeout=30) for put in puts]
+        store._writing.acquire()
+    assert [type(error) for error in ended] == [type(None)] * 3 + [CheckpointError] + [type(None)] * 4
+    assert "can't be kept" in str(ended[3])
+    assert store.count() == 7

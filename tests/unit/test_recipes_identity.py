@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from prism_cli.recipes.identity import differences, run_folder, to_dict, to_yaml
 from prism_cli.recipes.load import load_recipe
-from prism_cli.recipes.sources import parse_value
 from prism_cli.recipes.pipelines import PipelineRecipe, PipelineStep
+from prism_cli.recipes.sources import parse_value
 from prism_cli.recipes.stages import AlignRecipe
 
 

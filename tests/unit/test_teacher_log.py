@@ -46,6 +46,18 @@ def test_exported_answers_are_read_back_as_rows_and_bad_ones_are_left_out(store,
     assert len({line["id"] for line in lines}) == 2
 
 
+def test_only_answers_that_came_to_their_own_end_are_exported(tmp_path):
+    kept = AnswerStore(tmp_path / "answers.sqlite")
+    _, description = describe(EndpointRequest([{"role": "user", "content": "q"}]), Settings("m"))
+    finishes = ["stop", "eos", "end_turn", "unknown", "STOP", "abort", "max_tokens", "SAFETY", "tool_calls", "overdue"]
+    for finish in finishes:
+        kept.put(StoredAnswer(finish, "teacher", "m", description, "text", finish))
+    kept.close()
+    assert teacher_log.export(str(kept.path), str(tmp_path / "out.jsonl")) == 5
+    (found,) = teacher_log.read(str(kept.path), 2).totals
+    assert teacher_log.unusable(found.finishes) == {"cut off": 3, "filtered": 1, "unanswered": 1}
+
+
 def test_a_store_that_is_not_there_is_not_made(tmp_path):
     with pytest.raises(CheckpointError, match="no store of answers"):
         teacher_log.read(str(tmp_path / "none.sqlite"), 3)

@@ -1,7 +1,8 @@
 """Whether a teacher sees: pairs of pictures with one question and two right answers."""
 
+from contextlib import ExitStack
+
 import pytest
-from tests.faulty_endpoint import FaultyEndpoint
 
 from prism_cli.data.rows import dataset, row
 from prism_cli.errors import TeacherError
@@ -83,12 +84,43 @@ def test_one_pair_read_on_both_sides_is_proof_and_half_pairs_are_none():
         assert checkup.found.well_formed == 0, "plain sentences are seen through, but told"
 
 
-def test_a_second_check_costs_nothing():
-    with FaultyEndpoint() as endpoint:
-        section = {"teacher.endpoint": endpoint.url, "teacher.model": "m"}
+def test_a_check_measures_now_whatever_is_kept():
+    with ServedEndpoint(reader(0)) as served:
+        section = {"teacher.endpoint": served.url, "teacher.model": "reader"}
         recipe = load_recipe("align", None, ["data.path=x.jsonl"], section)
-        assert [teacher_check.run("align", recipe).passed for _ in range(2)] == [False, False]
-        assert len(endpoint.bodies) == 6
+        assert not teacher_check.run("align", recipe).passed
+    for knows in (6, 0):
+        with ServedEndpoint(reader(knows)) as served:
+            section = {"teacher.endpoint": served.url, "teacher.model": "reader"}
+            recipe = load_recipe("align", None, ["data.path=x.jsonl"], section)
+            assert teacher_check.run("align", recipe).found.seen == knows / 2
+
+
+class Switch:
+    """A teacher that can be given eyes, and counts what it is asked."""
+
+    def __init__(self):
+        self.asked, self.knows = 0, 0
+        self.server = ServedEndpoint(create_app(self.answer, "m"))
+
+    def answer(self, request):
+        self.asked += 1
+        numbers = {image: text for pair in number_pairs() for image, text in zip(*pair[1:3], strict=True)}
+        return [f"The number is {dict(list(numbers.items())[: self.knows]).get(request.images[0], 'hidden')}."]
+
+
+def test_a_teacher_given_eyes_is_looked_at_again_and_one_that_passed_is_not(run, rows):
+    teacher = Switch()
+    with teacher.server as served:
+        section = OpenAITeacher(endpoint=served.url, model="m", store=str(run.folder / "a.sqlite"))
+        for knows, asked in ((0, 6), (0, 12), (6, 18), (6, 18), (0, 18)):
+            teacher.knows = knows
+            with ExitStack() as stack:
+                if asked < 18:
+                    stack.enter_context(pytest.raises(TeacherError, match="does not see the pictures"))
+                with teaching(section, GRAMMAR, run, rows):
+                    pass
+            assert teacher.asked == asked
 
 
 def test_pairs_come_from_the_world_of_the_rows_or_of_the_teacher():

@@ -8,6 +8,7 @@ import pytest
 from tests.faulty_endpoint import FaultyEndpoint, answer
 
 from prism_cli.data.rows import dataset, row
+from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import BudgetError, DataError, TeacherError
 from prism_cli.recipes.identity import differences
 from prism_cli.recipes.teachers import OpenAITeacher
@@ -186,11 +187,63 @@ def test_a_cap_on_calls_holds_over_starts_and_raising_it_continues(run, endpoint
 
 
 def test_a_cap_on_dollars_holds_and_what_was_spent_is_told(run, endpoint, capsys):
-    # 10 + 5 tokens at $10,000 and $20,000 a million are $0.10 + $0.10.
-    price = {"price": {"prompt": 1e4, "completion": 2e4}}
+    # 10 + 5 tokens at $10,000 and $20,000 a million are $0.10 + $0.10; 26 + 5 at most are $0.36.
+    price = {"price": {"prompt": 1e4, "completion": 2e4}, "max_tokens": 5}
     with pytest.raises(BudgetError):
-        ask(run, endpoint.url, "abcd", max_usd=0.5, concurrency=1, **price)
+        ask(run, endpoint.url, "abcd", max_usd=0.6, concurrency=1, **price)
     assert usage(run)["usd"] == pytest.approx(0.4)
     assert sum(endpoint.asked.values()) == 2
     assert len(ask(run, endpoint.url, "abcd", max_usd=1.0, concurrency=1, **price)) == 4
     assert "teacher: 4 answers, 2 from the store, $0.80" in capsys.readouterr().out
+
+
+def test_a_cap_holds_over_a_kill_that_left_the_summary_behind(run, endpoint):
+    """A kill comes between two writes of teacher.json, and many calls ahead of what it counts."""
+    with teaching(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
+        desk.answers(ids("ab"))
+    (run.folder / "teacher.json").write_text('{"calls": 0, "cached": 0, "usd": null}')
+    with pytest.raises(BudgetError, match="2 calls"):
+        ask(run, endpoint.url, "c", max_calls=2)
+    assert usage(run) == {"calls": 2, "cached": 0, "prompt_tokens": 20, "completion_tokens": 10, "usd": None}
+    assert endpoint.asked.total() == 2
+
+
+def test_a_run_that_starts_over_has_spent_nothing(run, endpoint, tmp_path):
+    shared = OpenAITeacher(endpoint=endpoint.url, model="m", store=str(tmp_path / "shared.sqlite"), max_calls=2)
+    with teaching(shared, GRAMMAR, run, ROWS) as desk:
+        desk.answers(ids("ab"))
+    anew = open_run(run.folder, "align", {}, "", differences, fresh=True)
+    with teaching(shared, GRAMMAR, anew, ROWS) as desk:
+        desk.answers(ids("abcd"))
+    assert (usage(anew)["calls"], usage(anew)["cached"]) == (2, 2)
+
+
+def test_calls_counted_before_the_store_knew_runs_still_count(run, endpoint):
+    (run.folder / "teacher.json").write_text('{"calls": 3, "cached": 7, "usd": null}')
+    ask(run, endpoint.url, "a", max_calls=4)
+    assert (usage(run)["calls"], usage(run)["cached"]) == (4, 7)
+    with pytest.raises(BudgetError):
+        ask(run, endpoint.url, "b", max_calls=4)
+
+
+@pytest.mark.parametrize(("ends_with", "kept"), [(ValueError, 4), (None, 4), (KeyboardInterrupt, 0)])
+def test_what_is_under_way_when_a_stage_ends_is_kept_unless_someone_waits_at_the_keyboard(
+    run, endpoint, ends_with, kept
+):
+    endpoint.delay = 1.0
+
+    def stage():
+        with teaching(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
+            desk.prefetch(ids("abcd"))
+            while endpoint.asked.total() < 4:
+                time.sleep(0.01)
+            if ends_with is not None:
+                raise ends_with
+
+    if ends_with is None:
+        stage()
+    else:
+        with pytest.raises(ends_with):
+            stage()
+    assert usage(run)["calls"] == kept
+    assert AnswerStore(run.folder / "answers.sqlite").count() == kept

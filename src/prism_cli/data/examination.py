@@ -6,21 +6,18 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import lru_cache
 from itertools import chain, islice
 from multiprocessing import get_context
 from multiprocessing.synchronize import Event
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from prism_cli.data.formats import ParsedRow, detect, parse
-from prism_cli.data.images import ImageReader
-from prism_cli.data.overlap import Identity, text_digest
-from prism_cli.data.pictures import Fault, Picture, look
-from prism_cli.data.preflight import Needs, Problem, Verify, check_looked_at, question_of
+from prism_cli.data.formats import ParsedRow
+from prism_cli.data.overlap import Identity, exact_digest, text_digest
+from prism_cli.data.pictures import Picture
+from prism_cli.data.preflight import RESPONSES, Problem, question_of
+from prism_cli.data.reading import Checks, look_at, own_id
 from prism_cli.data.sources import RawRow
 from prism_cli.errors import DataError
-from prism_cli.responses import Grammar
 
 CHUNK = 32
 SMALL = 128
@@ -31,16 +28,14 @@ class Rules(NamedTuple):
     """What rows are checked for; sent to other processes, so its function must be a named one.
 
     Attributes:
-        format: One of `formats.FORMATS`, or `auto`.
+        format: One of `formats.FORMATS`, or `auto`: each row's is told from its columns.
         allow_urls: Hosts pictures may be fetched from.
-        needs, grammar, verify: As `preflight.check_row` takes them.
+        checks: What they must hold.
     """
 
     format: str
     allow_urls: tuple[str, ...] = ()
-    needs: Needs | None = None
-    grammar: Grammar | None = None
-    verify: Verify | None = None
+    checks: Checks = Checks()
 
 
 class CheckedRow(NamedTuple):
@@ -48,6 +43,7 @@ class CheckedRow(NamedTuple):
 
     Attributes:
         file, number: Where it stands.
+        format: How it is written, or None when that can't be told.
         id: Its own id, or one made of its place.
         problems: What is wrong with it by itself.
         pictures: Its pictures, looked at.
@@ -58,6 +54,7 @@ class CheckedRow(NamedTuple):
 
     file: str
     number: int
+    format: str | None
     id: str
     problems: list[Problem]
     pictures: list[Picture]
@@ -66,20 +63,19 @@ class CheckedRow(NamedTuple):
     response: str | None
 
 
-def examine(rows: Iterable[RawRow], rules: Rules, formats: dict[str, str], processes: int = 1) -> Iterator[CheckedRow]:
+def examine(rows: Iterable[RawRow], rules: Rules, processes: int = 1) -> Iterator[CheckedRow]:
     """Checks rows and keeps their order; in other processes when there are many.
 
     Args:
         rows: As a source gives them.
         rules: What they are checked for.
-        formats: File → format; filled as files come, each told from its first row that tells.
         processes: How many to use; with 1 this one does the work.
     """
-    stream = ((raw, _format(raw, rules.format, formats)) for raw in rows)
+    stream = iter(rows)
     first = list(islice(stream, SMALL))
     if processes == 1 or len(first) < SMALL:
-        for raw, format in chain(first, stream):
-            yield check_raw(raw, rules, format)
+        for raw in chain(first, stream):
+            yield check_raw(raw, rules)
         return
     with _workers(processes) as pool:
         waiting = deque()
@@ -91,57 +87,21 @@ def examine(rows: Iterable[RawRow], rules: Rules, formats: dict[str, str], proce
             yield from waiting.popleft().result()
 
 
-def _format(raw: RawRow, format: str, formats: dict[str, str]) -> str:
-    """The format of a row's file; `auto` when neither it nor a row before tells."""
-    if raw.file not in formats and format == "auto":
-        if raw.fields is None:
-            return format
-        try:
-            format = detect(raw.fields)
-        except DataError:
-            return format
-    return formats.setdefault(raw.file, format)
-
-
-def check_raw(raw: RawRow, rules: Rules, format: str) -> CheckedRow:
+def check_raw(raw: RawRow, rules: Rules) -> CheckedRow:
     """Parses one row, reads its pictures and checks both."""
-    if raw.fields is None:
-        return _unreadable(raw, "row", raw.problem or "it can't be read", "mend it, or drop it")
-    try:
-        parsed = parse(detect(raw.fields) if format == "auto" else format, raw.fields)
-    except DataError as error:
-        field, colon, what = str(error).partition(": ")
-        return _unreadable(raw, field if colon else "row", what or field, error.hint or "mend it, or drop it")
-    pictures = [_picture(reference, raw.folder, rules.allow_urls) for reference in parsed.images]
-    problems = check_looked_at(
-        parsed, pictures, file=raw.file, row=raw.number, needs=rules.needs, grammar=rules.grammar, verify=rules.verify
-    )
+    looked = look_at(raw, rules.format, rules.allow_urls, rules.checks, identify=True)
+    parsed = looked.parsed
     return CheckedRow(
         raw.file,
         raw.number,
-        parsed.id or _own_id(raw),
-        problems,
-        pictures,
-        _identity(parsed, pictures),
-        parsed.prompt,
-        parsed.demonstration if rules.needs == "sft" else None,
+        looked.format,
+        (parsed and parsed.id) or own_id(raw),
+        looked.problems,
+        looked.pictures,
+        _identity(parsed, looked.pictures) if parsed is not None else None,
+        parsed.prompt if parsed is not None else [],
+        parsed.demonstration if parsed is not None and rules.checks.needs == "sft" else None,
     )
-
-
-def _own_id(raw: RawRow) -> str:
-    return f"{Path(raw.file).stem}-{raw.number}"
-
-
-def _picture(reference: Any, folder: Path | None, allow_urls: tuple[str, ...]) -> Picture:
-    try:
-        return look(_reader(folder, allow_urls).read(reference), identify=True)
-    except DataError as error:
-        return Picture(0, 0, "", Fault("missing picture", str(error), error.hint or "mend it, or drop the row"))
-
-
-@lru_cache(maxsize=8)
-def _reader(folder: Path | None, allow_urls: tuple[str, ...]) -> ImageReader:
-    return ImageReader(folder, allow_urls)
 
 
 def _identity(parsed: ParsedRow, pictures: list[Picture]) -> Identity | None:
@@ -150,14 +110,10 @@ def _identity(parsed: ParsedRow, pictures: list[Picture]) -> Identity | None:
     return Identity(
         text_digest(*(turn["content"] for turn in parsed.prompt if turn["role"] != "system")),
         text_digest(*parsed.answers),
+        exact_digest(*(getattr(parsed, name) for name in RESPONSES)),
         tuple(picture.pixels for picture in pictures),
         tuple(picture.shape for picture in pictures),
     )
-
-
-def _unreadable(raw: RawRow, field: str, what: str, cure: str) -> CheckedRow:
-    problem = Problem(raw.file, raw.number, field, what, cure, "error")
-    return CheckedRow(raw.file, raw.number, _own_id(raw), [problem], [], None, [], None)
 
 
 # Other processes -----------------------------------------------------------------------------------------------------
@@ -165,8 +121,8 @@ def _unreadable(raw: RawRow, field: str, what: str, cure: str) -> CheckedRow:
 _stop: Event | None = None
 
 
-def _check_chunk(chunk: list[tuple[RawRow, str]], rules: Rules) -> list[CheckedRow]:
-    return [check_raw(raw, rules, format) for raw, format in chunk if not (_stop and _stop.is_set())]
+def _check_chunk(chunk: list[RawRow], rules: Rules) -> list[CheckedRow]:
+    return [check_raw(raw, rules) for raw in chunk if not (_stop and _stop.is_set())]
 
 
 def _begin(stop: Event) -> None:

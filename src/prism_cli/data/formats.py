@@ -4,11 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from prism_cli.data.lines import json_value
 from prism_cli.errors import DataError
 
 FORMATS = ("conversational", "sharegpt", "verl", "pairs", "plain")
 IMAGE_MARK = "<image>"
 IMAGE_ITEMS = ("image", "image_url", "input_image")
+TEXT_ITEMS = ("text", "input_text")
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 QUESTION_CURE = "give `messages`, `conversations`, `prompt` or `question`"
 
@@ -69,8 +71,12 @@ def parse(format: str, fields: Mapping[str, Any]) -> ParsedRow:
     Raises:
         DataError: `field: what was found`, with the cure in its hint.
     """
+    for name in ("videos", "audios"):
+        if fields.get(name):
+            raise DataError(f"{name}: there are some, and only pictures are read", "drop the row")
     turns, marks = _unmarked(_turns(format, fields))
-    prompt, demonstration = (turns[:-1], turns[-1]["content"]) if turns[-1]["role"] == "assistant" else (turns, None)
+    answered = bool(turns) and turns[-1]["role"] == "assistant"
+    prompt, demonstration = (turns[:-1], turns[-1]["content"]) if answered else (turns, None)
     _check_order(prompt)
     return ParsedRow(
         id=None if fields.get("id") in (None, "") else str(fields["id"]),
@@ -138,9 +144,10 @@ def _unmarked(turns: Sequence[Mapping[str, Any]]) -> tuple[list[Turn], int]:
         if role == "user":
             marks += items + text.count(IMAGE_MARK)
             text = text.replace(IMAGE_MARK, "").strip()
-        if not text and role != "system":
+        if not text.strip() and role != "system":
             raise DataError(f"turn {number}: the {role}'s text is empty", "give it, or drop the row")
-        found.append({"role": role, "content": text})
+        if text.strip():
+            found.append({"role": role, "content": text})
     return found, marks
 
 
@@ -153,8 +160,11 @@ def _plain(content: Any, number: int) -> tuple[str, int]:
         return content, 0
     if not isinstance(content, Sequence) or not all(isinstance(item, Mapping) for item in content):
         raise DataError(f"turn {number}: its content: {_shown(content)}", "give a text, or a list of items")
-    texts = [item["text"] for item in content if isinstance(item.get("text"), str) and item.get("type") == "text"]
-    return " ".join(filter(None, texts)), sum(item.get("type") in IMAGE_ITEMS for item in content)
+    for item in content:
+        if item.get("type") not in (*TEXT_ITEMS, *IMAGE_ITEMS):
+            raise DataError(f"turn {number}: an item's type {_shown(item.get('type'))}", "give texts and images alone")
+    texts = [item["text"] for item in content if isinstance(item.get("text"), str) and item["type"] in TEXT_ITEMS]
+    return " ".join(filter(None, texts)), sum(item["type"] in IMAGE_ITEMS for item in content)
 
 
 def _check_order(prompt: Sequence[Turn]) -> None:
@@ -176,31 +186,38 @@ def _images(fields: Mapping[str, Any]) -> list[Any]:
     # `file_name` is how metadata.jsonl of an image folder names the picture.
     for name in ("images", "image", "file_name"):
         if fields.get(name):
-            return [image for image in _listed(fields[name]) if image is not None]
+            found = _listed(fields[name])
+            if None in found:
+                raise DataError(f"{name}: one of its {len(found)} pictures is null", "give it, or drop the row")
+            return found
     return []
 
 
 def _answers(format: str, fields: Mapping[str, Any]) -> list[str]:
-    found = fields.get("answers")
-    if format == "verl" and isinstance(fields.get("reward_model"), Mapping):
-        found = fields["reward_model"].get("ground_truth")
-    elif found is None:
-        # An answer alone may be written like a list: the interval [1, 2].
-        found = [] if fields.get("answer") is None else [fields["answer"]]
-        found = found[0] if found and isinstance(found[0], list) else found
+    found = fields.get("answers") if fields.get("answers") is not None else fields.get("answer")
+    if format == "verl" and (model := _reward_model(fields)) is not None:
+        found = model.get("ground_truth")
     found = _listed(found)
     if not all(isinstance(answer, str | int | float) for answer in found):
         raise DataError(f"answers: {_shown(found)}", "give texts or numbers")
     return [str(answer) for answer in found]
 
 
-def _listed(value: Any) -> list[Any]:
-    """A list as it is, one written in JSON (CSV has no lists), or a value alone."""
-    if isinstance(value, str) and value.startswith("["):
+def _reward_model(fields: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The column of that name; some files hold it as JSON in a text."""
+    found = fields.get("reward_model")
+    if isinstance(found, str):
         try:
-            value = json.loads(value)
-        except ValueError:
-            return [value]
+            found = json_value(found)
+        except ValueError as error:
+            raise DataError(f"reward_model: {error}", "give an object with `ground_truth`") from None
+    if found is not None and not isinstance(found, Mapping):
+        raise DataError(f"reward_model: {_shown(found)}", "give an object with `ground_truth`")
+    return found
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list as it is, or a value alone."""
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]

@@ -38,15 +38,14 @@ class ImageReader:
         Raises:
             DataError: it may not be read, or is not there.
         """
-        if isinstance(reference, Mapping):
-            reference = reference.get("bytes") or reference.get("path") or reference.get("url")
+        reference = _given(reference)
         if isinstance(reference, bytes):
             return {"bytes": reference, "path": None}
         if not isinstance(reference, str) or not reference:
             raise DataError(f"it is {json.dumps(reference, default=str)[:60]}", OUTSIDE_CURE)
         if reference.startswith("data:"):
             return {"bytes": _data_url(reference), "path": None}
-        if "://" in reference:
+        if is_url(reference):
             return {"bytes": fetch(reference, self.allow_urls), "path": None}
         file = self.local_file(reference)
         try:
@@ -56,6 +55,13 @@ class ImageReader:
         if not there:
             raise DataError(f"{reference[:80]!r} does not exist", "paths begin at the data file's folder")
         return {"bytes": None, "path": str(file)}
+
+    def local_name(self, reference: Any) -> str | None:
+        """The path inside the folder that a reference, as `read` takes it, gives; None when it gives none."""
+        name = _given(reference)
+        if self.folder is None or not isinstance(name, str) or not name or name.startswith("data:") or is_url(name):
+            return None
+        return name
 
     def local_file(self, name: str) -> Path:
         """Where a path in a row leads to; there need be nothing there.
@@ -75,6 +81,19 @@ class ImageReader:
         if not file.is_relative_to(self.folder):
             raise DataError(f"{name!r} leaves the data's folder", OUTSIDE_CURE)
         return file
+
+
+def is_url(reference: Any) -> bool:
+    """Whether a reference is asked of a host."""
+    name = _given(reference)
+    return isinstance(name, str) and not name.startswith("data:") and "://" in name
+
+
+def _given(reference: Any) -> Any:
+    """What a reference says: bytes, a name, a URL."""
+    if isinstance(reference, Mapping):
+        return reference.get("bytes") or reference.get("path") or reference.get("url")
+    return reference
 
 
 def image_bytes(image: Mapping[str, Any]) -> bytes:

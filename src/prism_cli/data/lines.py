@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -11,6 +10,12 @@ from typing import Any, NamedTuple, TextIO
 BLANKS = re.compile(r"\s*")
 CHUNK = 1 << 18
 LONGEST_ROW = 1 << 28
+# A picture of 50 MB may stand in a field as a data URL; what an unclosed quote swallows must end somewhere.
+LONGEST_FIELD = 1 << 27
+DEEPEST = 100
+TOO_DEEP = "its JSON is nested too deep"
+# CSV has no lists, so these columns may hold one in JSON.
+LISTS = ("answers", "image", "images")
 
 
 class Entry(NamedTuple):
@@ -29,13 +34,49 @@ def json_line_entries(file: Path) -> Iterator[Entry]:
             if not line.strip():
                 continue
             try:
-                yield _entry(number, json.loads(line.rstrip(b"\r\n").decode()))
+                yield _entry(number, json_value(line.rstrip(b"\r\n").decode()))
             except UnicodeDecodeError as error:
                 yield Entry(number, None, f"it is not UTF-8 (byte {error.start + 1})")
-            except json.JSONDecodeError as error:
-                yield Entry(number, None, f"it is not JSON: {error.msg} (column {error.colno})")
-            except RecursionError:
-                yield Entry(number, None, "its JSON is nested too deep")
+            except ValueError as error:
+                yield Entry(number, None, str(error))
+
+
+def json_value(text: str) -> Any:
+    """What a text says in JSON.
+
+    Raises:
+        ValueError: it is not JSON, or a value in it can't be used; the message says what it is.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON: {error.msg} (column {error.colno})") from None
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    except ValueError as error:
+        raise ValueError(_of_number(error)) from None
+    if (fault := _fault(value)) is not None:
+        raise ValueError(fault)
+    return value
+
+
+def _of_number(error: ValueError) -> str:
+    return f"a number in it has too many digits ({str(error).partition(';')[0]})"
+
+
+def _fault(value: Any, depth: int = DEEPEST) -> str | None:
+    """Why a value that JSON allows can't be used, or None."""
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return "half a character stands in it, a surrogate alone"
+    if not isinstance(value, list | dict):
+        return None
+    if not depth:
+        return TOO_DEEP
+    inner = [*value, *value.values()] if isinstance(value, dict) else value
+    return next(filter(None, (_fault(item, depth - 1) for item in inner)), None)
 
 
 def json_array_entries(file: Path) -> Iterator[Entry]:
@@ -44,13 +85,16 @@ def json_array_entries(file: Path) -> Iterator[Entry]:
     with open(file, encoding="utf-8-sig") as chunks:
         try:
             for number, value in enumerate(_array_values(chunks), 1):
-                yield _entry(number, value)
+                fault = _fault(value)
+                yield _entry(number, value) if fault is None else Entry(number, None, fault)
         except UnicodeDecodeError:
             yield Entry(number + 1, None, "it or what follows is not UTF-8")
         except json.JSONDecodeError as error:
             yield Entry(number + 1, None, f"it and what follows is not JSON: {error.msg}")
         except RecursionError:
-            yield Entry(number + 1, None, "its JSON is nested too deep, so what follows can't be read")
+            yield Entry(number + 1, None, f"{TOO_DEEP}, so what follows can't be read")
+        except ValueError as error:
+            yield Entry(number + 1, None, f"{_of_number(error)}, so what follows can't be read")
 
 
 def _array_values(chunks: TextIO) -> Iterator[Any]:
@@ -62,6 +106,11 @@ def _array_values(chunks: TextIO) -> Iterator[Any]:
         broken = json.JSONDecodeError(f"Expecting {expected or 'value'}", text, at)
         if expected and text[at : at + 1] in expected and at < len(text):
             if text[at] == "]":
+                rest = text[at + 1 :]
+                while not rest.strip() and (rest := chunks.read(CHUNK)):
+                    pass
+                if rest.strip():
+                    raise json.JSONDecodeError("something stands after the array", rest, 0)
                 return
             at, expected = at + 1, "]" if expected == "[" else ""
             continue
@@ -85,31 +134,57 @@ def _array_values(chunks: TextIO) -> Iterator[Any]:
 
 def csv_entries(file: Path) -> Iterator[Entry]:
     """Rows of a CSV file with a header, numbered by the line they begin at."""
-    csv.field_size_limit(sys.maxsize)  # pictures may stand in it as data URLs
+    csv.field_size_limit(LONGEST_FIELD)
+    names: list[str] | None = None
     with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        reader = csv.DictReader(lines)
+        reader = csv.reader(lines, strict=True)
         while True:
+            begins = reader.line_num + 1
             try:
-                fields = next(reader)
+                values = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Entry(reader.reader.line_num, None, f"it is not CSV: {error}")
-                if reader.reader.line_num == 1:
+                until = f" (lines {begins} to {reader.line_num} are lost)" if reader.line_num > begins else ""
+                yield Entry(begins, None, f"it is not CSV: {error}{until}")
+                if names is None:
                     return  # without a header the next row would be taken for it
                 continue
-            lines_within = sum(value.count("\n") for value in fields.values() if isinstance(value, str))
-            yield _csv_entry(reader.line_num - lines_within, fields)
+            if not values:
+                continue
+            if names is not None:
+                yield _csv_entry(begins, names, values)
+            elif _fault(values) is None:
+                names = values
+            else:
+                yield Entry(begins, None, "the header is not UTF-8, so nothing can be read")
+                return
 
 
-def _csv_entry(number: int, fields: dict[str | None, Any]) -> Entry:
-    if None in fields:
+def csv_header(file: Path) -> list[str]:
+    """The names of a CSV file's columns.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    with open(file, encoding="utf-8-sig", newline="") as lines:
+        return next(filter(None, csv.reader(lines)), [])
+
+
+def _csv_entry(number: int, names: list[str], values: list[str]) -> Entry:
+    if len(values) > len(names):
         return Entry(number, None, "it has more values than the header has names")
-    try:
-        "".join(value for value in fields.values() if value).encode()
-    except UnicodeEncodeError:
+    if _fault(values) is not None:
         return Entry(number, None, "it is not UTF-8")
-    return Entry(number, {str(name): value or None for name, value in fields.items()}, None)
+    fields: dict[str, Any] = dict.fromkeys(names)
+    fields.update((name, value) for name, value in zip(names, values, strict=False) if value)
+    for name in LISTS:
+        if (fields.get(name) or "").startswith("["):
+            try:
+                fields[name] = json_value(fields[name])
+            except ValueError:
+                continue  # a text that begins so
+    return Entry(number, fields, None)
 
 
 def _entry(number: int, value: Any) -> Entry:

@@ -3,15 +3,19 @@
 import hashlib
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from prism_cli.data.pictures import SHAPE_BITS
 
+WORDS = SHAPE_BITS // 64
 NEAR = 10
 """Bits of 256 in which the hashes of one picture may differ after lossy re-encoding or scaling."""
+
+BANDS = NEAR + 1
+"""NEAR differing bits leave one of so many bands as it was, so pictures that look alike agree in a whole one."""
 
 
 class Identity(NamedTuple):
@@ -20,12 +24,14 @@ class Identity(NamedTuple):
     Attributes:
         question: Digest of the whole prompt, however it is spaced and capitalised.
         answers: Digest of the accepted answers.
+        responses: Digest of the texts to learn from, to the letter.
         pixels: Digest of each picture's pixels.
         shapes: Difference hash of each picture.
     """
 
     question: bytes
     answers: bytes
+    responses: bytes
     pixels: tuple[bytes, ...]
     shapes: tuple[int, ...]
 
@@ -36,41 +42,64 @@ class Match(NamedTuple):
     Attributes:
         row: The row.
         other: The earlier row of the same set, or the row of the other set.
-        kind: `same`: pictures and question; `picture`: the very pixels, under another question.
+        kind: `same`: pictures and question, within one set also answers and responses; `asked`: pictures and question,
+            but other answers or responses; `picture`: the very pixels, under another question.
     """
 
     row: int
     other: int
-    kind: Literal["same", "picture"]
+    kind: Literal["same", "asked", "picture"]
 
 
 def text_digest(*texts: str) -> bytes:
-    """Equal for texts that differ in spaces, capitals, Unicode spelling or a closing mark only."""
-    plain = ("".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(".?!") for text in texts)
-    return hashlib.blake2b("\0".join(plain).encode(), digest_size=16).digest()
+    """Equal for texts that differ in how many blanks stand somewhere, capitals, Unicode spelling or a closing mark."""
+    plain = (" ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(".?! ") for text in texts)
+    return exact_digest(*plain)
+
+
+def exact_digest(*texts: str | None) -> bytes:
+    """Equal for equal texts."""
+    return hashlib.blake2b(repr(texts).encode(), digest_size=16).digest()
 
 
 def duplicates(rows: Sequence[Identity]) -> list[Match]:
-    """Rows whose pictures and question an earlier row has, in order.
+    """Rows that are the same as an earlier row, or ask the same as it, in order.
 
-    Copies of a picture that only look alike count when the accepted answers agree too: drawings made from one template
-    differ in a digit.
+    Pictures that only look alike count when the accepted answers agree too: drawings made from one template differ in a
+    digit.
     """
-    found: dict[int, Match] = {}
-    first: dict[tuple[bytes, tuple[bytes, ...]], int] = {}
-    groups: dict[tuple[bytes, bytes, int], list[int]] = defaultdict(list)
+    same = _earlier(rows, _says, _says)
+    asked = _earlier(rows, lambda r: r.question, lambda r: (r.question, r.answers))
+    return [
+        Match(index, same[index], "same") if index in same else Match(index, asked[index], "asked")
+        for index in sorted(same.keys() | asked.keys())
+    ]
+
+
+def _says(row: Identity) -> Hashable:
+    return row.question, row.answers, row.responses
+
+
+def _earlier(
+    rows: Sequence[Identity], exactly: Callable[[Identity], Hashable], nearly: Callable[[Identity], Hashable]
+) -> dict[int, int]:
+    """Row → an earlier one of its pictures and equal `exactly`, or of pictures that look alike and equal `nearly`."""
+    found: dict[int, int] = {}
+    first: dict[Hashable, int] = {}
+    groups: dict[Hashable, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
-        earlier = first.setdefault((row.question, row.pixels), index)
+        earlier = first.setdefault((exactly(row), row.pixels), index)
         if earlier != index:
-            found[index] = Match(index, earlier, "same")
+            found[index] = earlier
         elif row.shapes:
-            groups[row.question, row.answers, len(row.shapes)].append(index)
+            groups[nearly(row), len(row.shapes)].append(index)
     for members in groups.values():
-        shapes = _shapes(rows, members)
-        for position in range(1, len(members)):
-            if (earlier := _near(shapes[position], shapes[:position])) is not None:
-                found[members[position]] = Match(members[position], members[earlier], "same")
-    return [found[index] for index in sorted(found)]
+        if len(members) > 1:
+            shapes = _shapes(rows, members)
+            for position, earlier in enumerate(_first_alike(shapes, shapes)):
+                if earlier is not None and earlier < position:
+                    found[members[position]] = members[earlier]
+    return found
 
 
 def overlaps(rows: Sequence[Identity], others: Sequence[Identity]) -> Iterator[Match]:
@@ -81,28 +110,65 @@ def overlaps(rows: Sequence[Identity], others: Sequence[Identity]) -> Iterator[M
         groups[other.question, len(other.shapes)].append(index)
         for pixels in other.pixels:
             pictures.setdefault(pixels, index)
-    shapes = {key: _shapes(others, members) for key, members in groups.items()}
+    asking: dict[tuple[bytes, int], list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
-        key = row.question, len(row.shapes)
-        twin = _near(_words(row.shapes), shapes[key]) if key in groups else None
-        if twin is not None:
-            yield Match(index, groups[key][twin], "same")
+        if (row.question, len(row.shapes)) in groups:
+            asking[row.question, len(row.shapes)].append(index)
+    twins: dict[int, int] = {}
+    for key, members in asking.items():
+        alike = _first_alike(_shapes(rows, members), _shapes(others, groups[key]))
+        twins |= {row: groups[key][twin] for row, twin in zip(members, alike, strict=True) if twin is not None}
+    for index, row in enumerate(rows):
+        if index in twins:
+            yield Match(index, twins[index], "same")
         elif shared := [pictures[pixels] for pixels in row.pixels if pixels in pictures]:
             yield Match(index, shared[0], "picture")
 
 
+# Pictures that look alike --------------------------------------------------------------------------------------------
+
+
 def _shapes(rows: Sequence[Identity], members: Sequence[int]) -> np.ndarray:
-    """Hashes of the members' pictures, (members, pictures, words)."""
-    return np.stack([_words(rows[member].shapes) for member in members])
+    """Hashes of the members' pictures, (members, pictures × words)."""
+    raw = b"".join(shape.to_bytes(SHAPE_BITS // 8) for member in members for shape in rows[member].shapes)
+    return np.frombuffer(raw, dtype=np.uint64).reshape(len(members), -1)
 
 
-def _words(shapes: Sequence[int]) -> np.ndarray:
-    raw = b"".join(shape.to_bytes(SHAPE_BITS // 8) for shape in shapes)
-    return np.frombuffer(raw, dtype=np.uint64).reshape(len(shapes), -1) if shapes else np.zeros((0, 1), np.uint64)
+def _first_alike(ones: np.ndarray, many: np.ndarray) -> list[int | None]:
+    """For each of `ones` the index of the first of `many` all of whose pictures look like its own.
+
+    Only those that agree with it in a band of the first picture are compared. Rows without pictures are alike.
+    """
+    if not many.shape[1]:
+        return [0] * len(ones)
+    ones, back = np.unique(ones, axis=0, return_inverse=True)
+    many, first = np.unique(many, axis=0, return_index=True)
+    keys, wanted = _band_keys(many), _band_keys(ones)
+    order = keys.argsort(axis=0)
+    keys = np.take_along_axis(keys, order, axis=0)
+    starts, ends = (
+        np.stack([keys[:, band].searchsorted(wanted[:, band], side) for band in range(BANDS)], axis=1)
+        for side in ("left", "right")
+    )
+    columns = np.ascontiguousarray(many.T).reshape(-1, WORDS, len(many))
+    found: list[int | None] = []
+    for one, begin, end in zip(ones, starts, ends, strict=True):
+        if 4 * (end - begin).sum() < len(many):  # picking out costs more than comparing
+            some = np.concatenate([order[b:e, band] for band, (b, e) in enumerate(zip(begin, end, strict=True))])
+        else:
+            some = slice(None)
+        bits = np.bitwise_count(columns[:, :, some] ^ one.reshape(-1, WORDS, 1))
+        alike = first[some][(bits.sum(axis=1, dtype=np.uint16) <= NEAR).all(axis=0)]
+        found.append(int(alike.min()) if len(alike) else None)
+    return [found[index] for index in back.reshape(-1)]
 
 
-def _near(one: np.ndarray, many: np.ndarray) -> int | None:
-    """Index of the first of `many` all of whose pictures look like those of `one`; rows without pictures are alike."""
-    distances = np.bitwise_count(many ^ one).sum(axis=2)
-    alike = (distances <= NEAR).all(axis=1)
-    return int(alike.argmax()) if alike.any() else None
+def _band_keys(shapes: np.ndarray) -> np.ndarray:
+    """The bits of each band of the first pictures, (rows, bands), in one number.
+
+    A band takes its bits from all over the picture, so that a white margin is no whole band.
+    """
+    bits = np.unpackbits(shapes[:, :WORDS].copy().view(np.uint8), axis=1)
+    bits = np.pad(bits, ((0, 0), (0, -SHAPE_BITS % BANDS))).reshape(len(shapes), -1, BANDS)
+    weights = np.uint32(1) << np.arange(bits.shape[1], dtype=np.uint32)
+    return np.einsum("rbk,b->rk", bits, weights, dtype=np.uint32)

@@ -16,7 +16,7 @@ from prism_cli.data.reading import LocalPicture, RowReader
 from prism_cli.data.rows import FEATURES
 
 # Goes up when rows of the same source would come out otherwise.
-ROWS_VERSION = 1
+ROWS_VERSION = 2
 ROWS_AT_ONCE, BYTES_AT_ONCE = 256, 1 << 26
 MOST_PROBLEMS = 10_000
 
@@ -139,7 +139,7 @@ def _is_current(folder: Path) -> bool:
         return False
     with open(folder / "pictures.jsonl", encoding="utf-8") as lines:
         pictures = (LocalPicture(*json.loads(line)) for line in lines)
-        return all(picture == LocalPicture.at(picture.path) for picture in pictures)
+        return all(picture == LocalPicture.at(picture.name) for picture in pictures)
 
 
 def _opened(folder: Path) -> Loaded:

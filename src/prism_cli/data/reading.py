@@ -1,12 +1,14 @@
 """From raw rows to rows that can be used: parsed, their pictures found, checked; one after the other."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prism_cli.data.formats import ParsedRow, detect, parse
-from prism_cli.data.images import ImageReader
-from prism_cli.data.preflight import Needs, Problem, Verify, check_row
+from prism_cli.data.images import ImageReader, is_url
+from prism_cli.data.pictures import Fault, Picture, look
+from prism_cli.data.preflight import Needs, Problem, Verify, check_looked_at
 from prism_cli.data.sources import RawRow, Source
 from prism_cli.errors import DataError
 from prism_cli.responses import Grammar
@@ -26,35 +28,116 @@ class Checks(NamedTuple):
     verify: Verify | None = None
 
 
-class LocalPicture(NamedTuple):
-    """A local picture a row named: its path, size and time; both −1 when it is not there."""
+class LookedAt(NamedTuple):
+    """One row, read and looked at.
 
+    Attributes:
+        format: How it is written, one of FORMATS, or None when that can't be told.
+        parsed: What it says, or None when it can't be read.
+        images: Its pictures as `ImageReader` gives them; None for one that can't be had.
+        pictures: The same, looked at.
+        problems: What is wrong with it by itself; warnings too.
+    """
+
+    format: str | None
+    parsed: ParsedRow | None
+    images: list[dict[str, Any] | None]
+    pictures: list[Picture]
+    problems: list[Problem]
+
+
+def look_at(raw: RawRow, format: str, allow_urls: tuple[str, ...], checks: Checks, identify: bool = False) -> LookedAt:
+    """Parses one row, reads its pictures and checks both.
+
+    Args:
+        raw: The row.
+        format: One of FORMATS, or `auto`: told from its columns.
+        allow_urls: Hosts from which pictures may be fetched.
+        checks: What it must hold.
+        identify: Also hash its pictures.
+    """
+    if raw.fields is None:
+        problem = _unreadable(raw, "row", raw.problem or "it can't be read", "mend it, or drop it")
+        return LookedAt(None, None, [], [], [problem])
+    told = None
+    try:
+        told = detect(raw.fields) if format == "auto" else format
+        parsed = parse(told, raw.fields)
+    except DataError as error:
+        field, colon, what = str(error).partition(": ")
+        problem = _unreadable(raw, field if colon else "row", what or field, error.hint or "mend it, or drop it")
+        return LookedAt(told, None, [], [], [problem])
+    reader = reader_of(raw.folder, allow_urls)
+    images, pictures = [], []
+    for reference in parsed.images:
+        try:
+            images.append(reader.read(reference))
+            pictures.append(look(images[-1], identify))
+        except DataError as error:
+            images.append(None)
+            fault = Fault("missing picture", str(error), error.hint or "mend it, or drop the row")
+            pictures.append(Picture(0, 0, "", fault))
+    problems = check_looked_at(parsed, pictures, file=raw.file, row=raw.number, **checks._asdict())
+    return LookedAt(told, parsed, images, pictures, problems)
+
+
+def _unreadable(raw: RawRow, field: str, what: str, cure: str) -> Problem:
+    return Problem(raw.file, raw.number, field, what, cure, "error")
+
+
+@lru_cache(maxsize=8)
+def reader_of(folder: Path | None, allow_urls: tuple[str, ...]) -> ImageReader:
+    """Reads pictures of the rows whose folder this is."""
+    return ImageReader(folder, allow_urls)
+
+
+def own_id(raw: RawRow) -> str:
+    """The id of a row that gives none: its place."""
+    return f"{Path(raw.file).stem}-{raw.number}"
+
+
+# Rows for training ---------------------------------------------------------------------------------------------------
+
+
+class LocalPicture(NamedTuple):
+    """A local picture a row named: as it named it, where that led, its size and time; both −1 when it is not there."""
+
+    name: str
     path: str
     size: int
     mtime_ns: int
 
     @classmethod
-    def at(cls, path: str | Path) -> "LocalPicture":
-        """As it is now."""
+    def at(cls, name: str | Path) -> "LocalPicture":
+        """As it is now.
+
+        Args:
+            name: Its absolute path, links in it not followed.
+        """
         try:
-            found = Path(path).stat()
-        except OSError:
-            return cls(str(path), -1, -1)
-        return cls(str(path), found.st_size, found.st_mtime_ns)
+            path = Path(name).resolve()
+            found = path.stat()
+        except (OSError, ValueError, RuntimeError):  # not there, a NUL in it, links in a circle
+            return cls(str(name), "", -1, -1)
+        return cls(str(name), str(path), found.st_size, found.st_mtime_ns)
 
 
 class ReadRow(NamedTuple):
     """One row, read.
 
     Attributes:
-        number: Its number in its file.
+        file: Where it stands.
+        number: Its number there.
+        format: How it is written, or None when that can't be told.
         row: In the shape of `data.rows`, or None when it can't be used.
         problems: What is wrong with it; warnings too.
         pictures: The local pictures it names.
         fetched: Whether a picture was asked of a host.
     """
 
+    file: str
     number: int
+    format: str | None
     row: dict[str, Any] | None
     problems: list[Problem]
     pictures: list[LocalPicture]
@@ -66,7 +149,7 @@ class RowReader:
 
     Args:
         source: Where from.
-        format: One of FORMATS, or `auto`: each file's is told from its first row.
+        format: One of FORMATS, or `auto`: each row's is told from its columns.
         allow_urls: Hosts from which pictures may be fetched.
         checks: What rows must hold.
         instruction: System message for rows without one.
@@ -77,75 +160,43 @@ class RowReader:
 
     def __init__(self, source: Source, format: str, allow_urls: Sequence[str], checks: Checks, instruction: str | None):
         self.source = source
-        self.formats: list[str] = [] if format == "auto" else [format]
-        self._forced = None if format == "auto" else format
-        self._allow_urls = allow_urls
+        self.formats: list[str] = []
+        self._format = format
+        self._allow_urls = tuple(allow_urls)
         self._checks = checks
         self._instruction = instruction
 
     def __iter__(self) -> Iterator[ReadRow]:
         rows_of: dict[str, str] = {}
-        format_of: dict[str, str] = {}
-        readers: dict[Path | None, ImageReader] = {}
         for raw in self.source:
-            if raw.folder not in readers:
-                readers[raw.folder] = ImageReader(raw.folder, self._allow_urls)
-            read = self._read(raw, format_of, readers[raw.folder])
+            read = read_row(raw, self._format, self._allow_urls, self._checks, self._instruction)
+            if read.format is not None and read.format not in self.formats:
+                self.formats.append(read.format)
             if read.row is not None:
-                where = f"{raw.file}:{raw.number}"
+                where = f"{read.file}:{read.number}"
                 if (before := rows_of.setdefault(read.row["id"], where)) != where:
                     what = f"{read.row['id']!r} is also the id of {before}"
                     twice = Problem(
-                        *(raw.file, raw.number, "id", what, "give each row an `id` of its own", "error"), "repeated id"
+                        *(read.file, read.number, "id", what, "give each row an `id` of its own", "error"),
+                        "repeated id",
                     )
                     read = read._replace(row=None, problems=[*read.problems, twice])
             yield read
 
-    def _read(self, raw: RawRow, format_of: dict[str, str], reader: ImageReader) -> ReadRow:
-        if raw.fields is None:
-            found = Problem(raw.file, raw.number, "row", raw.problem or "", "mend or drop it", "error")
-            return ReadRow(raw.number, None, [found], [], False)
-        try:
-            parsed = parse(self._forced or self._format(raw, format_of), raw.fields)
-        except DataError as error:
-            field, _, what = str(error).partition(": ")
-            found = Problem(raw.file, raw.number, field, what, error.hint or "", "error")
-            return ReadRow(raw.number, None, [found], [], False)
-        images, problems = [], []
-        for number, reference in enumerate(parsed.images, 1):
-            try:
-                images.append(reader.read(reference))
-            except DataError as error:
-                field = "image" if len(parsed.images) == 1 else f"image {number} of {len(parsed.images)}"
-                problems.append(
-                    Problem(raw.file, raw.number, field, str(error), error.hint or "", "error", "no picture")
-                )
-        problems += check_row(parsed, images, file=raw.file, row=raw.number, **self._checks._asdict())
-        usable = all(problem.severity != "error" for problem in problems)
-        return ReadRow(
-            raw.number,
-            self._row(raw, parsed, images) if usable else None,
-            problems,
-            _local_pictures(parsed, reader),
-            any(isinstance(reference, str) and "://" in reference for reference in parsed.images),
-        )
 
-    def _format(self, raw: RawRow, format_of: dict[str, str]) -> str:
-        if raw.file not in format_of:
-            format_of[raw.file] = detect(raw.fields or {})
-            if format_of[raw.file] not in self.formats:
-                self.formats.append(format_of[raw.file])
-        return format_of[raw.file]
-
-    def _row(self, raw: RawRow, parsed: ParsedRow, images: list[dict[str, Any]]) -> dict[str, Any]:
+def read_row(raw: RawRow, format: str, allow_urls: tuple[str, ...], checks: Checks, instruction: str | None) -> ReadRow:
+    """One row in the shape that training takes; the arguments are those of `RowReader`."""
+    looked = look_at(raw, format, allow_urls, checks)
+    parsed, row = looked.parsed, None
+    if parsed is not None and all(problem.severity != "error" for problem in looked.problems):
         prompt = parsed.prompt
-        if self._instruction is not None and prompt[0]["role"] != "system":
-            prompt = [{"role": "system", "content": self._instruction}, *prompt]
-        return {
-            "id": parsed.id or f"{Path(raw.file).stem}-{raw.number}",
+        if instruction is not None and prompt[0]["role"] != "system":
+            prompt = [{"role": "system", "content": instruction}, *prompt]
+        row = {
+            "id": parsed.id or own_id(raw),
             "source": "",
             "prompt": prompt,
-            "images": images,
+            "images": looked.images,
             "answers": parsed.answers,
             "teacher_response": parsed.teacher_response,
             "student_response": parsed.student_response,
@@ -153,15 +204,15 @@ class RowReader:
             "demonstration": parsed.demonstration,
             "truth": None,
         }
-
-
-def _local_pictures(parsed: ParsedRow, reader: ImageReader) -> list[LocalPicture]:
-    found = []
-    for reference in parsed.images:
-        name = reference.get("path") if isinstance(reference, dict) and not reference.get("bytes") else reference
-        if isinstance(name, str) and not name.startswith("data:") and "://" not in name:
-            try:
-                found.append(LocalPicture.at(reader.local_file(name)))
-            except DataError:
-                continue  # out of the folder: it stays refused whatever becomes of the file
-    return found
+    references = parsed.images if parsed is not None else []
+    reader = reader_of(raw.folder, allow_urls)
+    names = [name for name in map(reader.local_name, references) if name is not None]
+    return ReadRow(
+        raw.file,
+        raw.number,
+        looked.format,
+        row,
+        looked.problems,
+        [LocalPicture.at((reader.folder or Path()) / name) for name in names],
+        any(map(is_url, references)),
+    )

@@ -15,6 +15,8 @@ from prism_cli.data.lines import Entry, csv_entries, json_array_entries, json_li
 from prism_cli.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+# What `data check --fix` and `collect` leave beside the rows: why others are not there.
+REJECTED = "rejected.jsonl"
 # Few, since each may hold megabytes of pictures.
 PARQUET_ROWS_AT_ONCE = 16
 
@@ -91,7 +93,8 @@ def open_source(path: str, limit: int | None = None) -> Source:
     """
     place = Path(path)
     if place.is_dir():
-        files = sorted(file for file in place.iterdir() if file.suffix in SUFFIXES and file.is_file())
+        found = (file for file in place.iterdir() if file.suffix in SUFFIXES and file.name != REJECTED)
+        files = sorted(file for file in found if file.is_file())
         if not files:
             raise DataError(f"{path} holds no data file", f"one of {', '.join(SUFFIXES)} must lie in it, not deeper")
     elif place.is_file():
@@ -139,11 +142,24 @@ def _parquet_entries(file: Path) -> Iterator[Entry]:
         # Without pre_buffer a column chunk is read as it is needed, not a whole row group at once.
         with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as table:
             for batch in table.iter_batches(PARQUET_ROWS_AT_ONCE):
-                for fields in batch.to_pylist():
+                for entry in _batch_entries(batch, number):
                     number += 1
-                    yield Entry(number, fields, None)
+                    yield entry
     except (pa.ArrowException, OSError) as error:
         yield Entry(number + 1, None, f"it and what follows can't be read: {_first_line(error)}")
+
+
+def _batch_entries(batch: pa.RecordBatch, before: int) -> Iterator[Entry]:
+    """Rows of a batch that follows `before` others; one with a value that Python can't hold has no fields."""
+    try:
+        yield from [Entry(number, fields, None) for number, fields in enumerate(batch.to_pylist(), before + 1)]
+    except (ValueError, OverflowError) as error:
+        if len(batch) == 1:
+            what = "a text in it is not UTF-8" if isinstance(error, UnicodeDecodeError) else _first_line(error)
+            yield Entry(before + 1, None, what)
+            return
+        for place in range(len(batch)):
+            yield from _batch_entries(batch.slice(place, 1), before + place)
 
 
 def _first_line(error: Exception) -> str:

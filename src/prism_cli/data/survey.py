@@ -8,6 +8,7 @@ from typing import NamedTuple
 from prism_cli.data.examination import CheckedRow, Rules, batches, examine
 from prism_cli.data.overlap import duplicates, overlaps
 from prism_cli.data.preflight import Needs, Problem, Verify
+from prism_cli.data.reading import Checks
 from prism_cli.data.sources import open_source
 from prism_cli.errors import DataError
 from prism_cli.responses import Grammar
@@ -17,6 +18,7 @@ CountTokens = Callable[
 ]
 
 DUPLICATE = "duplicate"
+"""What a row is that says nothing an earlier one does not."""
 
 
 class Report(NamedTuple):
@@ -24,7 +26,9 @@ class Report(NamedTuple):
 
     Attributes:
         source: As the user named it.
-        formats: File → one of `formats.FORMATS`; a file is missing when none of its rows tells.
+        fingerprint: Of the source when it was checked.
+        format: As it was read: one of `formats.FORMATS`, or `auto`.
+        formats: File → the formats of its rows, `plain, verl` when they differ; a file is missing when no row tells.
         rows: How many there are.
         problems: In order of the rows.
         sizes: (width, height) → how many pictures.
@@ -33,6 +37,8 @@ class Report(NamedTuple):
     """
 
     source: str
+    fingerprint: str
+    format: str
     formats: dict[str, str]
     rows: int
     problems: list[Problem]
@@ -81,17 +87,20 @@ def check_source(
         progress: Called with the number of rows done, first of `against`, then of the set.
 
     Raises:
-        DataError: nothing there, no row in it, or a process was killed.
+        DataError: nothing there, no row in it, a row of `against` can't be read, or a process was killed.
     """
     allowed, done = tuple(allow_urls), 0
-    evaluation = []
+    evaluation, unread = [], []
     if against is not None:
-        for batch in batches(examine(open_source(against), Rules("auto", allowed), {}, processes)):
+        for batch in batches(examine(open_source(against), Rules("auto", allowed), processes)):
             evaluation += map(_without_texts, batch)
+            unread += [row.problems[0] for row in batch if row.identity is None]
             progress(done := done + len(batch))
-    report = Report(path, {}, 0, [], Counter(), Counter(), [])
-    rules, rows = Rules(format, allowed, needs, grammar, verify), []
-    for batch in batches(examine(open_source(path, limit), rules, report.formats, processes)):
+        _refuse_unread(against, len(evaluation), unread)
+    source = open_source(path, limit)
+    report = Report(path, source.fingerprint(), format, {}, 0, [], Counter(), Counter(), [])
+    rules, rows = Rules(format, allowed, Checks(needs, grammar, verify)), []
+    for batch in batches(examine(source, rules, processes)):
         rows += map(_without_texts, batch)
         _add(report, batch)
         if count_tokens is not None:
@@ -107,6 +116,16 @@ def check_source(
     return report._replace(rows=len(rows))
 
 
+def _refuse_unread(against: str, rows: int, unread: Sequence[Problem]) -> None:
+    if not rows:
+        raise DataError(f"{against} has no rows to compare with", "give a file with at least one row")
+    if unread:
+        raise DataError(
+            f"{len(unread)} of {rows} rows of {against} can't be compared with; the first: {unread[0]}",
+            "mend or drop them: a row that is in both sets could not be told",
+        )
+
+
 def _without_texts(row: CheckedRow) -> CheckedRow:
     """What comparing rows needs, so that a large set fits into memory."""
     return row._replace(problems=[], pictures=[], prompt=[], response=None)
@@ -114,6 +133,10 @@ def _without_texts(row: CheckedRow) -> CheckedRow:
 
 def _add(report: Report, rows: Sequence[CheckedRow]) -> None:
     report.problems.extend(chain.from_iterable(row.problems for row in rows))
+    for row in rows:
+        known = report.formats.get(row.file, "")
+        if row.format is not None and row.format not in known.split(", "):
+            report.formats[row.file] = f"{known}, {row.format}" if known else row.format
     pictures = [picture for row in rows for picture in row.pictures if picture.format]
     report.sizes.update((picture.width, picture.height) for picture in pictures)
     report.encodings.update(picture.format for picture in pictures)
@@ -154,7 +177,10 @@ def _duplicates(rows: Sequence[CheckedRow]) -> Iterator[Problem]:
     known = [row for row in rows if row.identity]
     for match in duplicates([row.identity for row in known if row.identity]):
         what = f"{_place(known[match.other])} has the same question and pictures"
-        yield _problem(known[match.row], "prompt", what, "drop one of them", "warning", "duplicate")
+        cure, kind = "drop one of them", DUPLICATE
+        if match.kind == "asked":
+            what, cure, kind = f"{what}, but other answers or responses", "see that both are right", "same question"
+        yield _problem(known[match.row], "prompt", what, cure, "warning", kind)
 
 
 def _overlaps(rows: Sequence[CheckedRow], evaluation: Sequence[CheckedRow]) -> Iterator[Problem]:

@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx2
 import openai
 
-from prism_cli.endpoint.batch_ledger import Draft, Ledger, Submission
+from prism_cli.endpoint.batch_ledger import Asked, Draft, Ledger, Submission
 from prism_cli.endpoint.batch_results import NEW_LIMIT_NAME, Results
 from prism_cli.endpoint.batch_terms import Room, Terms
 from prism_cli.endpoint.client import EndpointClient
-from prism_cli.endpoint.failures import api_key, explain, shown_url
+from prism_cli.endpoint.failures import api_key, explain, passing, shown_url
 from prism_cli.endpoint.requests import EndpointRequest
-from prism_cli.errors import BudgetError, TeacherError
+from prism_cli.errors import BudgetError, DataError, TeacherError
 
 # What OpenAI takes in one batch; its 200 MB with room for what a proxy adds.
 MAX_REQUESTS = 50_000
@@ -26,8 +27,11 @@ ENDED = ("completed", "expired", "cancelled", "failed")
 FIRST_PAUSE, LONGEST_PAUSE, GROWTH = 0.5, 60.0, 1.5
 # Failed looks at a batch before giving up, eight seconds apart: outlasts a router's restart.
 PATIENCE = 60
-_CLOCKS_MAY_DIFFER = 3600
 T = TypeVar("T")
+
+
+class _RefusedError(TeacherError):
+    """The endpoint said no: what was asked for did not come to be."""
 
 
 class BatchAsker:
@@ -35,7 +39,7 @@ class BatchAsker:
 
     Each batch is written down before it is sent, under a mark that also stands in the batch's own metadata: a command
     that is killed at any point finds it again. Answers that can't be used are asked again in the next batch, as often
-    as the client's `attempts` say. The caps hold over restarts; the client's own budget only counts.
+    as the client's `attempts` say. The caps hold for all that the client's budget counts, earlier starts included.
 
     Args:
         client: Knows the requests' form and keys, what is kept and which answers can be used; asks nothing itself.
@@ -66,6 +70,7 @@ class BatchAsker:
         self._ledger = Ledger(folder)
         self._url, self._api_key_env = shown_url(base_url), api_key_env
         self._openai = openai.OpenAI(base_url=base_url, api_key=api_key(base_url, api_key_env), max_retries=3)
+        self._unreadable: dict[str, str] = {}
         self._results = Results(client, self._ledger, terms.price, self._download)
 
     @property
@@ -90,13 +95,24 @@ class BatchAsker:
             if not self._submit(requests, lambda count, before=before: moved(before, before + count)):
                 return
 
+    def collect(self, moved: Callable[[int, int], None]) -> None:
+        """Waits for the batches under way and keeps what they bring; submits nothing.
+
+        Args:
+            moved: Told how many requests were answered, and how many were submitted.
+
+        Raises:
+            TeacherError: the endpoint forgot or refused a batch, or can't give its results.
+        """
+        self._collect(0, moved)
+
     def reason(self, request: EndpointRequest) -> str | None:
         """Why a request got no usable answer, or None if it has one."""
         if self._client.kept(request) is not None:
             return None
         answers = self._client.store.answers(key := self._client.key(request))
         problem = self._client.problem(answers[-1]) if answers else None
-        return self._ledger.reason(key) or problem or NOT_ASKED
+        return self._unreadable.get(key) or self._ledger.reason(key) or problem or NOT_ASKED
 
     def was_asked(self, request: EndpointRequest) -> bool:
         """Whether a request got an answer or a reason why it has none; no for those that a cap left out."""
@@ -115,14 +131,13 @@ class BatchAsker:
     def _submit(self, requests: Callable[[], Iterable[EndpointRequest]], moved: Callable[[int], None]) -> int:
         """Submits what is still to be asked and may be afforded; gives how many requests that are."""
         submitted, draft = 0, None
-        room = Room(self._ledger, self._terms, self._client.settings.max_tokens)
-        for request in self._wanted(requests(), room):
-            line = self._line(request)
+        room = Room(self._terms, self._client.budget)
+        for key, asked, line in self._wanted(requests(), room):
             if draft is not None and not draft.fits(line, self._max_requests, self._max_bytes):
                 self._send(draft.finish())
                 draft = None
             draft = draft or Draft(self._ledger)
-            draft.add(self._client.key(request), request.row, self._client.description(request), line)
+            draft.add(key, asked, line)
             moved(submitted := submitted + 1)
         if draft is not None:
             self._send(draft.finish())
@@ -130,16 +145,22 @@ class BatchAsker:
             raise BudgetError(room.refused, "raise it and run the same command again: the answers paid for are kept")
         return submitted
 
-    def _wanted(self, requests: Iterable[EndpointRequest], room: Room) -> Iterator[EndpointRequest]:
-        """The requests to submit now, equal ones once, up to what may be afforded."""
+    def _wanted(self, requests: Iterable[EndpointRequest], room: Room) -> Iterator[tuple[str, Asked, bytes]]:
+        """The requests to submit now, equal ones once, up to what may be afforded: key, note and line."""
         seen: set[str] = set()
         for request in requests:
             if (key := self._client.key(request)) in seen or not self._to_ask(request, key):
                 continue
             seen.add(key)
-            if not room.take(request):
+            try:
+                most_usd, line = self._terms.most_usd(request, self._client.settings), self._line(request)
+            except DataError as error:  # this row's alone
+                self._unreadable[key] = f"unreadable picture: {error}"
+                continue
+            if not room.take(most_usd):
                 return
-            yield request
+            known = len(self._client.store.answers(key))
+            yield key, Asked(request.row, self._client.description(request), known, most_usd), line
 
     def _to_ask(self, request: EndpointRequest, key: str) -> bool:
         if self._client.kept(request) is not None or self._ledger.is_rejected(key):
@@ -159,15 +180,18 @@ class BatchAsker:
             with open(upload, "rb") as file:
                 named = (f"prism-{submission.mark}.jsonl", file)
                 uploaded = self._guarded(lambda: self._openai.files.create(file=named, purpose="batch"))
-            submission.batch = self._create(submission, uploaded.id)
         except TeacherError:
             self._ledger.drop(submission)
             raise
+        submission.batch = self._create(submission, uploaded.id)
         self._ledger.save(submission)
         upload.unlink()
 
     def _create(self, submission: Submission, file: str) -> str:
-        """The id of the batch of an uploaded file. Never repeated blindly: one that broke off may be there."""
+        """The id of the batch of an uploaded file. Never repeated blindly: one that broke off may be there.
+
+        Where it can't be told whether it is, the submission stays open and the next start looks for it.
+        """
         batches = self._openai.with_options(max_retries=0).batches
         try:
             return self._guarded(
@@ -175,8 +199,12 @@ class BatchAsker:
                     input_file_id=file, endpoint=CHAT, completion_window="24h", metadata={MARK: submission.mark}
                 )
             ).id
+        except _RefusedError:
+            self._ledger.drop(submission)
+            raise
         except TeacherError:
             if (found := self._find(submission)) is None:
+                self._ledger.drop(submission)
                 raise
             return found
 
@@ -210,12 +238,17 @@ class BatchAsker:
 
     def _find(self, submission: Submission) -> str | None:
         """The id of a batch by its mark, where it was not written down in time; None if it never came to be."""
-        for batch in self._guarded(lambda: self._openai.batches.list(limit=100)):
-            if (batch.metadata or {}).get(MARK) == submission.mark:
-                return batch.id
-            if batch.created_at < submission.created - _CLOCKS_MAY_DIFFER:
-                break
-        return None
+        unlisted = TeacherError(
+            f"{self._url} lists no batches (404), so it can't be told whether that marked {submission.mark} was made",
+            f"look for it in the account; if it is not there, delete {self._ledger.file(submission)}",
+        )
+
+        def found() -> str | None:
+            # Among all of them, however old: clocks differ, and are set.
+            listed = self._openai.batches.list(limit=100)
+            return next((batch.id for batch in listed if (batch.metadata or {}).get(MARK) == submission.mark), None)
+
+        return self._guarded(found, unlisted)
 
     def _look(self, submission: Submission) -> Any:
         """The batch as it stands; an endpoint that is away for a while is waited for."""
@@ -246,9 +279,11 @@ class BatchAsker:
         try:
             return call()
         except openai.NotFoundError:
-            failure = unknown or TeacherError(
+            failure = unknown or _RefusedError(
                 f"{self._url} has no batches (404)", "ask it directly: batch=false (or check --teacher-endpoint)"
             )
-        except (openai.OpenAIError, ValueError) as error:
+        except (openai.OpenAIError, httpx2.RequestError, ValueError) as error:
             failure = explain(error, self._url, self._client.model, self._api_key_env)
+            if isinstance(error, openai.APIStatusError) and passing(error, 1) is None:
+                failure = _RefusedError(str(failure), failure.hint)
         raise failure

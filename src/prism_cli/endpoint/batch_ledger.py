@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from prism_cli.errors import CheckpointError
 from prism_cli.runs import write_atomically
@@ -19,8 +20,6 @@ class Submission:
         mark: Ours; stands in the batch's metadata, so that it is found where its id was not written down in time.
         created: Seconds since the epoch.
         count: How many requests it has.
-        answered: How many were answered, usable or not.
-        usd: What these cost, where the price is known.
         batch: The endpoint's id, once known.
         ended: The batch's last status, once its answers are kept; None while it is open.
         failed: Key → why it got no answer, where asking again may help.
@@ -30,12 +29,35 @@ class Submission:
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: float = field(default_factory=time.time)
     count: int = 0
-    answered: int = 0
-    usd: float = 0.0
     batch: str | None = None
     ended: str | None = None
     failed: dict[str, str] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
+
+
+class Asked(NamedTuple):
+    """A request of a batch, as it was when it was submitted.
+
+    Attributes:
+        row: Id of the data row.
+        request: JSON of what was asked.
+        known: How many answers to it were kept by then.
+        most_usd: The most it can cost, or None where no price is known.
+    """
+
+    row: str
+    request: str
+    known: int
+    most_usd: float | None
+
+
+def under_way(folder: Path) -> list[str]:
+    """The batches of a run whose answers are not kept yet: their ids, or marks where the id is not known; only looks.
+
+    Raises:
+        CheckpointError: a file can't be read.
+    """
+    return [submission.batch or submission.mark for submission in _noted(folder) if submission.ended is None]
 
 
 class Ledger:
@@ -51,7 +73,7 @@ class Ledger:
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self.submissions = sorted(self._read(), key=lambda submission: submission.created)
+        self.submissions = sorted(_noted(folder), key=lambda submission: submission.created)
         known = {submission.mark for submission in self.submissions}
         for draft in folder.glob("*.jsonl"):
             if draft.name.partition(".")[0] not in known:
@@ -84,7 +106,7 @@ class Ledger:
         return self._folder / f"{submission.mark}.upload.jsonl"
 
     def requests(self, submission: Submission) -> Path:
-        """Where its requests are noted, a JSON list of key, row id and request a line."""
+        """Where its requests are noted, a JSON list of key and `Asked` a line."""
         return self._folder / f"{submission.mark}.requests.jsonl"
 
     def results(self, submission: Submission) -> Path:
@@ -95,10 +117,10 @@ class Ledger:
         """Where it is written down."""
         return self._folder / f"{submission.mark}.json"
 
-    def asked(self, submission: Submission) -> dict[str, tuple[str, str]]:
-        """Key → (row id, JSON of the request) of its requests."""
+    def asked(self, submission: Submission) -> dict[str, Asked]:
+        """Its requests by key."""
         with open(self.requests(submission), encoding="utf-8") as file:
-            return {key: (row, request) for key, row, request in map(json.loads, file)}
+            return {key: Asked(*asked) for key, *asked in map(json.loads, file)}
 
     def save(self, submission: Submission) -> None:
         """Writes it down."""
@@ -117,15 +139,6 @@ class Ledger:
         self.tidy(submission)
         self.file(submission).unlink()
 
-    def _read(self) -> Iterator[Submission]:
-        for path in self._folder.glob("*.json"):
-            try:
-                yield Submission(**json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, TypeError) as error:
-                raise CheckpointError(
-                    f"{path} can't be read: {error}", "restore it, or start over with --fresh"
-                ) from None
-
 
 class Draft:
     """A batch being written."""
@@ -140,10 +153,10 @@ class Draft:
         """Whether one more request may go into this batch."""
         return self.submission.count < max_requests and self._size + len(line) <= max_bytes
 
-    def add(self, key: str, row: str, description: str, line: bytes) -> None:
+    def add(self, key: str, asked: Asked, line: bytes) -> None:
         """Writes a request."""
         self._upload.write(line)
-        self._noted.write(f"{json.dumps([key, row, description])}\n")
+        self._noted.write(f"{json.dumps([key, *asked])}\n")
         self._size += len(line)
         self.submission.count += 1
 
@@ -153,3 +166,14 @@ class Draft:
         self._noted.close()
         self._ledger.save(self.submission)
         return self.submission
+
+
+def _noted(folder: Path) -> Iterator[Submission]:
+    for path in folder.glob("*.json"):
+        try:
+            yield Submission(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            # --fresh is refused while a batch is under way, and this may be one.
+            raise CheckpointError(
+                f"{path} can't be read: {error}", "restore it; deleted, what its batch has not brought is asked again"
+            ) from None

@@ -1,11 +1,12 @@
 """What an ended batch brought: answers for the store, and reasons where there is none."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from prism_cli.endpoint.batch_ledger import Ledger, Submission
+from prism_cli.endpoint.batch_ledger import Asked, Ledger, Submission
 from prism_cli.endpoint.budget import Price
 from prism_cli.endpoint.client import EndpointClient
 from prism_cli.endpoint.replies import Reply, read_reply
@@ -15,6 +16,8 @@ from prism_cli.errors import TeacherError
 # OpenAI's newer models know max_tokens by this name only; a batch learns it from its failed lines.
 NEW_LIMIT_NAME = "max_completion_tokens"
 _AGAIN = (408, 409, 429)
+# How often result files are downloaded until they are whole, and the seconds between.
+DOWNLOADS, PAUSE = 4, 2.0
 
 
 class Results:
@@ -40,25 +43,11 @@ class Results:
         """Keeps what an ended batch brought, and notes why the rest has no answer.
 
         Raises:
-            TeacherError: the endpoint refused the whole batch, or someone cancelled it.
+            TeacherError: its results can't be had in full, and it stays open; or the endpoint refused the whole batch,
+                or someone cancelled it.
         """
         asked = self._ledger.asked(submission)
-        answered: set[str] = set()
-        for file in filter(None, (batch.output_file_id, batch.error_file_id)):
-            for result in self._lines(submission, file):
-                key, response = result.get("custom_id"), result.get("response") or {}
-                if key not in asked:
-                    continue
-                if response.get("status_code") == 200:
-                    reason, final = self._keep(submission, key, *asked[key], response.get("body")), False
-                else:
-                    reason, final = _failure(result)
-                if reason is None:
-                    answered.add(key)
-                    self.fresh.add(key)
-                else:
-                    (submission.rejected if final else submission.failed)[key] = reason
-        told = answered | submission.failed.keys() | submission.rejected.keys()
+        told = self._whole(submission, batch, asked)
         submission.failed |= dict.fromkeys(asked.keys() - told, f"unanswered: the batch is {batch.status}")
         if batch.status == "failed":
             submission.failed = {}  # it was never begun: no request was tried
@@ -67,24 +56,61 @@ class Results:
         self._ledger.tidy(submission)
         _refuse(batch)
 
-    def _keep(self, submission: Submission, key: str, row: str, description: str, body: Any) -> str | None:
+    def _whole(self, submission: Submission, batch: Any, asked: dict[str, Asked]) -> set[str]:
+        """Reads the result files until they tell of as many requests as the batch says; gives the keys told of."""
+        counts, told = batch.request_counts, set[str]()
+        expected = min(len(asked), counts.completed + counts.failed) if counts else 0
+        for left in reversed(range(DOWNLOADS)):
+            try:
+                self._read(submission, batch, asked, told)
+                if len(told) >= expected:
+                    return told
+            except TeacherError:
+                if not left:
+                    raise
+            if left:
+                time.sleep(PAUSE)
+        raise TeacherError(
+            f"the results of batch {batch.id} tell of {len(told)} requests, the batch of {expected}; what came is kept",
+            "run the same command again to download them anew; if it stays so, delete "
+            f"{self._ledger.file(submission)}: then the rest is asked, and paid, again",
+        )
+
+    def _read(self, submission: Submission, batch: Any, asked: dict[str, Asked], told: set[str]) -> None:
+        for file in filter(None, (batch.output_file_id, batch.error_file_id)):
+            for result in self._lines(submission, file):
+                key, response = result.get("custom_id"), result.get("response") or {}
+                if key not in asked or key in told:
+                    continue
+                if response.get("status_code") == 200:
+                    reason, final = self._keep(key, asked[key], response.get("body")), False
+                else:
+                    reason, final = _failure(result)
+                if reason is None:
+                    self.fresh.add(key)
+                else:
+                    (submission.rejected if final else submission.failed)[key] = reason
+                told.add(key)
+
+    def _keep(self, key: str, asked: Asked, body: Any) -> str | None:
         """Keeps an answer, once however often its batch is read; gives why there is none."""
         try:
             reply = read_reply(json.dumps(body))
         except ValueError as error:
-            return str(error)
-        tokens = reply.prompt_tokens, reply.completion_tokens
-        usd = self._price.usd(*tokens) if self._price else None
-        submission.answered += 1
-        submission.usd += usd or 0.0
-        self._client.budget.reserve()
-        self._client.budget.settle(*tokens)
-        if not any(_is_same(kept, reply, submission) for kept in self._client.store.answers(key)):
-            self._client.keep(key, description, row, reply, usd=usd)
+            return f"unanswered: {error}"
+        # Kept before a kill came between it and the end of its batch? Told by place, not by time: clocks are set back.
+        since = self._client.store.answers(key)[asked.known :]
+        if not any(kept.run == self._client.budget.run and _is_same(kept, reply) for kept in since):
+            tokens = reply.prompt_tokens, reply.completion_tokens
+            usd = self._price.usd(*tokens) if self._price else None
+            # Who does not count tokens is booked at worst, as a cap must hold.
+            usd = asked.most_usd if usd is None else usd
+            self._client.keep(key, asked.request, asked.row, reply, usd=usd)
+            self._client.budget.book(*tokens, usd)
         return None
 
     def _lines(self, submission: Submission, file: str) -> Iterator[dict[str, Any]]:
-        """The lines of a result file; those cut off or garbled are left out, and so count as unanswered."""
+        """The lines of a result file; those cut off or garbled are left out."""
         path = self._ledger.results(submission)
         self._download(file, path)
         with open(path, encoding="utf-8", errors="replace") as lines:
@@ -98,10 +124,9 @@ class Results:
         path.unlink()
 
 
-def _is_same(kept: StoredAnswer, reply: Reply, submission: Submission) -> bool:
-    """Whether an answer is this reply, kept before a kill came between it and the end of its batch."""
-    same = kept.finish == reply.finish and reply.text.startswith(kept.text)  # the store cuts what has no end
-    return same and kept.created >= submission.created
+def _is_same(kept: StoredAnswer, reply: Reply) -> bool:
+    """Whether an answer is this reply."""
+    return kept.finish == reply.finish and reply.text.startswith(kept.text)  # the store cuts what has no end
 
 
 def _failure(result: dict[str, Any]) -> tuple[str, bool]:

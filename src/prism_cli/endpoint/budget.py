@@ -1,5 +1,6 @@
 """How often an endpoint may be asked and what that may cost."""
 
+import math
 import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -28,15 +29,16 @@ class Price(NamedTuple):
 class Budget:
     """Counts calls, tokens and dollars, and refuses the call that would exceed a cap. Safe from several threads.
 
-    A call is a reply that came, usable or not: what an endpoint bills. A request that failed (rate limit, server error,
-    lost connection, timeout) is none.
+    A call is what an endpoint bills: a reply that came, usable or not, and one that was not waited for any longer. A
+    request that failed otherwise (rate limit, server error, lost connection) is none.
 
     Args:
         max_calls: Most calls, or None.
-        max_usd: Most dollars, or None. A call's cost is known only when it has ended, so each one under way is taken to
-            cost as much as the dearest so far; only the very first calls, all under way at once, can overshoot.
+        max_usd: Most dollars, or None. A call's cost is known only when it has ended; until then the most it can cost
+            is set aside, so the cap holds where the endpoint holds max_tokens.
         price: Needed for `max_usd`; without it no dollars are counted.
-        spent: The `summary` of an earlier start, on top of which is counted.
+        spent: The `summary` of earlier starts, on top of which is counted.
+        run: Whose spending it is, as noted with each answer kept.
 
     Raises:
         RecipeError: `max_usd` without a price.
@@ -48,63 +50,77 @@ class Budget:
         max_usd: float | None = None,
         price: Price | None = None,
         spent: Mapping[str, Any] | None = None,
+        run: str = "",
     ):
         if max_usd is not None and price is None:
-            raise RecipeError("max_usd is given without a price", hint="give the price of a million tokens")
-        self._max_calls, self._max_usd, self._price = max_calls, max_usd, price
+            raise RecipeError("max_usd is given without a price", hint="give teacher.price, of a million tokens")
+        self.run = run
+        self._max_calls, self._max_usd, self.price = max_calls, max_usd, price
         before = {name: value or 0 for name, value in (spent or {}).items()}
         self._calls, self._cached = before.get("calls", 0), before.get("cached", 0)
         self._prompt_tokens = before.get("prompt_tokens", 0)
         self._completion_tokens = before.get("completion_tokens", 0)
-        self._under_way, self._usd, self._dearest = 0, before.get("usd", 0.0), 0.0
+        self._usd = before.get("usd", 0.0)
+        self._under_way, self._set_aside, self._dearest = 0, 0.0, 0.0
         self._lock = threading.Lock()
 
-    def reserve(self) -> None:
-        """Counts a call that is about to be made; `settle` or `release` must follow.
+    def reserve(self, prompt_tokens: int = 0, completion_tokens: int = 0) -> float | None:
+        """Sets aside what a call that is about to be made may take; `settle` or `release` must follow.
+
+        Args:
+            prompt_tokens: The most it can take.
+            completion_tokens: The most it can take.
+
+        Returns:
+            The dollars set aside; None if it fits only should calls under way cost less than they may: ask again then.
 
         Raises:
-            BudgetError: the call would exceed a cap. Nothing is counted.
+            BudgetError: the call could exceed a cap. Nothing is counted.
         """
         with self._lock:
-            if self._max_calls is not None and self._calls >= self._max_calls:
-                raise BudgetError(
-                    f"the budget of {self._max_calls} calls is used up",
-                    hint="raise max_calls and run the same command again: the answers paid for are kept",
-                )
-            if self._max_usd is not None and self._usd + self._dearest * (self._under_way + 1) > self._max_usd:
-                raise BudgetError(
-                    f"${self._usd:.4f} are spent and the next call could exceed the budget of ${self._max_usd:g}",
-                    hint="raise max_usd and run the same command again: the answers paid for are kept",
-                )
-            self._calls += 1
+            # Where a provider counts more than was thought possible, its dearest call is the better guess.
+            most = max(self._usd_for(prompt_tokens, completion_tokens) or 0.0, self._dearest)
+            self._refuse(most)
+            calls, usd = self._calls + self._under_way, self._usd + self._set_aside + most
+            if calls >= (self._max_calls or math.inf) or (self._max_usd is not None and usd > self._max_usd):
+                return None
             self._under_way += 1
+            self._set_aside += most
+            return most
 
-    def release(self) -> None:
-        """Ends a reserved call that brought no reply; it does not count."""
+    def release(self, set_aside: float = 0.0) -> None:
+        """Ends a reserved call that was none; gives back what `reserve` set aside."""
         with self._lock:
             self._under_way -= 1
-            self._calls -= 1
+            self._set_aside -= set_aside
 
-    def settle(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
-        """Ends a reserved call and counts its tokens.
+    def settle(self, prompt_tokens: int | None, completion_tokens: int | None, set_aside: float = 0.0) -> float | None:
+        """Ends a reserved call and counts it; where the endpoint did not count tokens, at what `reserve` set aside.
 
-        Raises:
-            BudgetError: dollars are capped but the endpoint does not report tokens.
+        Returns:
+            The dollars booked, or None without a price.
         """
         with self._lock:
             self._under_way -= 1
+            self._set_aside -= set_aside
+            self._calls += 1
             self._prompt_tokens += prompt_tokens or 0
             self._completion_tokens += completion_tokens or 0
-            if self._price is None:
-                return
-            cost = self._price.usd(prompt_tokens, completion_tokens)
-            if cost is None and self._max_usd is not None:
-                raise BudgetError(
-                    "the endpoint does not report tokens, so max_usd can't be held",
-                    hint="cap the calls instead: max_calls",
-                )
-            self._usd += cost or 0.0
-            self._dearest = max(self._dearest, cost or 0.0)
+            if self.price is None:
+                return None
+            cost = self._usd_for(prompt_tokens, completion_tokens)
+            booked = set_aside if cost is None else cost
+            self._usd += booked
+            self._dearest = max(self._dearest, booked)
+            return booked
+
+    def book(self, prompt_tokens: int | None, completion_tokens: int | None, usd: float | None) -> None:
+        """Counts an answer that was not reserved, at a price of its own: one of a batch. Refuses nothing."""
+        with self._lock:
+            self._calls += 1
+            self._prompt_tokens += prompt_tokens or 0
+            self._completion_tokens += completion_tokens or 0
+            self._usd += usd or 0.0
 
     def reuse(self) -> None:
         """Counts an answer that cost no call."""
@@ -119,5 +135,23 @@ class Budget:
                 "cached": self._cached,
                 "prompt_tokens": self._prompt_tokens,
                 "completion_tokens": self._completion_tokens,
-                "usd": None if self._price is None else round(self._usd, 6),
+                "usd": None if self.price is None else round(self._usd, 6),
             }
+
+    def _usd_for(self, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
+        return None if self.price is None else self.price.usd(prompt_tokens, completion_tokens)
+
+    def _refuse(self, most: float) -> None:
+        if self._max_calls is not None and self._calls >= self._max_calls:
+            raise BudgetError(
+                f"the budget of {self._max_calls} calls is used up",
+                hint="raise --max-teacher-calls (teacher.max_calls) and run the same command again: the answers paid "
+                "for are kept",
+            )
+        if self._max_usd is not None and self._usd + most > self._max_usd:
+            raise BudgetError(
+                f"${self._usd:.4f} of the budget of ${self._max_usd:g} are spent, and the next call could cost "
+                f"${most:.4f}",
+                hint="raise --max-teacher-usd (teacher.max_usd) and run the same command again: the answers paid for "
+                "are kept; a smaller teacher.max_tokens makes the most that a call can cost smaller",
+            )

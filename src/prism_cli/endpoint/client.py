@@ -11,18 +11,27 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from prism_cli.endpoint.budget import Budget, Price
+from prism_cli.endpoint.budget import Budget
 from prism_cli.endpoint.failures import NoAnswerError
 from prism_cli.endpoint.replies import LONGEST_TOKEN, Reply, problem
-from prism_cli.endpoint.requests import EndpointAnswer, EndpointRequest, Settings, describe, wire_messages
-from prism_cli.endpoint.store import AnswerStore, StoredAnswer
-from prism_cli.endpoint.wire import Wire, served_model
-from prism_cli.errors import PrismError
+from prism_cli.endpoint.requests import (
+    EndpointAnswer,
+    EndpointRequest,
+    Settings,
+    describe,
+    most_prompt_tokens,
+    wire_messages,
+)
+from prism_cli.endpoint.store import OVERDUE, AnswerStore, StoredAnswer
+from prism_cli.endpoint.wire import FailedTry, Wire, served_model
+from prism_cli.errors import DataError, PrismError, TeacherError
 
 __all__ = ["EndpointClient", "served_model"]
 
+# How often a call looks whether those under way leave it money.
+_LOOK_AGAIN = 0.05
 _HINTS = {
-    "cut off": "raise max_tokens",
+    "cut off": "raise teacher.max_tokens if it is finish length; else see what it writes: prism teacher log",
     "malformed": "see what it writes: prism teacher log",
     "too long": "see what it writes: prism teacher log",
 }
@@ -51,8 +60,7 @@ class EndpointClient:
         timeout: Seconds a try may take in all.
         attempts: Most answers to one question, usable or not.
         check: Says what is wrong with an answer's form, or None.
-        price: What the endpoint charges, to be kept with each answer.
-        budget: Caps and counts; None counts without a cap.
+        budget: Caps and counts; None counts calls and tokens, without a cap.
 
     Raises:
         TeacherError: the URL is none, or the variable is not set.
@@ -73,13 +81,12 @@ class EndpointClient:
         timeout: float = 600.0,
         attempts: int = 3,
         check: Callable[[str], str | None] = lambda text: None,
-        price: Price | None = None,
         budget: Budget | None = None,
     ):
         self.model, self.name = model, name or model
         self.settings = Settings(model, temperature, max_tokens, max_image_pixels, name)
         self.store, self.budget, self.attempts = store, budget or Budget(), attempts
-        self._check, self._price = check, price
+        self._check = check
         self._wire = Wire(base_url, model, api_key_env, timeout, concurrency, attempts)
         self._under_way: dict[str, Future[EndpointAnswer]] = {}
         self._submitting = threading.Lock()
@@ -127,7 +134,7 @@ class EndpointClient:
     def keep(
         self, key: str, description: str, row: str, reply: Reply, seconds: float | None = None, usd: float | None = None
     ) -> StoredAnswer:
-        """Writes a reply into the store; it is on disk when this returns. Counts nothing.
+        """Writes a reply into the store, as the budget's run's; it is on disk when this returns. Counts nothing.
 
         Args:
             key: The request's.
@@ -142,16 +149,21 @@ class EndpointClient:
         return self.store.put(
             StoredAnswer(
                 key, self.name, self.model, description, text, reply.finish, reply.prompt_tokens,
-                reply.completion_tokens, usd, self._wire.url, reply.served_model, row, seconds,
+                reply.completion_tokens, usd, self._wire.url, reply.served_model, row, seconds, self.budget.run,
             )
         )  # fmt: skip
 
-    def close(self) -> None:
-        """Stops: what is under way is dropped, waiting futures are cancelled. May be called twice."""
+    def close(self, patience: float = 0.0) -> None:
+        """Stops: nothing more is sent, waiting futures are cancelled. May be called twice.
+
+        Args:
+            patience: Seconds in which calls under way may still bring their answers into the store; the rest is
+                dropped.
+        """
         if not self._thread.is_alive():
             return
-        asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop)
-        self._thread.join(timeout=10)
+        asyncio.run_coroutine_threadsafe(self._shut_down(patience), self._loop)
+        self._thread.join(timeout=patience + 10)
         if not self._thread.is_alive():
             self._loop.close()
 
@@ -213,29 +225,66 @@ class EndpointClient:
         """Brings one more answer into the store."""
 
         async def once() -> None:
-            async with self._wire.pace.turn() as started:
-                if self._ended is not None:
-                    raise self._ended
-                self.budget.reserve()
+            async with self._wire.pace.turn():
+                set_aside = await self._set_aside(request)
+                started = time.monotonic()
+
+                async def keep(reply: Reply) -> None:
+                    # Counted first: it is paid for, whether or not the disk takes it.
+                    usd = self.budget.settle(reply.prompt_tokens, reply.completion_tokens, set_aside)
+                    kept = key, description, request.row, reply, time.monotonic() - started, usd
+                    # In a thread, as the disk may be slow; shielded, as closing must not lose a paid answer.
+                    await asyncio.shield(self._loop.run_in_executor(None, self.keep, *kept))
+
                 try:
-                    reply = await self._wire.send(lambda: self.body(request), request.place, started)
-                except BaseException:  # cancelled included: the reservation must not stay
-                    self.budget.release()
+                    reply = await self._wire.send(lambda: self._sendable(request), request.place, started)
+                except FailedTry as failed:
+                    if failed.how.billed:
+                        await keep(Reply("", OVERDUE))
+                    else:
+                        self.budget.release(set_aside)
                     raise
-                tokens = reply.prompt_tokens, reply.completion_tokens
-                usd = self._price.usd(*tokens) if self._price else None
-                kept = key, description, request.row, reply, time.monotonic() - started, usd
-                # In a thread, as the disk may be slow; shielded, as closing the client must not lose a paid answer.
-                await asyncio.shield(self._loop.run_in_executor(None, self.keep, *kept))
-                self.budget.settle(*tokens)
+                except BaseException:  # cancelled included: the reservation must not stay
+                    self.budget.release(set_aside)
+                    raise
+                await keep(reply)
 
         await self._wire.persist(once, request.place)
 
-    async def _shut_down(self) -> None:
+    async def _set_aside(self, request: EndpointRequest) -> float:
+        """Reserves a call, once it is sure to keep within the caps; gives the dollars set aside."""
+        most = self._most_tokens(request) if self.budget.price else (0, 0)
+        while self._ended is None:
+            if (set_aside := self.budget.reserve(*most)) is not None:
+                return set_aside
+            await asyncio.sleep(_LOOK_AGAIN)
+        raise self._ended
+
+    def _most_tokens(self, request: EndpointRequest) -> tuple[int, int]:
+        try:
+            return most_prompt_tokens(request, self.settings.max_image_pixels), self.settings.max_tokens
+        except DataError as error:
+            raise _unreadable(error) from error
+
+    def _sendable(self, request: EndpointRequest) -> dict[str, Any]:
+        try:
+            return self.body(request)
+        except DataError as error:
+            raise _unreadable(error) from error
+
+    async def _shut_down(self, patience: float) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others and patience:
+            self._ended = self._ended or TeacherError("the client was closed")
+            self._wire.pace.stop()
+            _, others = await asyncio.wait(others, timeout=patience)
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self._loop.shutdown_default_executor()
         await self._wire.close()
         self._loop.stop()
+
+
+def _unreadable(error: DataError) -> NoAnswerError:
+    return NoAnswerError(str(error), error.hint, reason="unreadable picture")

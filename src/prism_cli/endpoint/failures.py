@@ -1,5 +1,6 @@
 """What an endpoint's failures mean, in words that hold no secret."""
 
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from prism_cli.errors import TeacherError
 _LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
 # How often one request is sent while others succeed: a rate limit passes, an error that stays is the request's own.
 _TRIES, _TRIES_WHEN_LIMITED = 7, 30
+_LAST_DATE = datetime.max.replace(tzinfo=UTC)
 _NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_balance")
 
 
@@ -23,7 +25,8 @@ class NoAnswerError(TeacherError):
     """One request got no usable answer; others may.
 
     Attributes:
-        reason: One of `refused`, `filtered`, `cut off`, `empty`, `malformed`, `too long`, `rejected`, `unanswered`.
+        reason: One of `refused`, `filtered`, `cut off`, `empty`, `malformed`, `too long`, `rejected`, `unanswered`,
+            `unreadable picture`.
     """
 
     def __init__(self, message: str, hint: str | None = None, reason: str = "rejected"):
@@ -38,11 +41,13 @@ class Passing(NamedTuple):
         tries: How often the request may be sent in all, or None when it is no fault of this request.
         overloaded: Whether the endpoint says that it gets too many requests.
         retry_after: Seconds the endpoint asks to wait, or None.
+        billed: Whether the call may be billed all the same.
     """
 
     tries: int | None
     overloaded: bool = False
     retry_after: float | None = None
+    billed: bool = False
 
 
 def passing(error: Exception, attempts: int) -> Passing | None:
@@ -55,7 +60,7 @@ def passing(error: Exception, attempts: int) -> Passing | None:
     if _never_reached(error):
         return Passing(None)
     if isinstance(error, TimeoutError):
-        return Passing(attempts)
+        return Passing(attempts, billed=True)
     if not isinstance(error, openai.APIStatusError):
         return Passing(_TRIES)
     code = error.status_code
@@ -66,13 +71,19 @@ def passing(error: Exception, attempts: int) -> Passing | None:
 
 
 def api_key(base_url: str, api_key_env: str) -> str:
-    """The key from the environment; an endpoint on this machine does without.
+    """The key from the environment, without blanks around it; an endpoint on this machine does without.
 
     Raises:
-        TeacherError: the variable is not set.
+        TeacherError: the variable is not set, or holds what can't be sent as a key.
     """
-    if os.environ.get(api_key_env):
-        return os.environ[api_key_env]
+    # Never in a local variable here: tracebacks show those.
+    if _is_sendable(_key(api_key_env)):
+        return _key(api_key_env)
+    if _key(api_key_env):
+        raise TeacherError(
+            f"the environment variable {api_key_env} holds characters that no key has (a line break, an accent, …)",
+            hint=f"copy the key anew: export {api_key_env}=…",
+        )
     if _split(base_url).hostname in _LOCAL_HOSTS:
         return "none"
     raise TeacherError(
@@ -132,6 +143,14 @@ def explain(error: Exception, url: str, model: str, api_key_env: str, place: str
     )
 
 
+def _key(api_key_env: str) -> str:
+    return os.environ.get(api_key_env, "").strip()
+
+
+def _is_sendable(key: str) -> bool:
+    return key != "" and key.isascii() and key.isprintable()
+
+
 def _without_status(error: Exception, url: str, api_key_env: str) -> TeacherError:
     if isinstance(error, TimeoutError):
         return TeacherError(f"{url} took too long: {error}", hint="raise teacher.timeout, or lower teacher.max_tokens")
@@ -171,18 +190,21 @@ def _seconds(retry_after: str | None, headers: Mapping[str, str]) -> float | Non
         return None if math.isnan(seconds) else max(0.0, seconds)
     except ValueError:
         pass
-    if (until := _date(retry_after)) is None:
+    if (until := _date(retry_after, beyond=_LAST_DATE)) is None:
         return None
     # The server's own clock where it tells it: ours may be wrong.
     now = _date(headers.get("date")) or datetime.now(UTC)
     return max(0.0, (until - now).total_seconds())
 
 
-def _date(text: str | None) -> datetime | None:
+def _date(text: str | None, beyond: datetime | None = None) -> datetime | None:
+    """The date a header gives; `beyond` for one that no calendar has, None for none."""
     try:
         date = parsedate_to_datetime(text or "")
     except ValueError:
         return None
+    except OverflowError:
+        return beyond
     return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
@@ -211,5 +233,11 @@ def _server_text(error: openai.APIStatusError) -> str:
 
 
 def _without_key(text: str, api_key_env: str) -> str:
-    key = os.environ.get(api_key_env)
-    return text.replace(key, f"[{api_key_env}]") if key else text
+    key = os.environ.get(api_key_env, "")
+    plain = {key, key.strip()}
+    # Libraries and servers quote a header as Python, bytes or JSON would write it.
+    written = {repr(one)[1:-1] for one in plain} | {repr(one.encode("utf-8", "replace"))[2:-1] for one in plain}
+    shown = plain | written | {json.dumps(one)[1:-1] for one in plain}
+    for one in sorted(filter(str.strip, shown), key=len, reverse=True):
+        text = text.replace(one, f"[{api_key_env}]")
+    return text

@@ -16,6 +16,8 @@ FIRST_LIMIT = 4
 LONGEST_PAUSE = 600.0
 # A row of failures ends the client only when it also lasted this long: a server that restarts needs some seconds.
 PATIENCE = 30.0
+# A rate limit is no fault: one a minute has let somebody through long before this.
+PATIENCE_WHEN_LIMITED = 300.0
 # Below this a latency is this machine's own noise, not the endpoint's load.
 NOISE = 0.25
 _LOGGER = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ class Pace:
         self._failures = self._waves = 0
         self._row_began = self._wave_at = float("-inf")
         self._enough = 0
+        self._is_limited = self._said_limited = False
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[float]:
@@ -64,6 +67,7 @@ class Pace:
     def succeeded(self, started: float) -> None:
         """A reply came, to a request sent at `started`."""
         self._failures = self._waves = 0
+        self._is_limited = False
         self._seconds.append(time.monotonic() - started)
         if len(self._seconds) < max(8, self.limit):
             return
@@ -90,6 +94,9 @@ class Pace:
             # One failure alone may be chance. After more, nobody's request is sent before a pause that grows.
             if self._waves > 1:
                 self._hold(min(8.0, 0.5 * 2 ** (self._waves - 2)) * random.uniform(0.5, 1))
+        if overloaded:
+            self._is_limited = True
+            self._say_limited()
         if overloaded and started > self._halved_at:
             self.limit, self._step, self._halved_at = max(1, self.limit // 2), 1, now
             self._seconds = []
@@ -103,7 +110,8 @@ class Pace:
     def hopeless(self) -> str | None:
         """How long nothing but failures came, in words, once that is reason to give up."""
         lasted = time.monotonic() - self._row_began
-        if self._failures < self._enough or not self._failures or lasted < PATIENCE:
+        patience = PATIENCE_WHEN_LIMITED if self._is_limited else PATIENCE
+        if self._failures < self._enough or not self._failures or lasted < patience:
             return None
         return f"{self._failures} requests in a row failed for {lasted:.0f} s"
 
@@ -116,6 +124,15 @@ class Pace:
     def stop(self) -> None:
         """Ends all pauses, now and later: what waits for its turn gets it, to learn why it is not sent."""
         self._stopped.set()
+
+    def _say_limited(self) -> None:
+        if not self._said_limited:
+            _LOGGER.warning(
+                "%s limits how many requests it takes: they wait, for up to %g s without an answer",
+                self._name,
+                PATIENCE_WHEN_LIMITED,
+            )
+        self._said_limited = True
 
     def _hold(self, seconds: float) -> None:
         self._held_until = max(self._held_until, time.monotonic() + seconds)

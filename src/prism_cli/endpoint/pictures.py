@@ -43,8 +43,8 @@ def data_url(image: bytes) -> str:
     return f"data:{media_type(image)};base64,{base64.b64encode(image).decode()}"
 
 
-def is_larger(image: bytes, max_pixels: int, where: str = "") -> bool:
-    """Whether a picture has more than `max_pixels` pixels; only its header is read.
+def pixels(image: bytes, where: str = "") -> int:
+    """How many pixels a picture has; only its header is read.
 
     Raises:
         DataError: it can't be opened, or is so large that decoding it could exhaust the memory.
@@ -58,7 +58,16 @@ def is_larger(image: bytes, max_pixels: int, where: str = "") -> bool:
         raise _bomb(where, str(error)) from error
     if width * height > (Image.MAX_IMAGE_PIXELS or width * height):
         raise _bomb(where, f"{width}×{height}")
-    return width * height > max_pixels
+    return width * height
+
+
+def is_larger(image: bytes, max_pixels: int, where: str = "") -> bool:
+    """Whether a picture has more than `max_pixels` pixels; only its header is read.
+
+    Raises:
+        DataError: as `pixels`.
+    """
+    return pixels(image, where) > max_pixels
 
 
 def shrunk(image: bytes, max_pixels: int, where: str = "") -> bytes:

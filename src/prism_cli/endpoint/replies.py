@@ -4,18 +4,31 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from prism_cli.endpoint.store import StoredAnswer
+from prism_cli.endpoint.store import OVERDUE, StoredAnswer
 
 # More characters than this a token is no language: the endpoint did not hold max_tokens.
 LONGEST_TOKEN = 32
-REASONS = {
-    "length": "cut off",
+# No call has more: what says so is no count.
+_MOST_TOKENS = 2**31
+# What servers call an answer's own end; `unknown` is of answers kept before the store noted it.
+_WHOLE = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "unknown")
+_REASONS = {
     "content_filter": "filtered",
+    "safety": "filtered",
     "refusal": "refused",
     "empty": "empty",
     "oversized": "too long",
+    OVERDUE: "unanswered",
 }
-"""`finish` of an answer that can't be used → why, in the words of `NoAnswerError.reason`."""
+
+
+def why_unusable(finish: str) -> str | None:
+    """Why an answer with this `finish` can't be used, in the words of `NoAnswerError.reason`; None if it may be.
+
+    Only what is known to be an answer's own end is one; servers have many names for the others.
+    """
+    known = finish.casefold()
+    return None if known in _WHOLE else _REASONS.get(known, "cut off")
 
 
 class Reply(NamedTuple):
@@ -37,7 +50,7 @@ class Reply(NamedTuple):
 
 
 def read_reply(raw: bytes | bytearray | str) -> Reply:
-    """The completion in a chat endpoint's reply.
+    """The completion in a chat endpoint's reply; an empty one where tokens are billed without any.
 
     Raises:
         ValueError: it holds none.
@@ -49,16 +62,16 @@ def read_reply(raw: bytes | bytearray | str) -> Reply:
         raise ValueError("its reply is nested too deeply") from error
     if not isinstance(body, dict):
         raise ValueError(f"its reply is {type(body).__name__}, no completion")
-    choices = body.get("choices")
+    choices, usage, model = body.get("choices"), _dict(body.get("usage")), body.get("model")
+    counts = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
+    served = _clean(model) if isinstance(model, str) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        if any(counts):
+            return Reply("", "empty", *counts, served_model=served)
         told = _dict(body.get("error")).get("message")
         raise ValueError(f"it sent no choices{f', but: {told}' if told else ''}")
-    message = _dict(choices[0].get("message"))
-    usage, model = _dict(body.get("usage")), body.get("model")
-    text, finish = _text(message, choices[0].get("finish_reason"))
-    tokens = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    counts = [count if isinstance(count, int) and count >= 0 else None for count in tokens]
-    return Reply(text, finish, *counts, served_model=model if isinstance(model, str) else None)
+    text, finish = _text(_dict(choices[0].get("message")), choices[0].get("finish_reason"))
+    return Reply(_clean(text), _clean(finish), *counts, served_model=served)
 
 
 def problem(answer: StoredAnswer, max_tokens: int, check: Callable[[str], str | None]) -> tuple[str, str] | None:
@@ -74,8 +87,8 @@ def problem(answer: StoredAnswer, max_tokens: int, check: Callable[[str], str | 
     Returns:
         The reason in a word (as in `NoAnswerError.reason`), and what was found.
     """
-    if answer.finish in REASONS:
-        return REASONS[answer.finish], answer.text[:100] if answer.finish == "refusal" else f"finish {answer.finish}"
+    if (reason := why_unusable(answer.finish)) is not None:
+        return reason, answer.text[:100] if answer.finish == "refusal" else f"finish {answer.finish}"
     if not answer.text.strip():
         return "empty", f"finish {answer.finish}"
     if len(answer.text) > LONGEST_TOKEN * max_tokens:
@@ -93,9 +106,17 @@ def _text(message: dict[str, Any], finish: Any) -> tuple[str, str]:
         return text, finish
     if refusal and isinstance(refusal, str):
         return refusal, "refusal"
-    if not text.strip() and finish != "length":
-        return "", "empty"
-    return text, finish if isinstance(finish, str) and finish else "stop"
+    finish = finish if isinstance(finish, str) and finish else "stop"
+    return ("", "empty") if not text.strip() and why_unusable(finish) is None else (text, finish)
+
+
+def _clean(text: str) -> str:
+    """The text as it can be written down: JSON may hold half a character."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and 0 <= value < _MOST_TOKENS else None
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -2,11 +2,27 @@
 
 import hashlib
 import json
+import math
 from typing import Any, NamedTuple
 
-from prism_cli.endpoint.pictures import data_url, is_larger, media_type, shrunk
+from prism_cli.endpoint.pictures import data_url, is_larger, media_type, pixels, shrunk
 
-__all__ = ["EndpointAnswer", "EndpointRequest", "Settings", "data_url", "describe", "media_type", "wire_messages"]
+__all__ = [
+    "EndpointAnswer",
+    "EndpointRequest",
+    "Settings",
+    "data_url",
+    "describe",
+    "media_type",
+    "most_prompt_tokens",
+    "wire_messages",
+]
+
+# Anthropic's rule; others take 0.3 to 1.5 times as many tokens for a picture, but some a few hundred at least.
+PIXELS_A_TOKEN = 750
+_LEAST_A_PICTURE = 300
+# What a chat template puts around a message.
+_AROUND_A_MESSAGE = 16
 
 
 class EndpointRequest(NamedTuple):
@@ -107,6 +123,19 @@ def wire_messages(request: EndpointRequest, max_image_pixels: int | None = None)
     message = messages[request.images_at]
     messages[request.images_at] = {**message, "content": [*content, {"type": "text", "text": message["content"]}]}
     return messages
+
+
+def most_prompt_tokens(request: EndpointRequest, max_image_pixels: int | None = None) -> int:
+    """More prompt tokens than a request can have.
+
+    A token a byte of text, and twice the usual number for a picture, in the size in which it is sent.
+
+    Raises:
+        DataError: a picture can't be opened.
+    """
+    text = sum(len(message["content"].encode()) + _AROUND_A_MESSAGE for message in request.messages)
+    sizes = [min(pixels(image, request.place), max_image_pixels or math.inf) for image in request.images]
+    return text + sum(max(_LEAST_A_PICTURE, math.ceil(2 * size / PIXELS_A_TOKEN)) for size in sizes)
 
 
 def _shrinks(request: EndpointRequest, settings: Settings) -> bool:

@@ -4,35 +4,39 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from prism_cli.errors import CheckpointError
 
-_SCHEMA = 2
+_SCHEMA = 3
+# Noted as a call, but no answer to anything.
+OVERDUE = "overdue"
 _TABLE = """
 CREATE TABLE calls (
     key TEXT NOT NULL, teacher TEXT NOT NULL, model TEXT NOT NULL, request TEXT NOT NULL, text TEXT NOT NULL,
     finish TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER, usd REAL, url TEXT NOT NULL,
     served_model TEXT, "row" TEXT NOT NULL, seconds REAL, attempt INTEGER NOT NULL, created REAL NOT NULL,
-    UNIQUE (key, attempt)
+    run TEXT NOT NULL DEFAULT '', UNIQUE (key, attempt)
 )"""
+_INDEX = "CREATE INDEX calls_of_a_run ON calls (run)"
 _COLUMNS = (
     "key, teacher, model, request, text, finish, prompt_tokens, completion_tokens, usd, url, served_model, "
-    '"row", seconds, attempt, created'
+    '"row", seconds, run, attempt, created'
 )
 # The attempt is numbered by the same statement that writes it: two processes that ask the same keep both answers.
 _INSERT = (
-    f"INSERT INTO calls ({_COLUMNS}) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, COALESCE(MAX(attempt), 0) + 1, ? "
+    f"INSERT INTO calls ({_COLUMNS}) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, COALESCE(MAX(attempt), 0) + 1, ? "
     "FROM calls WHERE key = ? RETURNING attempt"
 )
 _FROM_SCHEMA_1 = (
     f"INSERT INTO calls ({_COLUMNS}) SELECT key, model, model, request, text, 'unknown', prompt_tokens, "
-    "completion_tokens, NULL, '', NULL, '', NULL, 1, created FROM answers ORDER BY rowid"
+    "completion_tokens, NULL, '', NULL, '', NULL, '', 1, created FROM answers ORDER BY rowid"
 )
+_FROM_SCHEMA_2 = "ALTER TABLE calls ADD COLUMN run TEXT NOT NULL DEFAULT ''"
 
 
 class StoredAnswer(NamedTuple):
@@ -45,14 +49,15 @@ class StoredAnswer(NamedTuple):
         request: JSON of what was asked (messages, settings, digests of the images).
         text: What came back: the answer, or a refusal.
         finish: The endpoint's finish_reason (`stop`, `length`, `content_filter`, …), or `refusal`, `empty`, `oversized`
-            where there is no answer; `unknown` where it was not kept.
+            where there is no answer, `overdue` where none was waited for; `unknown` where it was not kept.
         prompt_tokens: As the endpoint counted them, or None.
         completion_tokens: As the endpoint counted them, or None.
-        usd: What it cost, or None where no price was given.
+        usd: What it cost, or the most it can have cost where tokens were not counted; None where no price was given.
         url: The endpoint asked, without secrets.
         served_model: The model's name in the endpoint's reply, or None.
         row: Id of the data row it was asked for.
         seconds: How long the answer took, or None.
+        run: Whose spending it was, or "" where that is not known.
         attempt: 1 for the first answer under the key, 2 for the next; given by `put`.
         created: Seconds since the epoch; given by `put`.
     """
@@ -70,6 +75,7 @@ class StoredAnswer(NamedTuple):
     served_model: str | None = None
     row: str = ""
     seconds: float | None = None
+    run: str = ""
     attempt: int = 0
     created: float = 0.0
 
@@ -107,7 +113,7 @@ class Totals(NamedTuple):
 class AnswerStore:
     """Answers by key, append-only, safe from several threads and several processes of one machine.
 
-    A file of the earlier schema is brought up to date when it is opened.
+    A file of an earlier schema is brought up to date when it is opened.
 
     Args:
         path: The file; it and its folder are made when missing.
@@ -132,9 +138,11 @@ class AnswerStore:
             self._reader.execute(f"SELECT {_COLUMNS} FROM calls LIMIT 1")
 
     def answers(self, key: str) -> list[StoredAnswer]:
-        """All answers kept under `key`, the first attempt first."""
+        """All answers kept under `key`, the first attempt first; calls that were not waited for are none."""
         with self._failures_named(), self._reading:
-            query = self._reader.execute(f"SELECT {_COLUMNS} FROM calls WHERE key = ? ORDER BY attempt", (key,))
+            query = self._reader.execute(
+                f"SELECT {_COLUMNS} FROM calls WHERE key = ? AND finish != ? ORDER BY attempt", (key, OVERDUE)
+            )
             return [StoredAnswer(*row) for row in query.fetchall()]
 
     def put(self, answer: StoredAnswer) -> StoredAnswer:
@@ -148,13 +156,32 @@ class AnswerStore:
             # Whoever held the lock before may have written this one too.
             if not kept.done():
                 self._write()
-        with self._failures_named():
-            return kept.result()
+        try:
+            with self._failures_named():
+                return kept.result()
+        except (ValueError, OverflowError, sqlite3.InterfaceError) as error:
+            raise CheckpointError(
+                f"{self.path}: an answer can't be kept ({error})", hint="drop its row, or ask another teacher"
+            ) from error
+        except CancelledError as error:
+            raise CheckpointError(
+                f"{self.path}: interrupted before an answer was kept", hint="run the same command again"
+            ) from error
 
     def count(self) -> int:
-        """How many answers are kept."""
+        """How many calls are kept."""
         with self._failures_named(), self._reading:
             return self._reader.execute("SELECT COUNT(*) FROM calls").fetchone()[0]
+
+    def spent(self, run: str) -> dict[str, int | float]:
+        """What a run has spent, over all its starts: calls, prompt_tokens, completion_tokens, usd."""
+        with self._failures_named(), self._reading:
+            found = self._reader.execute(
+                "SELECT COUNT(*), COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0), "
+                "COALESCE(SUM(usd), 0.0) FROM calls WHERE run = ?",
+                (run,),
+            ).fetchone()
+        return dict(zip(("calls", "prompt_tokens", "completion_tokens", "usd"), found, strict=True))
 
     def summary(self) -> list[Totals]:
         """Totals per teacher and model, in the order of their first answers."""
@@ -192,18 +219,33 @@ class AnswerStore:
     def _write(self) -> None:
         batch = [self._to_write.popleft() for _ in range(len(self._to_write))]
         try:
-            with self._writer:
-                self._writer.execute("BEGIN IMMEDIATE")
-                written = [self._inserted(answer) for answer, _ in batch]
-            for (_, kept), answer in zip(batch, written, strict=True):
-                kept.set_result(answer)
-        except sqlite3.Error as error:
+            if self._commit(batch) is not None:
+                # One that can't be written must not take the others with it.
+                for one in batch:
+                    if (failure := self._commit([one])) is not None:
+                        one[1].set_exception(failure)
+        except sqlite3.OperationalError as error:  # it is the file's, and so everyone's
             for _, kept in batch:
-                kept.set_exception(error)
+                if not kept.done():
+                    kept.set_exception(error)
         finally:
             # After Ctrl-C: whoever waits for one of these must not wait for ever. What has a result keeps it.
             for _, kept in batch:
                 kept.cancel()
+
+    def _commit(self, batch: Sequence[tuple[StoredAnswer, "Future[StoredAnswer]"]]) -> Exception | None:
+        """Writes all or none; gives why none, where that may be for what one of them holds."""
+        try:
+            with self._writer:
+                self._writer.execute("BEGIN IMMEDIATE")
+                written = [self._inserted(answer) for answer, _ in batch]
+        except sqlite3.OperationalError:
+            raise
+        except (sqlite3.Error, ValueError, OverflowError) as error:
+            return error
+        for (_, kept), answer in zip(batch, written, strict=True):
+            kept.set_result(answer)
+        return None
 
     def _inserted(self, answer: StoredAnswer) -> StoredAnswer:
         *given, _, _ = answer
@@ -218,16 +260,20 @@ class AnswerStore:
             # The write lock first: of two processes that open an old file together, the second finds the work done.
             self._writer.execute("BEGIN IMMEDIATE")
             schema = self._schema()
-            if schema not in (0, _SCHEMA):
+            if schema not in (0, 2, _SCHEMA):
                 raise CheckpointError(
                     f"{self.path}: an answer store of schema {schema}; this version of prism knows {_SCHEMA}",
                     hint="use the prism that wrote it, or name another store",
                 )
+            if schema == 2:
+                self._writer.execute(_FROM_SCHEMA_2)
             if schema == 0:
                 self._writer.execute(_TABLE)
                 if self._writer.execute("SELECT 1 FROM sqlite_master WHERE name = 'answers'").fetchone():
                     self._writer.execute(_FROM_SCHEMA_1)
                     self._writer.execute("DROP TABLE answers")
+            if schema != _SCHEMA:
+                self._writer.execute(_INDEX)
                 self._writer.execute(f"PRAGMA user_version = {_SCHEMA}")
 
     def _schema(self) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx2
 import openai
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from prism_cli.endpoint.failures import NoAnswerError, Passing, api_key, explain, passing, shown_url
 from prism_cli.endpoint.pace import Pace
@@ -25,11 +25,12 @@ class FailedTry(Exception):
     Attributes:
         failure: What to tell when it does not.
         how: How to go on.
+        ends: Whether the endpoint is given up on.
     """
 
-    def __init__(self, failure: TeacherError, how: Passing):
+    def __init__(self, failure: TeacherError, how: Passing, ends: bool = False):
         super().__init__(str(failure))
-        self.failure, self.how = failure, how
+        self.failure, self.how, self.ends = failure, how, ends
 
 
 class Wire:
@@ -79,16 +80,18 @@ class Wire:
         retrying = AsyncRetrying(
             sleep=self.pace.sleep,
             wait=wait_random_exponential(multiplier=0.5, max=30),
-            retry=retry_if_exception_type(FailedTry),
+            retry=retry_if_exception(lambda error: isinstance(error, FailedTry) and not error.ends),
             stop=_is_enough,
             reraise=True,
         )
         try:
             await retrying(once)
         except FailedTry as error:
-            failure = error.failure
+            failure, ends = error.failure, error.ends
         else:
             return
+        if ends:
+            raise failure
         raise NoAnswerError(f"{place}: {failure}", failure.hint, reason="unanswered")
 
     async def send(self, body: Callable[[], dict[str, Any]], place: str, started: float) -> Reply:
@@ -100,9 +103,9 @@ class Wire:
             started: When its turn came.
 
         Raises:
-            FailedTry: it may work when tried again.
+            FailedTry: it may work when tried again; or nothing works any longer, which it says.
             NoAnswerError: the endpoint rejects this request.
-            TeacherError: the endpoint is of no use (any longer).
+            TeacherError: the endpoint is of no use.
         """
         made = await asyncio.to_thread(body)
         try:
@@ -130,7 +133,7 @@ class Wire:
             return failure
         self.pace.failed(started, how.overloaded, how.retry_after)
         if (row := self.pace.hopeless) is not None:
-            return TeacherError(f"{row}, the last one: {failure}", failure.hint)
+            return FailedTry(TeacherError(f"{row}, the last one: {failure}", failure.hint), how, ends=True)
         return FailedTry(failure, how)
 
     async def _post(self, body: dict[str, Any]) -> bytes | None:

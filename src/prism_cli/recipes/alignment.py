@@ -132,6 +132,8 @@ class AdvantageSection(Section):
 
     rule: Literal["per_part", "combined"] = "per_part"
     """Normalise each part within the group, then weigh (released code), or weigh, then normalise (paper, Eq. 3)."""
+    weights: dict[str, NonNegativeFloat] | None = None
+    """Part name → its weight α; null takes those of `response.parts`. They are scaled to the same sum."""
     malformed: Literal["floor", "apart"] = "floor"
     """Malformed rollouts enter the group at its smallest score − 1 (paper), or are kept apart from normalising."""
     malformed_penalty: NonNegativeFloat = 1.5

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from rich import get_console
 
-from prism_cli.errors import DataError
+from prism_cli.errors import DataError, RecipeError
 from prism_cli.recipes.stages import AlignRecipe
 from prism_cli.recipes.teachers import DatasetTeacher
 from prism_cli.stages import build, checks
 from prism_cli.stages.asking import taught_grammar
 from prism_cli.stages.checks import Plan
-from prism_cli.stages.discriminator import check_judge
 from prism_cli.stages.grammar import grammar_ahead
+from prism_cli.stages.judge_folder import check_judge
 from prism_cli.stages.outlook import questions_at_most
 from prism_cli.stages.teaching import teaching
 
@@ -34,6 +34,7 @@ def check(recipe: AlignRecipe, pending: bool = False) -> Plan:
         plan += checks.check_data(recipe.eval_data, "align", "eval_data")
     plan += checks.check_teacher(recipe.teacher, "align", grammar_ahead(recipe))
     checks.check_training(recipe)
+    _check_weights(recipe)
     if (pairs := recipe.discriminator.warmup.data) is not None:
         plan += checks.check_data(pairs, "align", "discriminator.warmup.data")
     judge = check_judge(recipe.discriminator)
@@ -80,6 +81,19 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
             free_memory()
             write_showcase(recipe, run, judge, held_out or rows, desk)
     return run.folder
+
+
+def _check_weights(recipe: AlignRecipe) -> None:
+    """Refuses weights of parts that are not taught, or of none."""
+    weights, grammar = recipe.advantage.weights, grammar_ahead(recipe)
+    if weights is None or grammar is None:
+        return
+    taught = taught_grammar(recipe.teacher, grammar).parts
+    if set(weights) != set(taught) or not sum(weights.values()):
+        raise RecipeError(
+            f"advantage.weights names {', '.join(weights) or 'nothing'}; the taught parts are {', '.join(taught)}",
+            "give each of them a weight, not all of them 0",
+        )
 
 
 def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run):

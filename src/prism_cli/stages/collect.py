@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich import get_console
 
-from prism_cli.errors import BudgetError, RecipeError
+from prism_cli.endpoint.batch_ledger import under_way
+from prism_cli.errors import CheckpointError, PrismError, RecipeError
+from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.stages import CollectRecipe
-from prism_cli.recipes.teachers import EmbeddedTeacher, OpenAITeacher
+from prism_cli.recipes.teachers import EmbeddedTeacher
 from prism_cli.responses import ResponseSettings
 from prism_cli.rewards.accuracy import is_correct
 from prism_cli.runs import Run, resolve_model, write_atomically
 from prism_cli.stages import build, checks
 from prism_cli.stages.checks import Plan
-from prism_cli.stages.collecting import Answer, Answers, BatchAnswers, DirectAnswers, at_batch_price
+from prism_cli.stages.collecting import Answer, Answers, BatchAnswers, DirectAnswers, Stopped, collect_open, useless
 from prism_cli.stages.collection_card import card
 from prism_cli.stages.grammar import grammar_ahead, response_settings
 from prism_cli.stages.teaching import teaching
@@ -39,6 +41,7 @@ class Collected(NamedTuple):
         file: Where it stands.
         prompts: Rows asked about.
         answers: Answers looked at, those that failed included.
+        failed: Of these, those that the teacher failed to give.
         kept: Written to the file.
         unverified: Of these, those of rows without an answer to verify against.
         rejected: Reason → how many.
@@ -47,6 +50,7 @@ class Collected(NamedTuple):
     file: Path
     prompts: int
     answers: int
+    failed: int
     kept: int
     unverified: int
     rejected: dict[str, int]
@@ -82,6 +86,8 @@ def run(recipe: CollectRecipe, fresh: bool = False, command: Sequence[str] = ())
         PrismError: with the cure in its hint.
     """
     check(recipe)
+    if fresh:
+        _refuse_to_forget(run_folder("collect", recipe))
     source = resolve_model(recipe.from_)[1] if recipe.from_ else None
     run = build.open_stage(recipe, "collect", source, fresh, command)
     if build.already_done(run):
@@ -91,28 +97,42 @@ def run(recipe: CollectRecipe, fresh: bool = False, command: Sequence[str] = ())
         rows = build.load_data(recipe.data, settings)
         collected, stopped = _collect(recipe, run, settings, rows)
         if stopped is not None:
-            stopped.hint = f"{stopped.hint}; the {collected.kept} kept so far stand in {collected.file}"
+            _say_stopped(collected, stopped)
             raise stopped
     _say(collected, recipe)
     return run.folder
 
 
+def _refuse_to_forget(folder: Path) -> None:
+    """Keeps --fresh from deleting the notes of batches that are paid for."""
+    if batches := under_way(folder / BATCHES):
+        raise CheckpointError(
+            f"{folder} has batches under way ({', '.join(batches)}), and --fresh would pay for them again",
+            "collect them first with the command that submitted them, without --fresh: what they bring is kept over "
+            f"it; to give them up, delete {folder / BATCHES}",
+        )
+
+
 def _collect(
     recipe: CollectRecipe, run: Run, settings: ResponseSettings, rows: "Dataset"
-) -> tuple[Collected, BudgetError | None]:
-    """Asks and writes; the error if a cap ended it early."""
-    section = recipe.teacher
-    if recipe.batch and isinstance(section, OpenAITeacher):
-        section = at_batch_price(section)
+) -> tuple[Collected, Stopped | None]:
+    """Asks and writes; why it ended early or in vain, if it did."""
+    # What the teacher fails on is rejected, which is no reason to end before all is asked.
+    section = recipe.teacher.model_copy(update={"max_failed": 1.0})
     origin = {"instruction": settings.instruction, "data": recipe.data, "samples": recipe.samples}
-    write = _pairs if recipe.from_ else _demonstrations
-    with teaching(section, settings.grammar, run, rows, **origin) as desk:
-        answers: Answers = DirectAnswers(desk, recipe.samples)
+    write, notes = _pairs if recipe.from_ else _demonstrations, run.folder / BATCHES
+    with teaching(section, settings.grammar, run, rows, batch=recipe.batch, **origin) as desk:
         if recipe.batch:
-            answers = BatchAnswers(desk, recipe, run.folder / BATCHES)
-        collected = write(recipe, run, settings, rows, answers)
-    _write_account(recipe, run, collected, desk.teacher.name, complete=answers.stopped is None)
-    return collected, answers.stopped
+            answers: Answers = BatchAnswers(desk, recipe, notes)
+        else:
+            if under_way(notes):
+                collect_open(desk, recipe, notes)
+            answers = DirectAnswers(desk, recipe.samples)
+        collected, stopped = write(recipe, run, settings, rows, answers), answers.stopped
+    _write_account(recipe, run, collected, desk.teacher.name, complete=stopped is None)
+    if stopped is None and collected.answers == collected.failed > 0:
+        stopped = useless(collected.answers, desk)
+    return collected, stopped
 
 
 # Demonstrations ------------------------------------------------------------------------------------------------------
@@ -197,10 +217,10 @@ def _policy_texts(recipe: CollectRecipe, run: Run, rows: "Dataset") -> dict[tupl
 
 
 def _columns(settings: ResponseSettings, text: str, response: Any) -> dict[str, str]:
-    """A text by the columns of published pairs where it has their two parts, else whole."""
-    if settings.grammar.parts.keys() == PUBLISHED.keys():
-        return {PUBLISHED[name]: part for name, part in response.parts.items()}
-    return {"response": text.strip()}
+    """A text as it was written, which is what a judge must read, and by the columns of published pairs where it has
+    their two parts; those lose the blanks beside tags."""
+    parts = response.parts if settings.grammar.parts.keys() == PUBLISHED.keys() else {}
+    return {"response": text.strip(), **{PUBLISHED[name]: part for name, part in parts.items()}}
 
 
 def _malformed(whose: str, problem: str | None) -> str | None:
@@ -214,7 +234,8 @@ class _Tally:
     """A context that counts what is kept and writes down what is not, with its reason."""
 
     def __init__(self, path: Path):
-        self._path, self._rows, self._answers, self._kept, self._unverified = path, set(), 0, 0, 0
+        self._path, self._rows = path, set()
+        self._answers = self._failed = self._kept = self._unverified = 0
         self._rejected: Counter[str] = Counter()
 
     def __enter__(self) -> None:
@@ -227,6 +248,7 @@ class _Tally:
         """Counts an answer; the reason is `kind: details`."""
         self._rows.add(answer.row)
         self._answers += 1
+        self._failed += answer.problem is not None
         if reason is not None:
             self._rejected[reason.partition(":")[0]] += 1
             line = {"row": answer.row, "sample": answer.sample, "reason": reason}
@@ -238,7 +260,8 @@ class _Tally:
 
     def collected(self, path: Path) -> Collected:
         """The counts."""
-        return Collected(path, len(self._rows), self._answers, self._kept, self._unverified, dict(self._rejected))
+        counts = self._answers, self._failed, self._kept, self._unverified
+        return Collected(path, len(self._rows), *counts, dict(self._rejected))
 
 
 def _own_id(answer: Answer) -> str:
@@ -266,10 +289,21 @@ def _write_account(recipe: CollectRecipe, run: Run, collected: Collected, model:
     write_atomically(run.folder / DATA / "README.md", card(recipe, run.manifest, summary))
 
 
+def _say_stopped(collected: Collected, stopped: Stopped) -> None:
+    kept = f"the {collected.kept} kept so far stand in {collected.file}"
+    if isinstance(stopped, PrismError):
+        stopped.hint = f"{stopped.hint}; {kept}"
+    else:
+        get_console().print(f"{kept}; the same command goes on", markup=False, soft_wrap=True)
+
+
 def _say(collected: Collected, recipe: CollectRecipe) -> None:
     rejected = ", ".join(f"{count} {reason}" for reason, count in collected.rejected.items())
     told = f" ({rejected})" if rejected else ""
     print_line = get_console().print
     print_line(f"kept {collected.kept:,} of {collected.answers:,} answers{told}: {collected.file}", markup=False)
+    if collected.failed:
+        share = f"{collected.failed:,} of {collected.answers:,} questions ({collected.failed / collected.answers:.1%})"
+        print_line(f"the teacher failed on {share}; {REJECTED} says why", markup=False, soft_wrap=True)
     if recipe.from_ is None and collected.kept:
         print_line(f"next     prism sft --data {collected.file} …", markup=False, highlight=False)

@@ -1,22 +1,20 @@
 """Answers to every row as they come, asked one by one or in batches; the same to whoever collects them."""
 
-import io
-import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from PIL import Image
-
 from prism_cli.endpoint.batch import BatchAsker
-from prism_cli.endpoint.batch_terms import PRICE_SHARE, Terms
+from prism_cli.endpoint.batch_terms import Terms
+from prism_cli.endpoint.client import EndpointClient
 from prism_cli.endpoint.requests import EndpointRequest
-from prism_cli.errors import BudgetError
+from prism_cli.errors import BudgetError, TeacherError
 from prism_cli.recipes.stages import CollectRecipe
-from prism_cli.recipes.teachers import OpenAITeacher, PriceSection
+from prism_cli.recipes.teachers import OpenAITeacher
 from prism_cli.stages.build import progress_callback
-from prism_cli.stages.connections import price_of
-from prism_cli.stages.costs import PIXELS_A_TOKEN
+from prism_cli.stages.connections import at_batch_price, price_of
 from prism_cli.stages.teaching import TeacherDesk
 from prism_cli.teacher.batch_teacher import BatchTeacher
 from prism_cli.teacher.teachers import EndpointTeacher
@@ -26,6 +24,9 @@ if TYPE_CHECKING:
 
 # Answers are taken in small lots, so that the bar moves, while so many questions are put ahead.
 LOT, AHEAD = 16, 256
+# A teacher that failed on so many questions and on no other is asked no more.
+ENOUGH_FAILED = 100
+Stopped = BudgetError | TeacherError | KeyboardInterrupt
 
 
 class Answer(NamedTuple):
@@ -48,13 +49,13 @@ class Answers(Protocol):
     """Answers by row.
 
     Attributes:
-        stopped: The cap that ended it before all rows were asked about, or None.
+        stopped: The cap or failure that ended it before all rows were asked about, or None.
     """
 
-    stopped: BudgetError | None
+    stopped: Stopped | None
 
     def of(self, rows: "Dataset") -> Iterator[tuple[dict[str, Any], list[Answer]]]:
-        """Each row with its answers, in order; ends early at a cap."""
+        """Each row with its answers, in order; once stopped, what is kept all the same."""
         ...
 
 
@@ -67,8 +68,11 @@ class DirectAnswers:
     """
 
     def __init__(self, desk: TeacherDesk, samples: int):
-        self._desk, self._samples = desk, samples
-        self.stopped: BudgetError | None = None
+        assert isinstance(desk.teacher, EndpointTeacher | BatchTeacher), "check refuses teachers that can't be asked"
+        self._desk, self._samples, self._client = desk, samples, desk.teacher.client
+        self._asking = isinstance(desk.teacher, EndpointTeacher)
+        self._asked = self._failed = 0
+        self.stopped: Stopped | None = None
 
     def of(self, rows: "Dataset") -> Iterator[tuple[dict[str, Any], list[Answer]]]:
         """See `Answers`."""
@@ -85,15 +89,23 @@ class DirectAnswers:
                 for index, given in enumerate(answered):
                     if given:
                         yield rows[start + index], given
+                if isinstance(self.stopped, KeyboardInterrupt):
+                    return
+                self._refuse_useless(answered)
 
     def _lot(self, lot: Sequence[dict[str, str]]) -> list[list[Answer]]:
-        """The answers of some rows; once a cap is reached, those that came all the same."""
+        """The answers of some rows; once stopped, those that came all the same."""
         texts = []
         for sample in range(self._samples):
+            # At a cap the calls under way are waited for; a teacher that failed, or Ctrl-C, ends it at once.
+            if isinstance(self.stopped, TeacherError | KeyboardInterrupt):
+                break
             try:
                 texts.append(self._desk.answers(lot, sample))
-            except BudgetError as error:
+            except (BudgetError, TeacherError) as error:
                 self.stopped = self.stopped or error
+            except KeyboardInterrupt as interrupt:
+                self.stopped = interrupt
         if self.stopped is not None:
             return [self._kept(row["id"]) for row in lot]
         return [
@@ -101,10 +113,14 @@ class DirectAnswers:
             for row, given in zip(lot, zip(*texts, strict=True), strict=True)
         ]
 
+    def _refuse_useless(self, answered: Sequence[Sequence[Answer]]) -> None:
+        problems = [answer.problem is not None for given in answered for answer in given]
+        self._asked, self._failed = self._asked + len(problems), self._failed + sum(problems)
+        if self._asking and self.stopped is None and self._asked == self._failed >= ENOUGH_FAILED:
+            self.stopped = useless(self._asked, self._desk)
+
     def _kept(self, id: str) -> list[Answer]:
-        assert isinstance(self._desk.teacher, EndpointTeacher), "only an endpoint's answers are capped one by one"
-        client = self._desk.teacher.client
-        kept = [client.kept(self._desk.request(id, sample)) for sample in range(self._samples)]
+        kept = [self._client.kept(self._desk.request(id, sample)) for sample in range(self._samples)]
         return [Answer(id, sample, answer.text, None) for sample, answer in enumerate(kept) if answer is not None]
 
     def _prefetch(self, rows: Sequence[dict[str, str]]) -> None:
@@ -125,58 +141,75 @@ class BatchAnswers:
     """
 
     def __init__(self, desk: TeacherDesk, recipe: CollectRecipe, folder: Path):
-        assert isinstance(recipe.teacher, OpenAITeacher), "check refuses batches of another teacher"
-        assert isinstance(desk.teacher, EndpointTeacher), "an endpoint's desk has an endpoint's teacher"
-        section, client = recipe.teacher, desk.teacher.client
         self._desk, self._samples = desk, recipe.samples
-        price = price_of(at_batch_price(section))
-        self._asker = BatchAsker(
-            client,
-            folder,
-            base_url=section.endpoint or "",
-            api_key_env=section.api_key_env,
-            terms=Terms(price, section.max_calls, section.max_usd, most_prompt_tokens),
-        )
+        self._asker, client = _asker(desk, recipe, folder)
         desk.teacher = BatchTeacher(client, self._asker)
-        self.stopped: BudgetError | None = None
+        self.stopped: Stopped | None = None
 
     def of(self, rows: "Dataset") -> Iterator[tuple[dict[str, Any], list[Answer]]]:
         """See `Answers`."""
         ids = rows["id"]
-        self._ask(ids)
+        with closing(self._asker):
+            self._ask(ids)
         if self.stopped is not None:
             rows = rows.select([index for index, id in enumerate(ids) if all(map(self._asker.was_asked, self._of(id)))])
         yield from DirectAnswers(self._desk, self._samples).of(rows)
 
     def _ask(self, ids: Sequence[str]) -> None:
-        bar, _ = progress_callback("waiting for batches", 0)
-        with bar:
-            try:
-                self._asker.run(
-                    lambda: (request for id in ids for request in self._of(id)),
-                    lambda done, submitted: bar.update(bar.task_ids[0], completed=done, total=submitted),
-                )
-            except BudgetError as error:
-                self.stopped = error
-            except KeyboardInterrupt:
-                if waiting := ", ".join(self._asker.waiting):
-                    bar.console.print(f"{waiting}: under way at the endpoint, and collected by the next start")
-                raise
+        requests = lambda: (request for id in ids for request in self._of(id))  # noqa: E731
+        try:
+            _wait(self._asker, lambda moved: self._asker.run(requests, moved))
+        except (BudgetError, TeacherError) as error:
+            self.stopped = error
 
     def _of(self, id: str) -> Iterator[EndpointRequest]:
         return (self._desk.request(id, sample) for sample in range(self._samples))
 
 
-def at_batch_price(section: OpenAITeacher) -> OpenAITeacher:
-    """The section with what a batch costs, and without caps: batches are capped before they are submitted."""
-    price = section.price and PriceSection(
-        prompt=section.price.prompt * PRICE_SHARE, completion=section.price.completion * PRICE_SHARE
+def collect_open(desk: TeacherDesk, recipe: CollectRecipe, folder: Path) -> None:
+    """Brings in the batches that earlier starts submitted: they are paid for, whoever asks the rest.
+
+    Args:
+        desk: The teacher's.
+        recipe: The stage's.
+        folder: Where batches are written down.
+
+    Raises:
+        TeacherError: they can't be had.
+    """
+    asker, _ = _asker(desk, recipe, folder)
+    with closing(asker):
+        _wait(asker, asker.collect)
+
+
+def useless(asked: int, desk: TeacherDesk) -> TeacherError:
+    """The error over a teacher without one usable answer."""
+    kinds: Counter[str] = Counter()
+    for reason, count in desk.failures.items():
+        kinds[reason.partition(":")[0]] += count
+    reasons = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    return TeacherError(
+        f"{desk.teacher.name} gave no usable answer to any of {asked} questions ({reasons})",
+        "see what it writes (prism teacher log), raise teacher.max_tokens if answers are cut off, or ask another teacher",
     )
-    return section.model_copy(update={"price": price, "max_calls": None, "max_usd": None})
 
 
-def most_prompt_tokens(request: EndpointRequest) -> int:
-    """More prompt tokens than a request can have: a token a byte of text, and twice the usual number of a picture's."""
-    text = sum(len(message["content"].encode()) for message in request.messages)
-    pixels = sum(math.prod(Image.open(io.BytesIO(image)).size) for image in request.images)
-    return text + math.ceil(2 * pixels / PIXELS_A_TOKEN)
+def _asker(desk: TeacherDesk, recipe: CollectRecipe, folder: Path) -> tuple[BatchAsker, EndpointClient]:
+    section = recipe.teacher
+    assert isinstance(section, OpenAITeacher), "check refuses batches of another teacher"
+    assert isinstance(desk.teacher, EndpointTeacher), "an endpoint's desk has an endpoint's teacher"
+    client, price = desk.teacher.client, price_of(at_batch_price(section))
+    url, terms = section.endpoint or "", Terms(price, section.max_calls, section.max_usd)
+    return BatchAsker(client, folder, base_url=url, api_key_env=section.api_key_env, terms=terms), client
+
+
+def _wait(asker: BatchAsker, work: Callable[[Callable[[int, int], None]], None]) -> None:
+    """Works with batches under a progress bar; says what goes on without us."""
+    bar, _ = progress_callback("waiting for batches", 0)
+    with bar:
+        try:
+            work(lambda done, submitted: bar.update(bar.task_ids[0], completed=done, total=submitted))
+        except KeyboardInterrupt:
+            if waiting := ", ".join(asker.waiting):
+                bar.console.print(f"{waiting}: under way at the endpoint, and collected by the next start")
+            raise

@@ -38,7 +38,7 @@ def card(recipe: CollectRecipe, manifest: Mapping[str, Any], summary: Mapping[st
         f"# {kind.capitalize()} by {summary['teacher']}",
         "",
         ABOUT[kind],
-        *([] if summary["complete"] else ["", "**Incomplete**: a cap ended the collection before all were asked."]),
+        *([] if summary["complete"] else ["", "**Incomplete**: the collection ended before all were asked."]),
         "",
         "| | |",
         "|---|---|",

@@ -6,12 +6,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from prism_cli.endpoint.batch_terms import PRICE_SHARE
 from prism_cli.endpoint.budget import Budget, Price
 from prism_cli.endpoint.client import EndpointClient, served_model
 from prism_cli.endpoint.failures import shown_url
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import RecipeError
-from prism_cli.recipes.teachers import EmbeddedTeacher, OpenAITeacher
+from prism_cli.recipes.teachers import EmbeddedTeacher, OpenAITeacher, PriceSection
 from prism_cli.responses import Grammar
 from prism_cli.stages.serve import world_app
 from prism_cli.teacher.server import ServedEndpoint
@@ -30,11 +31,19 @@ def store_path(section: LiveTeacher, folder: Path) -> Path:
     return Path(section.store) if isinstance(section, OpenAITeacher) else folder.parent / TEACHER_STORE
 
 
-def budget_of(section: LiveTeacher, spent: dict[str, Any] | None = None) -> Budget:
-    """The caps of a section, on top of what was spent before; the embedded teacher has none."""
+def budget_of(section: LiveTeacher, spent: dict[str, Any] | None = None, run: str = "") -> Budget:
+    """The caps of a section, on top of what a run spent before; the embedded teacher has none."""
     if isinstance(section, EmbeddedTeacher):
-        return Budget(spent=spent)
-    return Budget(section.max_calls, section.max_usd, price_of(section), spent)
+        return Budget(spent=spent, run=run)
+    return Budget(section.max_calls, section.max_usd, price_of(section), spent, run)
+
+
+def at_batch_price(section: LiveTeacher) -> LiveTeacher:
+    """The section with what its batches cost."""
+    if isinstance(section, EmbeddedTeacher) or section.price is None:
+        return section
+    price = PriceSection(prompt=section.price.prompt * PRICE_SHARE, completion=section.price.completion * PRICE_SHARE)
+    return section.model_copy(update={"price": price})
 
 
 def price_of(section: LiveTeacher) -> Price | None:
@@ -106,7 +115,6 @@ def client_of(
         max_image_pixels=section.max_image_pixels,
         concurrency=section.concurrency,
         timeout=section.timeout,
-        price=price_of(section),
         **kept,
     )
 

@@ -10,11 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from prism_cli.endpoint.budget import Price
-from prism_cli.endpoint.requests import EndpointRequest
+from prism_cli.endpoint.requests import PIXELS_A_TOKEN, EndpointRequest
 
 CHARACTERS_A_TOKEN = 4
-# Anthropic's rule; others take 0.3 to 1.5 times as many tokens for a picture.
-PIXELS_A_TOKEN = 750
 ESTIMATED = f"{CHARACTERS_A_TOKEN} characters or {PIXELS_A_TOKEN} pixels a token; answers at most max_tokens long"
 AVERAGED = "the average of this model's kept calls"
 

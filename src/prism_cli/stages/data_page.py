@@ -7,8 +7,8 @@ from typing import Any
 
 from prism_cli.data.examination import CheckedRow, Rules, examine
 from prism_cli.data.formats import parse
-from prism_cli.data.images import ImageReader
 from prism_cli.data.pictures import inline
+from prism_cli.data.reading import Checks, reader_of
 from prism_cli.data.sources import RawRow, open_source
 from prism_cli.errors import DataError
 from prism_cli.report.rows_page import ShownPicture, ShownRow, write_rows_page
@@ -40,26 +40,26 @@ def show(
         RecipeError: no processor loadable.
         DataError: nothing that can be shown.
     """
-    opened, reading, formats = open_source(source, count), reading_of(run, tokens), {}
-    rules = Rules(format, tuple(allow_urls), None, reading.grammar, is_correct)
+    if page.is_dir():
+        raise DataError(f"--output {page} is a folder", "name a file")
+    opened, reading = open_source(source, count), reading_of(run, tokens)
+    rules = Rules(format, tuple(allow_urls), Checks(None, reading.grammar, is_correct))
     raws = list(opened)
-    rows = [
-        _shown(raw, row, formats, rules, reading) for raw, row in zip(raws, examine(raws, rules, formats), strict=True)
-    ]
-    if not rows:
+    if not raws:
         raise DataError(f"{source} has no rows", "give a file with at least one row")
-    told = ", ".join(dict.fromkeys(formats.values())) or "unknown"
-    write_rows_page(page, source, told, rows)
+    rows = list(examine(raws, rules))
+    told = ", ".join(dict.fromkeys(row.format for row in rows if row.format is not None)) or "unknown"
+    write_rows_page(page, source, told, [_shown(*both, rules, reading) for both in zip(raws, rows, strict=True)])
     return told
 
 
-def _shown(raw: RawRow, row: CheckedRow, formats: dict[str, str], rules: Rules, reading: Reading) -> ShownRow:
+def _shown(raw: RawRow, row: CheckedRow, rules: Rules, reading: Reading) -> ShownRow:
     """A row for the page: what it says, what the model reads, and what is wrong with it."""
     problems = [f"{problem.field}: {problem.what}" for problem in row.problems]
     shown = ShownRow(f"{raw.file}:{raw.number}", row.id, [], [], None, problems)
-    if not row.prompt or raw.fields is None:
+    if not row.prompt or raw.fields is None or row.format is None:
         return shown
-    parsed, reader = parse(formats[raw.file], raw.fields), ImageReader(raw.folder, rules.allow_urls)
+    parsed, reader = parse(row.format, raw.fields), reader_of(raw.folder, rules.allow_urls)
     pictures = [
         ShownPicture(inline(reader.read(reference)), f"{picture.width} × {picture.height} {picture.format}")
         for reference, picture in zip(parsed.images, row.pictures, strict=True)

@@ -1,26 +1,21 @@
-"""`prism discriminator create`, and what can be said of a judge before torch is imported."""
+"""`prism discriminator create`: a cold judge's folder from a dense model, and how near the two are."""
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich import get_console
 
-from prism_cli.discriminator.saved import saved_judge
 from prism_cli.errors import CheckpointError, PrismError, RecipeError
 from prism_cli.recipes.sections import ResponseSection
 from prism_cli.responses import read_settings
-from prism_cli.runs import resolve_model
 from prism_cli.stages.checks import Plan
 from prism_cli.stages.grammar import grammar_of
+from prism_cli.stages.judge_folder import model_folder, refuse_unsupported
 
 if TYPE_CHECKING:
     from prism_cli.discriminator.upcycle import Upcycling
-
-SUPPORTED = "qwen3_vl"
-JUDGE_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 
 
 class Creation(NamedTuple):
@@ -43,92 +38,6 @@ class Creation(NamedTuple):
     check: bool
 
 
-# Folders and families ------------------------------------------------------------------------------------------------
-
-
-def model_folder(reference: str, files: list[str] = JUDGE_FILES) -> Path:
-    """The folder that a run, a folder or a hub id means; of the hub, these files are fetched.
-
-    Raises:
-        CheckpointError: a run without a model.
-        RecipeError: nothing there.
-    """
-    base = Path(reference.partition("@")[0])
-    if (base / "run.json").is_file():
-        return resolve_model(reference)[0]
-    if Path(reference).is_dir():
-        return Path(reference)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(reference, allow_patterns=files))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise RecipeError(
-            f"{reference!r} is no run, no folder and not to be had from the hub: {reason}",
-            "give a finished run, a model's folder or a hub id",
-        ) from None
-
-
-def refuse_unsupported(config: Any, what: str) -> None:
-    """Refuses models that no judge is made from.
-
-    Raises:
-        RecipeError: not a dense Qwen3-VL.
-    """
-    if config.model_type == SUPPORTED:
-        return
-    already = config.model_type == "qwen3_vl_moe"
-    why = "a mixture of experts already" if already else "no model that transformers has a like mixture of experts of"
-    raise RecipeError(
-        f"{what} is a {config.model_type} model, {why}",
-        "a judge is made from a dense Qwen3-VL (model_type qwen3_vl), such as Qwen/Qwen3-VL-2B-Instruct",
-    )
-
-
-def check_judge(section: Any) -> str:
-    """What a recipe's judge is, in words; loads nothing and fetches nothing.
-
-    Raises:
-        CheckpointError: `discriminator.path` holds no judge.
-        RecipeError: it is not what the recipe says.
-    """
-    made = f"{section.type}, warmed up on {_pairs(section.warmup)}"
-    if section.path is None:
-        return made
-    if not Path(section.path).is_dir():
-        if section.path.startswith((".", "/")) or section.path.count("/") != 1:
-            raise CheckpointError(f"no discriminator in {section.path}", "leave out discriminator.path")
-        return f"{section.type}, {section.path} from the hub"
-    saved = saved_judge(Path(section.path))
-    # A released judge says nothing of itself but what its body is.
-    found: Mapping[str, Any] = saved.settings or {"kind": saved.kind}
-    for key, name in (("type", "kind"), ("readout", "readout"), ("dropout", "dropout")):
-        if name in found and found[name] != getattr(section, key):
-            raise RecipeError(
-                f"the discriminator in {section.path} has {key} {found[name]!r}, the recipe {getattr(section, key)!r}",
-                f"set discriminator.{key} to {found[name]}",
-            )
-    if not saved.warm:
-        return f"{made}, from {section.path}"
-    return f"{section.type}, {section.path}{'' if saved.settings else ' (released; read as the recipe says)'}"
-
-
-def samples_pairs(section: Any) -> bool:
-    """Whether an align run will sample pairs to warm its judge up on."""
-    local = Path(section.path) if section.path is not None else None
-    cold = local is None or (local.is_dir() and not saved_judge(local).warm)
-    return cold and section.warmup.data is None
-
-
-def _pairs(warmup: Any) -> str:
-    return f"{warmup.pairs} pairs" + (f" of {warmup.data.path}" if warmup.data is not None else "")
-
-
-# Creating ------------------------------------------------------------------------------------------------------------
-
-
 def check(creation: Creation) -> Plan:
     """What would be made; reads configs, no weights.
 
@@ -143,7 +52,7 @@ def check(creation: Creation) -> Plan:
     moe = mixture(config, _rule(creation))
     billions = sum(weight.numel() for weight in moe.parameters()) / 1e9
     size = sum(weight.nbytes for weight in moe.parameters()) / 2**30
-    text = moe.config.text_config
+    text: Any = moe.config.text_config
     return [
         ("from", f"{creation.source}, {text.num_hidden_layers} layers of width {text.hidden_size}"),
         ("makes", f"{text.num_experts} experts a layer, {text.num_experts_per_tok} a token: {billions:,.2f} B weights"),

@@ -12,7 +12,7 @@ from prism_cli.errors import RecipeError
 from prism_cli.models import Policy, load_pretrained
 from prism_cli.recipes.alignment import MoEDiscriminator
 from prism_cli.recipes.stages import AlignRecipe, WarmupRecipe
-from prism_cli.stages.discriminator import model_folder, refuse_unsupported
+from prism_cli.stages.judge_folder import model_folder, refuse_unsupported
 
 
 def refuse_unfit(section: Any, policy: Policy) -> None:

@@ -20,6 +20,7 @@ from prism_cli.stages.connections import (
     EMBEDDED_MAX_TOKENS,
     UNNAMED,
     LiveTeacher,
+    at_batch_price,
     named_model,
     onlooker,
     price_of,
@@ -27,8 +28,8 @@ from prism_cli.stages.connections import (
     store_to_read,
 )
 from prism_cli.stages.costs import Average, Rates, TeacherPlan, teacher_plan
-from prism_cli.stages.discriminator import samples_pairs
 from prism_cli.stages.grammar import response_settings
+from prism_cli.stages.judge_folder import samples_pairs
 from prism_cli.stages.preview import preview
 
 if TYPE_CHECKING:
@@ -163,6 +164,8 @@ def _looking(stage: str, recipe: Any) -> Iterator[tuple[Outlook, Any]]:
 
     datasets.disable_progress_bars()
     section: LiveTeacher = recipe.teacher
+    if isinstance(recipe, CollectRecipe) and recipe.batch:
+        section = at_batch_price(section)
     settings = response_settings(recipe)
     how = asking(section, *settings)
     sources = [one for one in (recipe.data, getattr(recipe, "eval_data", None)) if one is not None]

@@ -147,17 +147,25 @@ def _usable(pairs: Pairs, held_out: int) -> Pairs:
     usable = [None not in pair for pair in zip(pairs.teacher, pairs.policy, strict=True)]
     if not any(usable[held_out:]):
         teacher, policy = (sum(parts is None for parts in side) for side in (pairs.teacher, pairs.policy))
-        hint = (
-            "the teacher's side: look at its answers (`prism teacher check`, `prism teacher log`), or declare the "
-            "response.parts that they have"
-            if teacher > policy
-            else "the policy's side: train SFT longer on this form, allow longer responses (max_response_tokens), or "
-            "declare the response.parts that its texts have"
-        )
         raise PrismError(
             f"the judge can't be warmed up: of {total} pairs none to train on is well-formed on both sides; malformed "
             f"are {teacher} teacher answers and {policy} policy samples",
-            hint,
+            _cure(teacher, policy),
         )
     get_console().print(f"warm-up: {sum(usable)} of {total} pairs are well-formed on both sides")
     return pairs
+
+
+def _cure(teacher: int, policy: int) -> str:
+    """What to do about so many malformed texts of each side."""
+    if teacher > policy:
+        return (
+            "the teacher's side: look at its answers (`prism teacher check`, `prism teacher log`), or declare the "
+            "response.parts that they have"
+        )
+    if policy > teacher:
+        return (
+            "the policy's side: train SFT longer on this form, allow longer responses (max_response_tokens), or "
+            "declare the response.parts that its texts have"
+        )
+    return "both sides alike: declare the response.parts that the texts have"

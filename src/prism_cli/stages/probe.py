@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from contextlib import closing
+from itertools import count
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from prism_cli.endpoint.budget import Budget
 from prism_cli.endpoint.client import EndpointClient
+from prism_cli.endpoint.requests import EndpointRequest
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import TeacherError
 from prism_cli.recipes.sections import Data, MixtureData, WorldData
@@ -72,8 +74,12 @@ def probed(
     store: AnswerStore,
     budget: Budget,
     data: Data | None = None,
+    anew: bool = False,
 ) -> Probed:
     """Asks a teacher about pairs of pictures, once each: what it writes unasked-for is part of what is measured.
+
+    The newest answers that are kept stand if the teacher passes by them, so that a rerun costs nothing. If not it is
+    asked again: what made it blind may be mended, and is no part of what answers are kept under.
 
     Args:
         section: The teacher.
@@ -83,30 +89,30 @@ def probed(
         store: Where answers are kept.
         budget: What may be spent.
         data: Where a stage's rows are from; a picture world brings pairs of its own.
+        anew: Ask, whatever is kept.
 
     Raises:
         TeacherError: the endpoint can't be reached, or refuses the key.
         BudgetError: a cap was reached.
     """
+    pairs = probe_pairs(section, data)
     with closing(client_of(section, url, model, store, budget, attempts=1, check=lambda text: None)) as client:
-        return probe(client, how, probe_pairs(section, data))
+        # Each time asks for another sample, as a question's first answer stays its answer.
+        times = next(time for time in count() if not _was_asked(client, how, pairs, time))
+        if times and not anew and (last := _probe(client, how, pairs, times - 1)).sees:
+            return last
+        return _probe(client, how, pairs, times)
 
 
-def probe(client: EndpointClient, asking: Asking, pairs: Sequence[ProbePair]) -> Probed:
-    """Asks about every pair; answers are kept like any others, so that a second time costs nothing.
+def _was_asked(client: EndpointClient, asking: Asking, pairs: Sequence[ProbePair], sample: int) -> bool:
+    requests = _requests(asking, _questions(pairs), sample)
+    return any(client.store.answers(client.key(request)) for request in requests)
 
-    Raises:
-        TeacherError: the endpoint can't be reached, or refuses the key.
-        BudgetError: a cap was reached.
-    """
-    questions = [
-        (pair.question, image, caption, expected, other)
-        for pair in pairs
-        for image, caption, expected, other in zip(
-            pair.images, pair.captions, pair.answers, pair.answers[::-1], strict=True
-        )
-    ]
-    requests = [asking.request(_row(number, *question[:3])) for number, question in enumerate(questions, 1)]
+
+def _probe(client: EndpointClient, asking: Asking, pairs: Sequence[ProbePair], sample: int) -> Probed:
+    """Asks about every pair; what is kept of the same sample is not asked again."""
+    questions = _questions(pairs)
+    requests = _requests(asking, questions, sample)
     found = EndpointTeacher(client).answers(requests)
     right, well_formed, answers = [], 0, []
     for (question, _, _, expected, other), answer in zip(questions, found, strict=True):
@@ -153,6 +159,21 @@ def _world_of(data: Data | None) -> str | None:
     if isinstance(data, MixtureData):
         return next((one.world for one in data.sources.values() if isinstance(one, WorldData)), None)
     return data.world if isinstance(data, WorldData) else None
+
+
+def _questions(pairs: Sequence[ProbePair]) -> list[tuple[str, bytes, str, str, str]]:
+    """Question, picture, caption, right answer and the other picture's, two a pair."""
+    return [
+        (pair.question, *side)
+        for pair in pairs
+        for side in zip(pair.images, pair.captions, pair.answers, pair.answers[::-1], strict=True)
+    ]
+
+
+def _requests(
+    asking: Asking, questions: Sequence[tuple[str, bytes, str, str, str]], sample: int
+) -> list[EndpointRequest]:
+    return [asking.request(_row(number, *asked[:3]), sample) for number, asked in enumerate(questions, 1)]
 
 
 def _row(number: int, question: str, image: bytes, caption: str) -> dict[str, Any]:

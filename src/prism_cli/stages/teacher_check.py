@@ -71,7 +71,7 @@ def run(stage: str, recipe: Any) -> Checkup:
         model = served_model(url, key, named_model(section))
         store = AnswerStore(store_path(section, run_folder(stage, recipe)))
         stack.callback(store.close)
-        found = probed(section, how, url, model, store, budget_of(section), recipe.data)
+        found = probed(section, how, url, model, store, budget_of(section), recipe.data, anew=True)
     price, read, written = price_of(section), found.prompt_tokens, found.completion_tokens
     usd = None
     if price is not None and read is not None and written is not None:

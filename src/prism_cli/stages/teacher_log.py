@@ -1,11 +1,11 @@
 """`prism teacher log`: what was asked of whom, what it cost, and the answers as a data set."""
 
 import json
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prism_cli.endpoint.replies import REASONS
+from prism_cli.endpoint.replies import why_unusable
 from prism_cli.endpoint.store import AnswerStore, StoredAnswer, Totals
 from prism_cli.errors import CheckpointError
 from prism_cli.runs import write_atomically
@@ -40,7 +40,11 @@ def read(store: str, count: int) -> Log:
 
 def unusable(finishes: dict[str, int]) -> dict[str, int]:
     """Why answers can't be used → how many, as far as it can be told without knowing the form that was asked for."""
-    return {REASONS[finish]: count for finish, count in finishes.items() if finish in REASONS}
+    found = Counter[str]()
+    for finish, count in finishes.items():
+        if (reason := why_unusable(finish)) is not None:
+            found[reason] += count
+    return dict(found)
 
 
 def question(answer: StoredAnswer) -> str:
@@ -59,7 +63,7 @@ def export(store: str, file: str) -> int:
     """
     answers = _open(store)
     try:
-        rows = [_row(answer) for answer in answers if answer.finish not in REASONS]
+        rows = [_row(answer) for answer in answers if why_unusable(answer.finish) is None]
     finally:
         answers.close()
     if not Path(file).parent.is_dir():

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import get_console
@@ -13,7 +14,7 @@ from prism_cli.recipes.teachers import DatasetTeacher, Teacher
 from prism_cli.responses import Grammar
 from prism_cli.runs import Run, write_atomically
 from prism_cli.stages.asking import Asking, asking
-from prism_cli.stages.connections import LiveTeacher, budget_of, client_of, model_of, store_path, url_of
+from prism_cli.stages.connections import LiveTeacher, at_batch_price, budget_of, client_of, model_of, store_path, url_of
 from prism_cli.stages.desk import TeacherDesk
 from prism_cli.stages.outlook import Outlook, has_pictures, raw_rows
 from prism_cli.stages.probe import probed, refuse_blind
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["TeacherDesk", "teaching"]
 
 USAGE = "teacher.json"
+# Seconds for calls under way when a stage ends.
+DRAIN = 30.0
 
 
 @contextmanager
@@ -37,11 +40,13 @@ def teaching(
     data: Data | None = None,
     at_most: int | None = None,
     samples: int = 1,
+    batch: bool = False,
 ) -> Iterator[TeacherDesk]:
     """The teacher a section names, ready to be asked about rows; its endpoint, if ours, runs as long as the context.
 
     Before the first question it is told what asking will take, and the teacher is probed. What it was asked is counted
-    in the run's teacher.json, after each batch, so that a cap holds over restarts.
+    by the store, call by call, so that a cap holds over restarts; the run's teacher.json has the sums. What is under
+    way when the context ends, by an error too, is waited for and kept, as it is paid for; Ctrl-C waits for nothing.
 
     Args:
         section: Which teacher.
@@ -52,6 +57,7 @@ def teaching(
         data: Where the rows are from; a picture world brings probes of its own.
         at_most: How many questions will be put, if fewer than there are rows.
         samples: Answers wanted a row.
+        batch: They will be asked in batches; what that will cost is told so.
 
     Raises:
         TeacherError: it is blind, can't be reached, or failed on more rows than allowed.
@@ -63,13 +69,15 @@ def teaching(
         yield TeacherDesk(ColumnTeacher(answers), how, *rows)
         return
     with ExitStack() as stack:
-        desk = _live_desk(section, how, run, rows, data, samples, at_most, stack)
+        told = at_batch_price(section) if batch else section
+        desk = _live_desk(section, told, how, run, rows, data, samples, at_most, stack)
         yield desk
         desk.refuse_failures()
 
 
 def _live_desk(
     section: LiveTeacher,
+    told: LiveTeacher,
     how: Asking,
     run: Run,
     rows: Sequence["Dataset"],
@@ -79,16 +87,18 @@ def _live_desk(
     stack: ExitStack,
 ) -> TeacherDesk:
     path = run.folder / USAGE
-    budget = budget_of(section, json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)
+    store = AnswerStore(store_path(section, run.folder))
+    stack.callback(store.close)
+    # The folder alone would not tell a run from the one that --fresh deleted.
+    name = f"{run.folder.resolve()} {run.manifest.get('created', '')}"
+    budget = budget_of(section, _spent(path, store.spent(name)), name)
 
     def keep_usage() -> None:
         write_atomically(path, json.dumps(budget.summary(), indent=2))
 
     stack.callback(keep_usage)
-    store = AnswerStore(store_path(section, run.folder))
-    stack.callback(store.close)
     model = model_of(section, store)
-    outlook = stack.enter_context(Outlook(section, how, model, store))
+    outlook = stack.enter_context(Outlook(told, how, model, store))
     asked = (how.request(row, sample) for source in rows for row in raw_rows(source) for sample in range(samples))
     get_console().print(outlook.plan(asked, at_most).table())
     url = url_of(section, how.grammar, stack)
@@ -96,12 +106,22 @@ def _live_desk(
         refuse_blind(probed(section, how, url, model, store, budget, data), f"{model} at {url}")
     client = client_of(section, url, model, store, budget, attempts=section.attempts, check=how.problem)
     teacher = EndpointTeacher(client)
-    stack.callback(teacher.close)
     desk = TeacherDesk(
         teacher, how, *rows, max_failed=section.max_failed, outlook=outlook, budget=budget, keep_usage=keep_usage
     )
     stack.callback(lambda: _say(desk.account()))
+
+    def close(kind: type[BaseException] | None, *_: object) -> None:
+        client.close(DRAIN if kind is None or issubclass(kind, Exception) else 0)
+
+    stack.push(close)
     return desk
+
+
+def _spent(path: Path, known: dict[str, int | float]) -> dict[str, int | float]:
+    """What earlier starts spent: as the store knows; a run from before it knew runs stands in the summary only."""
+    told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name: max(told.get(name) or 0, known.get(name, 0)) for name in {*told, *known}}
 
 
 def _say(line: str | None) -> None:

@@ -38,8 +38,7 @@ def warm(
         folder: Gets metrics.jsonl, and checkpoints while it lasts.
     """
     section = recipe.discriminator.warmup
-    held_out, train = pairs.select(0, section.held_out), pairs.select(section.held_out, len(pairs.rows))
-    steps = math.ceil(len(train.rows) / section.batch_size)
+    steps = math.ceil((len(pairs.rows) - section.held_out) / section.batch_size)
     trained = [weight for weight in judge.parameters() if weight.requires_grad]
     adapters = _adapters(section, judge)
     learner = learner_for(
@@ -51,31 +50,46 @@ def warm(
         total_steps=steps,
         balance=WARMUP_BALANCE if isinstance(recipe.discriminator, MoEDiscriminator) else 0.0,
     )
-    kept = _Kept(folder, learner)
-    why, done = None, kept.restore()
-    bar, moved = progress_callback("warm-up: training the discriminator", steps)
-    with bar, open(folder / METRICS, "a", encoding="utf-8") as log:
-        for step in range(done + 1, steps + 1):
-            # Dropout draws anew each step, so a step after a restart is the same.
-            torch.manual_seed(recipe.seed * 1_000_000 + step)
-            batch = train.select((step - 1) * section.batch_size, step * section.batch_size)
-            line = {"step": step, **learner.score_and_update(batch.comparisons(reader)).metrics}
-            if step % section.measure_every == 0 or step == steps:
-                line |= _measured(learner, held_out, reader)
-                why = _reached(section, judge.parts, line)
-            log.write(f"{json.dumps(line)}\n")
-            log.flush()
-            moved(step)
-            if why is not None and step < steps:
-                break
-            if step % section.checkpoint_every == 0:
-                kept.save(step)
+    why = _learn(learner, section, pairs, reader, steps, recipe.seed, folder)
     if adapters is not None:
         adapters.merge_and_unload()
         for weight in trained:
             weight.requires_grad_()
     _say(line := _last_line(folder), why)
     return {"pairs": len(pairs.rows), "steps": line["step"], "stopped": why if line["step"] < steps else None}
+
+
+def _learn(
+    learner: DiscriminatorLearner,
+    section: WarmupSection,
+    pairs: Pairs,
+    reader: PartReader,
+    steps: int,
+    seed: int,
+    folder: Path,
+) -> str | None:
+    """Takes the steps that are left; why it ended early, or None."""
+    held_out, train = pairs.select(0, section.held_out), pairs.select(section.held_out, len(pairs.rows))
+    kept = _Kept(folder, learner)
+    done, why = kept.restore(), None
+    bar, moved = progress_callback("warm-up: training the discriminator", steps)
+    with bar, open(folder / METRICS, "a", encoding="utf-8") as log:
+        for step in range(done + 1, steps + 1):
+            # Dropout draws anew each step, so a step after a restart is the same.
+            torch.manual_seed(seed * 1_000_000 + step)
+            batch = train.select((step - 1) * section.batch_size, step * section.batch_size)
+            line = {"step": step, **learner.score_and_update(batch.comparisons(reader)).metrics}
+            if step % section.measure_every == 0 or step == steps:
+                line |= _measured(learner, held_out, reader)
+                why = _reached(section, learner.discriminator.parts, line)
+            log.write(f"{json.dumps(line)}\n")
+            log.flush()
+            moved(step)
+            if why is not None:
+                break
+            if step % section.checkpoint_every == 0:
+                kept.save(step)
+    return why
 
 
 def _measured(learner: DiscriminatorLearner, pairs: Pairs, reader: PartReader) -> dict[str, float]:

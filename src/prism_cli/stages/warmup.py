@@ -15,8 +15,8 @@ from prism_cli.recipes.teachers import DatasetTeacher
 from prism_cli.runs import COMPLETE, write_atomically
 from prism_cli.stages import build, checks
 from prism_cli.stages.checks import Plan
-from prism_cli.stages.discriminator import check_judge
 from prism_cli.stages.grammar import grammar_ahead
+from prism_cli.stages.judge_folder import check_judge
 from prism_cli.stages.outlook import questions_at_most
 
 if TYPE_CHECKING:  # torch and datasets cost seconds to import, and --dry-run needs neither

@@ -13,11 +13,15 @@ class BatchTeacher:
     Args:
         client: Knows what is kept.
         asker: Asked for it.
+
+    Attributes:
+        name: Under which its answers are kept.
+        client: As given.
     """
 
     def __init__(self, client: EndpointClient, asker: BatchAsker):
         self.name = client.name
-        self._client, self._asker = client, asker
+        self.client, self._asker = client, asker
 
     def prefetch(self, requests: Sequence[TeacherRequest]) -> None:
         """Does nothing: all is asked."""
@@ -29,10 +33,10 @@ class BatchTeacher:
     def close(self) -> None:
         """Closes the connections."""
         self._asker.close()
-        self._client.close()
+        self.client.close()
 
     def _answer(self, request: TeacherRequest) -> TeacherAnswer | Failed:
-        kept = self._client.kept(request)
+        kept = self.client.kept(request)
         if kept is None:
             return Failed(request.row, self._asker.reason(request) or "not asked")
         return kept._replace(cached=not self._asker.was_answered_now(request))

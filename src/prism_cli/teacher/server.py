@@ -136,7 +136,7 @@ class ServedEndpoint:
     url: str
 
     def __init__(self, app: Starlette, port: int = 0):
-        self._server, self._port = _server(app), port
+        self._server, self._port = _Server(app), port
 
     def __enter__(self) -> Self:
         # It listens from here on, so a client that comes before the thread is up waits and is not refused.
@@ -166,15 +166,27 @@ def serve_forever(app: Starlette, port: int, on_ready: Callable[[str], None]) ->
         KeyboardInterrupt: after a clean stop on Ctrl-C.
     """
     with _listen(port) as listener:
-        on_ready(_url(listener))
-        _server(app).run(sockets=[listener])
+        _Server(app, lambda: on_ready(_url(listener))).run(sockets=[listener])
 
 
-def _server(app: Starlette) -> uvicorn.Server:
-    # Answers under way get two seconds when the server stops. No log config: the process's logging stays its own.
-    return uvicorn.Server(
-        uvicorn.Config(app, lifespan="off", ws="none", log_config=None, log_level="error", timeout_graceful_shutdown=2)
-    )
+class _Server(uvicorn.Server):
+    """uvicorn with our settings.
+
+    Args:
+        app: An ASGI app.
+        on_ready: Called once requests are taken, and Ctrl-C is.
+    """
+
+    def __init__(self, app: Starlette, on_ready: Callable[[], None] = lambda: None):
+        # Answers under way get two seconds when the server stops. No log config: the process's logging stays its own.
+        quiet = {"lifespan": "off", "ws": "none", "log_config": None, "log_level": "error"}
+        super().__init__(uvicorn.Config(app, timeout_graceful_shutdown=2, **quiet))
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts serving."""
+        await super().startup(sockets)
+        self._on_ready()
 
 
 def _listen(port: int) -> socket.socket:

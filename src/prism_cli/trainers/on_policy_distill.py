@@ -7,7 +7,7 @@ and give every token of a rollout its advantage (arXiv 2604.28123). The teacher 
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -37,6 +37,7 @@ class AdvantageRule(NamedTuple):
     malformed: Literal["floor", "apart"]
     malformed_penalty: float
     std_floor: float
+    weights: Mapping[str, float] | None = None
 
 
 class TeacherCalls(NamedTuple):
@@ -87,9 +88,14 @@ class PartReader:
             return None
         return self._split(self.taught, self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def weights(self) -> torch.Tensor:
-        """(K,) weights of the taught parts, scaled to the sum that all parts' weights have."""
-        weights = torch.tensor([part.weight for part in self.taught.parts.values()])
+    def weights(self, instead: Mapping[str, float] | None = None) -> torch.Tensor:
+        """(K,) weights of the taught parts, scaled to the sum that all parts' weights have.
+
+        Args:
+            instead: Part name → weight, in place of the grammar's.
+        """
+        known = {name: part.weight for name, part in self.taught.parts.items()} | dict(instead or {})
+        weights = torch.tensor([known[name] for name in self.taught.parts])
         return weights * (sum(part.weight for part in self.grammar.parts.values()) / weights.sum())
 
     def _split(self, grammar: Grammar, token_ids: Sequence[int]) -> Parts | None:
@@ -130,7 +136,7 @@ class OnPolicyDistillTrainer(RolloutTrainer):
         self.teacher = teacher
         self.advantage = advantage
         self.reader = PartReader(policy.processor, policy.grammar, taught)
-        self.part_weights = self.reader.weights()
+        self.part_weights = self.reader.weights(advantage.weights)
         self.failed_prompts: set[str] = set()
         self._waited = 0.0
 
