@@ -100,6 +100,12 @@ CASES = {
         "question.jsonl:1: answers: there is none",
         "data check",
     ),
+    "weights of no part": (
+        f"{ALIGN} advantage.weights={{perception:\u00a01.0}}",
+        2,
+        "advantage.weights names perception; the taught parts are perception, reasoning",
+        "each of them",
+    ),
     "no teacher": ("align --data question.jsonl --from TRAINED", 2, "has no teacher", "--teacher-endpoint"),
     "no teacher answers": (
         f"{ALIGN} teacher={{type:\u00a0dataset}}",

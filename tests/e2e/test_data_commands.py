@@ -148,6 +148,29 @@ def test_tokens_are_the_models_own(folder, processor_folder):
     ]
 
 
+def test_a_model_that_reads_no_pictures_counts_no_tokens(folder):
+    tokenizer = tiny_policy()[1].tokenizer
+    tokenizer._processor_class = None  # else it asks for the processor that another test saved
+    tokenizer.save_pretrained("words")
+    (folder / "words/config.json").write_text('{"model_type": "qwen2"}')
+    done = prism("check", "rows.jsonl", "--tokens", folder / "words")
+    assert done.exit_code == 2
+    assert "reads no pictures" in done.stderr
+
+
+def test_a_page_is_no_folder(folder):
+    done = prism("show", "rows.jsonl", "--output", ".")
+    assert (done.exit_code, "is a folder" in done.stderr) == (2, True)
+
+
+def test_marks_of_the_terminal_in_a_name_are_text(folder):
+    write(folder / "[red]x.jsonl", {"question": "what is é ?", "image": "é.png"})
+    assert "prism data check [red]x.jsonl" in prism("check", "[red]x.jsonl").stdout
+    done = prism("check", "[red]x.jsonl", "--json")
+    assert done.stdout.isascii()
+    assert "é.png" in json.loads(done.stdout)["problems"][0]["what"]
+
+
 def test_a_length_without_a_model_is_wrong_usage(folder):
     done = prism("check", "rows.jsonl", "--max-tokens", 90)
     assert (done.exit_code, "give --tokens MODEL" in done.stderr) == (2, True)

@@ -240,6 +240,11 @@ def test_weights_of_taught_parts_keep_the_sum_of_all(policy):
     assert weights({"a": 0.4, "b": 1.2}, ["a", "b"]) == pytest.approx([0.4, 1.2])
 
 
+def test_weights_may_be_given_for_align_alone(policy):
+    reader = PartReader(policy.processor, Grammar({"a": Part(("a",), 0.5), "b": Part(("b",), 0.5)}, None))
+    assert reader.weights({"a": 3.0, "b": 1.0}).tolist() == pytest.approx([0.75, 0.25])
+
+
 def test_a_part_that_is_not_taught_is_not_judged(policy, rows, tmp_path):
     align = Align(policy, rows, tmp_path, taught=policy.grammar.without("perception"))
     align.trainer.model.train()

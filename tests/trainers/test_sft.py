@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from transformers import TrainerCallback
 
@@ -142,6 +143,19 @@ def test_the_loss_of_each_source_is_logged_and_adds_up(policy, data, tmp_path):
     assert logs.values("loss")[0] == pytest.approx(whole, rel=1e-4)
     assert [logs.values(f"eval_{name}_loss")[0] for name in sources] == pytest.approx(by_source, rel=1e-4)
     assert by_source[0] != pytest.approx(by_source[1], rel=1e-4)
+
+
+def test_the_loss_of_sources_needs_no_float64_of_the_accelerator(policy, data, tmp_path, monkeypatch):
+    rows = _completions(data, None, policy, 10_000)
+    named = rows.remove_columns([n for n in ("source",) if n in rows.column_names]).add_column(
+        "source", ["a"] * len(rows)
+    )
+    logs = Logs()
+    trainer = sft_trainer(copy.deepcopy(policy.model), policy.processor, named, None, small_steps(tmp_path, 1), [logs])
+    trainer._totals[True] += torch.tensor([6.0, 3.0])
+    monkeypatch.setattr(type(trainer.accelerator), "device", torch.device("meta"))  # holds no numbers at all
+    trainer.log({})
+    assert logs.values("sources/a/loss") == [2.0]
 
 
 def test_rows_of_one_set_are_no_source(policy, data, tmp_path):

@@ -92,7 +92,7 @@ def test_a_ground_truth_that_looks_like_a_list_is_one_answer():
 
 @pytest.mark.parametrize("text", ["3", "{", "[" * 100_000, '{"ground_truth": "\\ud800"}'])
 def test_a_reward_model_that_can_not_be_read_is_told(text):
-    with pytest.raises(DataError, match="^reward_model: "):
+    with pytest.raises(DataError, match=r"^reward_model: "):
         parse("verl", {"prompt": [USER], "reward_model": text})
 
 

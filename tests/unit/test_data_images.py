@@ -1,9 +1,11 @@
 import base64
+import contextlib
 import http.server
 import ipaddress
 import os
 import socket
 import threading
+import time
 from urllib.parse import urlsplit
 
 import pytest
@@ -133,6 +135,7 @@ def test_an_allowed_host_is_asked_by_http_alone(url):
 HERE = ["127.0.0.1", "[::1]", "localhost", "169.254.169.254", "2130706433", "0x7f000001", "127.1", "0.0.0.0", "[::]"]
 HERE += ["10.0.0.1", "192.168.1.1", "172.16.0.1", "100.64.0.1", "[::ffff:127.0.0.1]", "[fe80::1]", "[fd00::1]"]
 HERE += ["[64:ff9b::7f00:1]", "[2002:7f00:1::]", "224.0.0.1", "255.255.255.255", "240.0.0.1", "LOCALHOST."]
+HERE += ["[::7f00:1]", "[64:ff9b:1::7f00:1]", "[fec0::1]"]
 
 
 @pytest.mark.parametrize("host", HERE)
@@ -164,6 +167,12 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", moved[self.path])
             self.end_headers()
+            return
+        if self.path == "/drip":
+            with contextlib.suppress(OSError):
+                for letter in b"HTTP/1.0 200 OK\r\nX-Slow: " + b"x" * 40:
+                    time.sleep(0.05)
+                    self.wfile.write(bytes([letter]))
             return
         self.send_response(404 if self.path == "/none" else 200)
         if self.path == "/packed":
@@ -257,6 +266,16 @@ def test_a_redirect_into_this_machine_is_judged_again(server, names):
 def test_a_picture_is_read_to_a_limit(server, names):
     with pytest.raises(DataError, match="has more than 0 MB"):
         get(server, "/flood", largest=200_000)
+
+
+def test_the_deadline_holds_for_a_header_that_drips_and_a_name_that_is_slow(server, names, monkeypatch):
+    begins = time.monotonic()
+    with pytest.raises(DataError, match="takes too long"):
+        get(server, "/drip", seconds=0.5)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: time.sleep(3))
+    with pytest.raises(DataError, match="takes too long"):
+        get(server, "/a.png", seconds=0.5)
+    assert time.monotonic() - begins < 2.5
 
 
 def test_no_proxy_of_the_environment_is_asked(server, names, monkeypatch):

@@ -9,12 +9,17 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
+from prism_cli.data import reading
+from prism_cli.data.formats import detect
 from prism_cli.data.lengths import refuse_mixed
 from prism_cli.data.load import load_rows, stream_rows
 from prism_cli.data.reading import Checks
 from prism_cli.data.rows import FEATURES, dataset, row, undecoded, with_instruction
 from prism_cli.errors import DataError
+from prism_cli.recipes.sections import FileData
 from prism_cli.responses import Grammar, Part
+from prism_cli.rewards.accuracy import is_correct
+from prism_cli.stages.rows import streamed_rows
 
 
 def png(colour, size=16):
@@ -336,6 +341,27 @@ def test_large_sets_are_written_by_batches(folder, tmp_path):
     assert rows[599]["answers"] == ["599"]
 
 
+def test_what_was_prepared_of_an_earlier_state_is_removed(folder, tmp_path):
+    path = jsonl(folder, *ROWS)
+    prepared(path, tmp_path / "cache")
+    prepared(path, tmp_path / "cache", limit=1)
+    jsonl(folder, *ROWS, {"question": "?"})
+    prepared(path, tmp_path / "cache")
+    assert sum(found.is_dir() for found in (tmp_path / "cache").iterdir()) == 2
+
+
+def test_several_processes_read_what_one_reads(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "ALONE", 10)
+    path = jsonl(
+        folder, *({**ROWS[i % 2], "id": str(i % 97)} for i in range(100)), {"image": "none.png", "question": "?"}
+    )
+    options = {"on_bad_row": "skip", "checks": Checks("rl", None, is_correct)}
+    one, several = (prepared(path, tmp_path / str(n), processes=n, **options)[0] for n in (1, 2))
+    assert list(undecoded(one.rows)) == list(undecoded(several.rows))
+    assert one[1:] == several[1:]
+    assert (len(one.rows), one.skipped) == (97, 4)
+
+
 # Streams --------------------------------------------------------------------------------------------------------------
 
 
@@ -368,6 +394,30 @@ def test_a_stream_stops_at_a_bad_row_or_tells_it_once(folder):
     told = []
     assert set(ids(stream_rows(path, on_bad_row="skip", on_skipped=told.append), 7)) == {"rows-1", "rows-2"}
     assert [[problem.row for problem in problems] for problems in told] == [[3]]
+
+
+def test_what_a_stream_refuses_is_named_by_its_file(folder):
+    jsonl(folder, *ROWS)
+    with pytest.raises(DataError, match=r"^rows\.jsonl:1: row: too long"):
+        ids(stream_rows(str(folder), refuse=lambda found: "too long"), 1)
+
+
+def test_rows_left_out_of_a_stream_are_named_twenty_times_and_then_counted(folder, capsys):
+    bad = [{"image": f"none{i}.png", "question": "?"} for i in range(30)]
+    section = FileData(path=jsonl(folder, ROWS[0], *bad), stream=True, on_bad_row="skip")
+    ids(streamed_rows(section, None, "align", 0, lambda found: None), 3)
+    said = capsys.readouterr().err
+    assert said.count("does not exist") == 20
+    assert said.count("more rows are left out") == said.count("30 rows left out in all") == 1
+
+
+def test_a_row_can_not_steer_the_terminal_from_a_message(folder):
+    for fields in ({"image": "\x1b[2J.png", "question": "?"}, {"\x1b[2J\x9b": 1}, {"question": {"a\x9b": 1}}):
+        message = refused(jsonl(folder, fields))
+        assert all(c.isprintable() or c == "\n" for c in message)
+    with pytest.raises(DataError) as caught:
+        detect({"\x1b[2J": 1})
+    assert str(caught.value).isprintable()
 
 
 def test_a_stream_of_nothing_usable_ends_with_an_error(folder):

@@ -282,6 +282,14 @@ def test_an_answer_that_is_never_read_is_no_error(needs, severity):
     assert ("unscorable answer", severity) in problems_of(needs, answer="x" * 2000, response=GOOD)
 
 
+@pytest.mark.parametrize(
+    ("needs", "severity"),
+    [(None, "warning"), ("align", "warning"), ("sft", "warning"), ("rl", "error"), ("eval", "error")],
+)
+def test_an_empty_answer_is_an_error_where_answers_are_read(needs, severity):
+    assert ("empty answer", severity) in problems_of(needs, answer="", response=GOOD)
+
+
 def test_teacher_responses_must_follow_the_grammar_and_demonstrations_should():
     assert problems_of(teacher_response="1", response="1") == [
         ("malformed teacher response", "error"),
@@ -342,8 +350,8 @@ def test_rows_without_pictures_are_compared_by_their_words(folder):
 
 
 def test_a_row_that_repeats_one_that_is_dropped_stays(folder):
-    path = jsonl(folder, plain(answer=""), plain())
-    assert kinds(path) == [(1, "empty answer", "error")]
+    path = jsonl(folder, plain(teacher_response="1"), plain())
+    assert kinds(path) == [(1, "malformed teacher response", "error")]
 
 
 def test_what_will_be_measured_may_not_be_learnt(folder):

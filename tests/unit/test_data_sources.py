@@ -3,6 +3,7 @@ import json
 import os
 import tracemalloc
 from itertools import islice
+from random import Random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -99,12 +100,19 @@ def test_what_follows_a_break_in_an_array_is_told_to_be_lost(tmp_path, text):
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet"])
 def test_reading_a_large_file_holds_a_small_part_of_it(tmp_path, suffix):
-    rows = [{"question": f"{i} " + "x" * 10_000} for i in range(2000)]
-    file = write(tmp_path / f"rows.{suffix}", rows)
+    rows = [{"question": Random(i).randbytes(5000).hex()} for i in range(2000)]  # nothing that could be packed
+    file, most = write(tmp_path / f"rows.{suffix}", rows), 6_000_000  # of 20 million
+    if suffix == "parquet":  # one row group of 80 million; whole pages of it are held, however large it is
+        most = 30_000_000
+        pq.write_table(pa.concat_tables([pa.Table.from_pylist(rows)] * 4), file)
+    before, arrow, last = pa.total_allocated_bytes(), 0, None
     tracemalloc.start()
     try:
-        assert sum(1 for _ in open_source(str(file))) == 2000
-        assert tracemalloc.get_traced_memory()[1] < 6_000_000  # of 20 million
+        for row in open_source(str(file)):
+            last, arrow = row, max(arrow, pa.total_allocated_bytes() - before)  # which Python can't see
+        assert last is not None
+        assert last.fields == rows[-1]
+        assert tracemalloc.get_traced_memory()[1] + arrow < most
     finally:
         tracemalloc.stop()
 
@@ -250,6 +258,12 @@ def test_the_number_of_rows_is_known_where_the_file_says_it(tmp_path):
 )
 def test_hub_names(text, name):
     assert HubName.of(text) == name
+
+
+@pytest.mark.parametrize("name", ["@x", ":x", ":x@y"])
+def test_a_split_of_nothing_is_refused(name):
+    with pytest.raises(DataError, match="names no data set"):
+        open_source(name)
 
 
 def test_a_hub_set_that_can_not_be_reached_is_told():

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import pytest
 
 from prism_cli.data.rows import dataset, row
-from prism_cli.errors import TeacherError
+from prism_cli.errors import DataError, TeacherError
 from prism_cli.recipes.identity import differences
 from prism_cli.recipes.load import load_recipe
 from prism_cli.recipes.sections import FileData, MixtureData, ResponseSection, WorldData
@@ -165,6 +165,20 @@ def test_a_blind_teacher_is_refused_before_the_first_question_with_the_cure(run,
     ):
         pytest.fail("the stage went on")
     assert "teacher.modality=text" in caught.value.hint
+    assert "teacher.check=false" in caught.value.hint
+
+
+def test_a_teacher_that_answers_no_probe_is_not_called_blind(run, rows):
+    def answer(request):
+        raise DataError("nothing of mine")
+
+    with ServedEndpoint(create_app(answer, "m")) as served:
+        section = OpenAITeacher(endpoint=served.url, model="m", store=str(run.folder / "a.sqlite"))
+        with (
+            pytest.raises(TeacherError, match=r"none of 6 probes \(rejected\), so it can't be told") as caught,
+            teaching(section, GRAMMAR, run, rows),
+        ):
+            pytest.fail("the stage went on")
     assert "teacher.check=false" in caught.value.hint
 
 

@@ -80,11 +80,13 @@ def check(
             progress=progress,
         )
     if as_json:
-        typer.echo(json.dumps(report_values(report), ensure_ascii=False, indent=2))
+        typer.echo(json.dumps(report_values(report), indent=2))
     else:
         print_report(report)
     if fix is not None:
-        path, kept = stage.fix(report, fix, limit)
+        from prism_cli.data.fix import write_clean
+
+        path, kept = write_clean(report, fix, limit)
         typer.echo(f"kept {kept} rows in {path}, {report.rows - kept} in {path.with_name('rejected.jsonl')}", err=True)
     if report.unusable:
         raise typer.Exit(1)

@@ -22,10 +22,13 @@ def print_report(report: Any) -> None:
         report: A `data.survey.Report`.
     """
     for problem in report.problems[:PRINTED]:
-        typer.echo(f"{_printable(str(problem))}{'' if problem.severity == 'error' else '  (warning)'}")
+        typer.echo(f"{problem}{'' if problem.severity == 'error' else '  (warning)'}")
     if len(report.problems) > PRINTED:
         typer.echo(f"… and {len(report.problems) - PRINTED} more; --json prints all")
-    table = Table(title=f"prism data check {_printable(report.source)}", title_justify="left", show_header=False)
+    from prism_cli.data.formats import printable
+
+    title = Text(f"prism data check {printable(report.source)}")
+    table = Table(title=title, title_justify="left", show_header=False)
     for what, found in _summary(report):
         table.add_row(Text(what), Text(found))
     Console().print(table)
@@ -94,8 +97,3 @@ def _size_range(sizes: Counter[tuple[int, int]]) -> str:
         if len(sizes) == 1
         else f"{shown[0]} to {shown[1]}, most often " + ("{} × {}".format(*sizes.most_common(1)[0][0]))
     )
-
-
-def _printable(line: str) -> str:
-    """A line that can't steer the terminal, whatever a row holds."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

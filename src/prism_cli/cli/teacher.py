@@ -113,7 +113,7 @@ def log(
 def _checkup_table(checkup: "Checkup") -> Table:
     found = checkup.found
     told = f"{found.seen} of {found.pairs} pairs answered right on both sides"
-    verdict = "yes" if checkup.passed else "NO"
+    verdict = "yes" if checkup.passed else "can't be told" if found.silent else "NO"
     sees = (
         ("sees pictures", f"{verdict}: {told}")
         if checkup.modality == "image"
@@ -158,8 +158,11 @@ def _log_tables(found: "Log") -> list[Table]:
         tokens = f"{one.prompt_tokens:,}", f"{one.completion_tokens:,}"
         _add(totals, name, f"{one.calls:,}", bad, *tokens, cost, _time(one.first, "%m-%d"), _time(one.last, "%m-%d"))
     last = Table(title=f"the last {len(found.last)} calls", title_justify="left")
-    for column in ("when", "teacher", "row", "ended", "question", "answer"):
-        last.add_column(column, no_wrap=True, overflow="ellipsis")
+    # Texts get what is left: rich would shrink the short columns to nothing before them.
+    left = max(get_console().width - 64, 24)
+    widths = {"when": 11, "teacher": 12, "row": 14, "ended": 8, "question": left // 3, "answer": left - left // 3}
+    for column, most in widths.items():
+        last.add_column(column, no_wrap=True, overflow="ellipsis", max_width=most)
     for call in found.last:
         texts = (" ".join(text.split())[:200] for text in (question(call), call.text))
         _add(last, _time(call.created, "%m-%d %H:%M"), call.teacher, call.row, call.finish, *texts)

@@ -8,7 +8,9 @@ addresses are judged, and the connection goes to a judged address.
 import socket
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from threading import Thread
 
 import httpx
 
@@ -18,6 +20,8 @@ LARGEST = 50_000_000
 SECONDS = 30.0
 REDIRECTS = 5
 NAT64 = IPv6Network("64:ff9b::/96")
+# IPv4 written as IPv6, a network's own translation, and site-local: all lead inside, though Python calls some global.
+INSIDE = (IPv6Network("::/96"), IPv6Network("64:ff9b:1::/48"), IPv6Network("fec0::/10"))
 
 Address = IPv4Address | IPv6Address
 
@@ -27,6 +31,8 @@ def is_public(address: Address) -> bool:
     inner: list[IPv4Address] = []
     if isinstance(address, IPv6Address):
         inner = [a for a in (address.ipv4_mapped, address.sixtofour, *(address.teredo or ())) if a is not None]
+        if any(address in network for network in INSIDE):
+            return False
         if address in NAT64:
             inner.append(IPv4Address(int(address) & 0xFFFFFFFF))
         if address.ipv4_mapped is not None:
@@ -48,12 +54,30 @@ def fetch(
         url: http or https.
         hosts: Names of the hosts that may be asked; a redirect must stay among them.
         largest: Bytes at most.
-        seconds: Time at most, redirects included.
+        seconds: Time at most, looking up names and redirects included.
         may_reach: Whether an address may be connected to.
 
     Raises:
         DataError: not allowed, not reachable, or too large.
     """
+    answer: Future[bytes] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(_fetch(url, hosts, largest, seconds, may_reach))
+        except DataError as error:
+            answer.set_exception(error)
+
+    # A look-up can't be given a deadline, nor can a host that sends a header letter by letter: they are left behind.
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise DataError(f"{url!r} takes too long", "download the picture into the data's folder")
+    return answer.result(timeout=0)
+
+
+def _fetch(url: str, hosts: Sequence[str], largest: int, seconds: float, may_reach: Callable[[Address], bool]) -> bytes:
     ends = time.monotonic() + seconds
     allowed = {host.lower().rstrip(".") for host in hosts}
     # No proxy from the environment: it would resolve the name again, out of our sight.

@@ -1,25 +1,18 @@
 """Rows looked at one by one, over all cores: what is wrong with each, and what to recognise it by."""
 
-import signal
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from functools import partial
 from itertools import chain, islice
-from multiprocessing import get_context
-from multiprocessing.synchronize import Event
 from typing import NamedTuple
 
 from prism_cli.data.formats import ParsedRow
 from prism_cli.data.overlap import Identity, exact_digest, text_digest
 from prism_cli.data.pictures import Picture
+from prism_cli.data.pool import spread
 from prism_cli.data.preflight import RESPONSES, Problem, question_of
 from prism_cli.data.reading import Checks, look_at, own_id
 from prism_cli.data.sources import RawRow
-from prism_cli.errors import DataError
 
-CHUNK = 32
 SMALL = 128
 """Sets up to this size are checked in this process: starting others takes longer."""
 
@@ -77,14 +70,7 @@ def examine(rows: Iterable[RawRow], rules: Rules, processes: int = 1) -> Iterato
         for raw in chain(first, stream):
             yield check_raw(raw, rules)
         return
-    with _workers(processes) as pool:
-        waiting = deque()
-        for chunk in batches(chain(first, stream)):
-            waiting.append(pool.submit(_check_chunk, chunk, rules))
-            if len(waiting) > 3 * processes:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+    yield from spread(partial(check_raw, rules=rules), chain(first, stream), processes)
 
 
 def check_raw(raw: RawRow, rules: Rules) -> CheckedRow:
@@ -114,52 +100,3 @@ def _identity(parsed: ParsedRow, pictures: list[Picture]) -> Identity | None:
         tuple(picture.pixels for picture in pictures),
         tuple(picture.shape for picture in pictures),
     )
-
-
-# Other processes -----------------------------------------------------------------------------------------------------
-
-_stop: Event | None = None
-
-
-def _check_chunk(chunk: list[RawRow], rules: Rules) -> list[CheckedRow]:
-    return [check_raw(raw, rules) for raw in chunk if not (_stop and _stop.is_set())]
-
-
-def _begin(stop: Event) -> None:
-    global _stop
-    _stop = stop
-
-
-@contextmanager
-def _workers(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that start clean (a fork of one that holds threads may hang) and end within a row of being told."""
-    context = get_context("spawn")
-    stop = context.Event()
-    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(stop,))
-    try:
-        with _interrupts_held():
-            for _ in range(processes):
-                pool.submit(_check_chunk, [], Rules("auto"))  # each starts one
-        yield pool
-    except BrokenProcessPool:
-        raise DataError("a process that checked rows was killed", "free memory, then run the command again") from None
-    finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Keeps Ctrl-C waiting; what is started meanwhile never gets it, from its first line on."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def batches(items: Iterable) -> Iterator[list]:
-    """Lists of a few items each."""
-    stream = iter(items)
-    while batch := list(islice(stream, CHUNK)):
-        yield batch

@@ -62,7 +62,7 @@ def detect(fields: Mapping[str, Any]) -> str:
         return "plain"
     if "prompt" in there:
         return "conversational"
-    raise DataError(f"columns: no question in {', '.join(sorted(there)) or 'any'}", QUESTION_CURE)
+    raise DataError(f"columns: no question in {printable(', '.join(sorted(there))) or 'any'}", QUESTION_CURE)
 
 
 def parse(format: str, fields: Mapping[str, Any]) -> ParsedRow:
@@ -240,3 +240,8 @@ def _shown(value: Any) -> str:
     if value is None:
         return "is missing"
     return f"found {json.dumps(value, default=str, ensure_ascii=False)[:60]}"
+
+
+def printable(text: str) -> str:
+    """A text on one line that can't steer the terminal, whatever a row holds."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

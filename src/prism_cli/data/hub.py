@@ -26,9 +26,18 @@ class HubName(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> "HubName":
-        """From `name`, `name@split`, `name:config`, `name:config@split` or `name/file.parquet`."""
+        """From `name`, `name@split`, `name:config`, `name:config@split` or `name/file.parquet`.
+
+        Raises:
+            DataError: it names no data set.
+        """
+        whole = text
         text, _, split = text.partition("@")
         text, _, config = text.partition(":")
+        if not text:
+            raise DataError(
+                f"{whole!r} names no data set", "give a file, a folder, or a hub id such as owner/name@split"
+            )
         owner, *rest = PurePosixPath(text).parts
         if len(rest) > 1:
             return cls(f"{owner}/{rest[0]}", None, split or "train", "/".join(rest[1:]))
@@ -75,7 +84,7 @@ def hub_rows(hub: HubName, commit: str | None) -> Iterator[dict[str, Any]]:
         yield from rows.decode(False)
     except (
         *(DatasetNotFoundError, DatasetGenerationError, HfHubHTTPError, httpx.HTTPError),
-        *(OSError, ValueError),
+        *(OSError, ValueError, RuntimeError),  # the last for a set that is a script, which is never run
     ) as error:
         raise DataError(f"can't read {hub.shown}@{hub.split} from the hub: {_first_line(error)}", CURE) from None
 

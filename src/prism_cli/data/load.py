@@ -32,6 +32,7 @@ def load_rows(
     checks: Checks = NO_CHECKS,
     instruction: str | None = None,
     cache: Path | None = None,
+    processes: int = 1,
     progress: Progress = lambda done, total: None,
 ) -> Loaded:
     """Reads and checks a whole source, or takes what an earlier start made of it.
@@ -45,17 +46,18 @@ def load_rows(
         checks: What rows must hold.
         instruction: System message for rows without one.
         cache: Folder of prepared rows; None keeps them in memory.
+        processes: How many to use for a large set.
         progress: Called with how many rows were read, and of how many if that is known.
 
     Raises:
         DataError: nothing there, or rows that can't be used; the first 20 are named.
     """
-    reader = RowReader(open_source(path, limit), format, allow_urls, checks, instruction)
+    reader = RowReader(open_source(path, limit), format, allow_urls, checks, instruction, processes)
     if cache is None:
         return _usable(path, prepare(reader, progress), on_bad_row)
     options = [path, format, list(allow_urls), instruction, checks.needs, repr(checks.grammar), bool(checks.verify)]
-    described = json.dumps([ROWS_VERSION, CHECKS_VERSION, reader.source.fingerprint(), options])
-    folder = cache / hashlib.sha256(described.encode()).hexdigest()[:24]
+    state = [ROWS_VERSION, CHECKS_VERSION, reader.source.fingerprint()]
+    folder = cache / f"{_digest([limit, *options])}-{_digest(state)}"
     return _usable(path, prepared(folder, reader, progress), on_bad_row)
 
 
@@ -71,6 +73,7 @@ def stream_rows(
     seed: int = 0,
     refuse: Callable[[dict[str, Any]], str | None] = lambda row: None,
     on_skipped: Callable[[Sequence[Problem]], None] = lambda problems: None,
+    on_pass: Callable[[int], None] = lambda skipped: None,
 ) -> IterableDataset:
     """Rows of a source, read and checked as they flow, shuffled a thousand at a time, from the start again at the end.
 
@@ -81,6 +84,7 @@ def stream_rows(
         seed: Of the shuffling; each pass has its own order.
         refuse: Why a row that passed the checks can't be used, or None.
         on_skipped: Called in the first pass with what is wrong with each row that is left out.
+        on_pass: Called at the end of the first pass with how many rows were.
 
     Raises:
         DataError: nothing there; while it flows, a row that can't be used.
@@ -88,17 +92,21 @@ def stream_rows(
     reader = RowReader(open_source(path, limit), format, allow_urls, checks, instruction)
 
     def usable(first_pass: bool) -> Iterator[dict[str, Any]]:
+        skipped = 0
         for read in reader:
             problems = read.problems
             if read.row is not None:
                 if (why := refuse(read.row)) is None:
                     yield read.row
                     continue
-                problems = [*problems, Problem(path, read.number, "row", why, "shorten or drop it", "error")]
+                problems = [*problems, Problem(read.file, read.number, "row", why, "shorten or drop it", "error")]
             if on_bad_row == "stop":
                 raise _refusal(path, problems, 1)
+            skipped += 1
             if first_pass:
                 on_skipped(problems)
+        if first_pass:
+            on_pass(skipped)
 
     def rows() -> Iterator[dict[str, Any]]:
         for number in count():
@@ -109,6 +117,10 @@ def stream_rows(
             yield from shuffled
 
     return IterableDataset.from_generator(rows, features=FEATURES)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def _shuffled(rows: Iterator[dict[str, Any]], random: Random) -> Iterator[dict[str, Any]]:

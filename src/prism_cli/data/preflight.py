@@ -2,15 +2,13 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from prism_cli.data.formats import ParsedRow, printable
 from prism_cli.data.pictures import Picture, look
 from prism_cli.responses import Grammar
 
-if TYPE_CHECKING:
-    from prism_cli.data.formats import ParsedRow
-
-CHECKS_VERSION = 1
+CHECKS_VERSION = 2
 """Goes up when a check changes, so that rows prepared under older checks are prepared again."""
 
 RESPONSES = ("teacher_response", "demonstration", "student_response")
@@ -43,7 +41,7 @@ class Problem(NamedTuple):
     kind: str = "unreadable row"
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.row}: {self.field}: {self.what} → {self.cure}"
+        return printable(f"{self.file}:{self.row}: {self.field}: {self.what} → {self.cure}")
 
 
 class _Finding(NamedTuple):
@@ -55,7 +53,7 @@ class _Finding(NamedTuple):
 
 
 def check_row(
-    parsed: "ParsedRow",
+    parsed: ParsedRow,
     images: Sequence[Mapping[str, Any]],
     *,
     file: str,
@@ -81,7 +79,7 @@ def check_row(
 
 
 def check_looked_at(
-    parsed: "ParsedRow",
+    parsed: ParsedRow,
     pictures: Sequence[Picture],
     *,
     file: str,
@@ -106,7 +104,7 @@ def picture_field(index: int, count: int) -> str:
     return "image" if count == 1 else f"image {index + 1} of {count}"
 
 
-def _about_pictures(parsed: "ParsedRow", pictures: Sequence[Picture]) -> Iterator[_Finding]:
+def _about_pictures(parsed: ParsedRow, pictures: Sequence[Picture]) -> Iterator[_Finding]:
     count = len(parsed.images)
     if parsed.marks and parsed.marks != count:
         yield _Finding(
@@ -122,12 +120,12 @@ def _about_pictures(parsed: "ParsedRow", pictures: Sequence[Picture]) -> Iterato
             )
 
 
-def question_of(parsed: "ParsedRow") -> str:
+def question_of(parsed: ParsedRow) -> str:
     """The last user turn of a row's prompt; "" when there is none."""
     return next((turn["content"] for turn in reversed(parsed.prompt) if turn["role"] == "user"), "")
 
 
-def _about_special_tokens(parsed: "ParsedRow") -> Iterator[_Finding]:
+def _about_special_tokens(parsed: ParsedRow) -> Iterator[_Finding]:
     texts = [("prompt", "\n".join(turn["content"] for turn in parsed.prompt))]
     texts += [(field, getattr(parsed, field) or "") for field in RESPONSES]
     for field, text in texts:
@@ -140,12 +138,12 @@ def _about_special_tokens(parsed: "ParsedRow") -> Iterator[_Finding]:
             )
 
 
-def _about_question(parsed: "ParsedRow") -> Iterator[_Finding]:
+def _about_question(parsed: ParsedRow) -> Iterator[_Finding]:
     if not question_of(parsed).strip():
         yield _Finding("no question", "prompt", "the question is empty", "give a question, or drop the row")
 
 
-def _about_answers(parsed: "ParsedRow", needs: Needs | None, verify: Verify | None) -> Iterator[_Finding]:
+def _about_answers(parsed: ParsedRow, needs: Needs | None, verify: Verify | None) -> Iterator[_Finding]:
     # SFT and align never read the accepted answers.
     severity = "warning" if needs in ("sft", "align") else "error"
     if needs in ("rl", "eval") and not parsed.answers:
@@ -153,7 +151,11 @@ def _about_answers(parsed: "ParsedRow", needs: Needs | None, verify: Verify | No
     for answer in parsed.answers:
         if not answer.strip():
             yield _Finding(
-                "empty answer", "answers", "an accepted answer is empty", "give it, or drop the row", severity
+                "empty answer",
+                "answers",
+                "an accepted answer is empty",
+                "give it, or drop the row",
+                "error" if needs in ("rl", "eval") else "warning",
             )
         elif verify is not None and not verify(answer, [answer], question_of(parsed)):
             yield _Finding(
@@ -165,7 +167,7 @@ def _about_answers(parsed: "ParsedRow", needs: Needs | None, verify: Verify | No
             )
 
 
-def _about_responses(parsed: "ParsedRow", needs: Needs | None, grammar: Grammar | None) -> Iterator[_Finding]:
+def _about_responses(parsed: ParsedRow, needs: Needs | None, grammar: Grammar | None) -> Iterator[_Finding]:
     if needs == "sft" and not (parsed.demonstration or "").strip():
         yield _Finding(
             "no demonstration", "demonstration", "there is none", "give the text to learn, or name a teacher"

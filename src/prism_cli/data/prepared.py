@@ -76,7 +76,8 @@ def prepared(folder: Path, reader: RowReader, progress: Progress) -> Loaded:
     """What an earlier start kept in `folder`, if all pictures are still what they were; else reads and keeps it.
 
     Args:
-        folder: Named after all that shapes the rows.
+        folder: Named after all that shapes the rows: the options, `-`, and the state that the source is in. What was
+            kept for the same options and an earlier state is removed.
         reader: Gives the rows.
         progress: As for `prepare`.
     """
@@ -132,6 +133,9 @@ def _write(folder: Path, reader: RowReader, progress: Progress) -> None:
     (partial / "prepared.json").write_text(json.dumps({"source": reader.source.name, **about}), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+    for older in folder.parent.glob(f"{folder.name.partition('-')[0]}-*"):
+        if older.is_dir() and not older.suffix and older != folder:  # one with a suffix is being written
+            shutil.rmtree(older)
 
 
 def _is_current(folder: Path) -> bool:

@@ -1,17 +1,22 @@
 """From raw rows to rows that can be used: parsed, their pictures found, checked; one after the other."""
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prism_cli.data.formats import ParsedRow, detect, parse
 from prism_cli.data.images import ImageReader, is_url
 from prism_cli.data.pictures import Fault, Picture, look
+from prism_cli.data.pool import spread
 from prism_cli.data.preflight import Needs, Problem, Verify, check_looked_at
 from prism_cli.data.sources import RawRow, Source
 from prism_cli.errors import DataError
 from prism_cli.responses import Grammar
+
+ALONE = 1000
+"""So many rows are read in this process before others are started: that takes seconds."""
 
 
 class Checks(NamedTuple):
@@ -153,23 +158,31 @@ class RowReader:
         allow_urls: Hosts from which pictures may be fetched.
         checks: What rows must hold.
         instruction: System message for rows without one.
+        processes: How many to use when there are many rows; then what verifies must be a named function.
 
     Attributes:
         formats: Those found so far.
     """
 
-    def __init__(self, source: Source, format: str, allow_urls: Sequence[str], checks: Checks, instruction: str | None):
+    def __init__(
+        self,
+        source: Source,
+        format: str,
+        allow_urls: Sequence[str],
+        checks: Checks,
+        instruction: str | None,
+        processes: int = 1,
+    ):
         self.source = source
         self.formats: list[str] = []
-        self._format = format
-        self._allow_urls = tuple(allow_urls)
-        self._checks = checks
-        self._instruction = instruction
+        self._read_row = partial(
+            read_row, format=format, allow_urls=tuple(allow_urls), checks=checks, instruction=instruction
+        )
+        self._processes = processes
 
     def __iter__(self) -> Iterator[ReadRow]:
         rows_of: dict[str, str] = {}
-        for raw in self.source:
-            read = read_row(raw, self._format, self._allow_urls, self._checks, self._instruction)
+        for read in self._read():
             if read.format is not None and read.format not in self.formats:
                 self.formats.append(read.format)
             if read.row is not None:
@@ -182,6 +195,12 @@ class RowReader:
                     )
                     read = read._replace(row=None, problems=[*read.problems, twice])
             yield read
+
+    def _read(self) -> Iterator[ReadRow]:
+        rows = iter(self.source)
+        yield from map(self._read_row, rows if self._processes == 1 else islice(rows, ALONE))
+        if (more := next(rows, None)) is not None:
+            yield from spread(self._read_row, chain([more], rows), self._processes)
 
 
 def read_row(raw: RawRow, format: str, allow_urls: tuple[str, ...], checks: Checks, instruction: str | None) -> ReadRow:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
-from prism_cli.data.examination import CheckedRow, Rules, batches, examine
+from prism_cli.data.examination import CheckedRow, Rules, examine
 from prism_cli.data.overlap import duplicates, overlaps
+from prism_cli.data.pool import batches
 from prism_cli.data.preflight import Needs, Problem, Verify
 from prism_cli.data.reading import Checks
 from prism_cli.data.sources import open_source

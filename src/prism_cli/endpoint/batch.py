@@ -265,7 +265,11 @@ class BatchAsker:
             with self._openai.files.with_streaming_response.content(file) as response:
                 response.stream_to_file(path)
 
-        self._guarded(write)
+        note = path.with_name(f"{path.name.partition('.')[0]}.json")
+        gone = TeacherError(
+            f"{self._url} has the results of a batch no longer (file {file})", f"to ask again, delete {note}"
+        )
+        self._guarded(write, gone)
 
     def _guarded(self, call: Callable[[], T], unknown: TeacherError | None = None) -> T:
         """Makes a call, its failure told in our words.

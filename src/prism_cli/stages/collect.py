@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rich import get_console
 
@@ -25,6 +25,8 @@ from prism_cli.stages.teaching import teaching
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from prism_cli.models import Policy
 
 DATA, DEMONSTRATIONS, PAIRS = "data", "demonstrations.parquet", "pairs.jsonl"
 REJECTED, SUMMARY, BATCHES = "rejected.jsonl", "summary.json", "batches"
@@ -94,7 +96,7 @@ def run(recipe: CollectRecipe, fresh: bool = False, command: Sequence[str] = ())
         return run.folder
     with run.working():
         settings = response_settings(recipe)
-        rows = build.load_data(recipe.data, settings)
+        rows = build.load_data(recipe.data, cast("Policy", settings))
         collected, stopped = _collect(recipe, run, settings, rows)
         if stopped is not None:
             _say_stopped(collected, stopped)

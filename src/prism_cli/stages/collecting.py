@@ -190,7 +190,7 @@ def useless(asked: int, desk: TeacherDesk) -> TeacherError:
     reasons = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     return TeacherError(
         f"{desk.teacher.name} gave no usable answer to any of {asked} questions ({reasons})",
-        "see what it writes (prism teacher log), raise teacher.max_tokens if answers are cut off, or ask another teacher",
+        "see what it writes (prism teacher log); raise teacher.max_tokens if answers are cut off, or ask another",
     )
 
 

@@ -1,11 +1,11 @@
 """Checks data before anything is trained on it: `prism data check`."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prism_cli.data.fix import check_target, write_clean
+from prism_cli.data.fix import check_target
+from prism_cli.data.pool import cores
 from prism_cli.data.preflight import Needs
 from prism_cli.data.sources import open_source
 from prism_cli.data.survey import Report, check_source
@@ -55,7 +55,7 @@ def check(
         format, limit, allow_urls, needs, max_tokens, against, progress: As `survey.check_source` takes them.
         tokens: Model or run whose processor counts tokens; `run`'s if not given.
         run: Run whose grammar responses must follow.
-        fix: Folder that `fix` will be asked to write; refused here, before the work, if it can't be.
+        fix: Folder that `fix.write_clean` will be asked to write; refused here, before the work, if it can't be.
 
     Raises:
         RecipeError: `max_tokens` without a processor, or none loadable.
@@ -77,14 +77,9 @@ def check(
         count_tokens=_counter(reading),
         max_tokens=max_tokens,
         against=against,
-        processes=_cores(),
+        processes=cores(),
         progress=progress,
     )
-
-
-def fix(report: Report, out: Path, limit: int | None) -> tuple[Path, int]:
-    """Writes the rows that passed into a folder of their own; gives their file and number. See `fix.write_clean`."""
-    return write_clean(report, out, limit)
 
 
 def expected_rows(source: str, limit: int | None, against: str | None) -> int | None:
@@ -129,6 +124,8 @@ def _processor(name: str) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise RecipeError(f"can't load a processor from {path!r}: {reason}", "check --tokens") from None
+    if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
+        raise RecipeError(f"{path!r} reads no pictures", "--tokens takes a vision-language model")
     if not is_run:
         image = ImageSection()
         models.set_pixel_budget(processor, image.min_pixels, image.max_pixels)
@@ -151,7 +148,3 @@ def instructed(prompt: Prompt, instruction: str | None) -> list[dict[str, str]]:
     if instruction is None or prompt[0]["role"] == "system":
         return list(prompt)
     return [{"role": "system", "content": instruction}, *prompt]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

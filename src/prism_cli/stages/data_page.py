@@ -10,7 +10,7 @@ from prism_cli.data.formats import parse
 from prism_cli.data.pictures import inline
 from prism_cli.data.reading import Checks, reader_of
 from prism_cli.data.sources import RawRow, open_source
-from prism_cli.errors import DataError
+from prism_cli.errors import DataError, RecipeError
 from prism_cli.report.rows_page import ShownPicture, ShownRow, write_rows_page
 from prism_cli.rewards.accuracy import is_correct
 from prism_cli.stages.data import Prompt, Reading, instructed, reading_of
@@ -37,11 +37,11 @@ def show(
         run: Run whose grammar and instruction are used.
 
     Raises:
-        RecipeError: no processor loadable.
+        RecipeError: no processor loadable, or the page is a folder.
         DataError: nothing that can be shown.
     """
     if page.is_dir():
-        raise DataError(f"--output {page} is a folder", "name a file")
+        raise RecipeError(f"--output {page} is a folder", "name a file")
     opened, reading = open_source(source, count), reading_of(run, tokens)
     rules = Rules(format, tuple(allow_urls), Checks(None, reading.grammar, is_correct))
     raws = list(opened)

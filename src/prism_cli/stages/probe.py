@@ -57,6 +57,11 @@ class Probed(NamedTuple):
         """Whether it answered from the pictures."""
         return self.seen >= ENOUGH_SEEN
 
+    @property
+    def silent(self) -> bool:
+        """Whether it answered nothing, so that nothing can be said of its sight."""
+        return not self.answers
+
 
 def probe_pairs(section: Teacher, data: Data | None) -> list[ProbePair]:
     """What to ask: a picture world's own pairs where rows or teacher are of one, else numbers to read."""
@@ -146,6 +151,12 @@ def refuse_blind(found: Probed, name: str) -> None:
     """
     if found.sees:
         return
+    if found.silent:
+        raise TeacherError(
+            f"{name} answered none of {found.asked} probes ({', '.join(sorted(set(found.failed)))}), so it can't be told "
+            "whether it sees",
+            "look at its replies with `prism teacher log`; teacher.check=false skips this",
+        )
     said = [f"{answer!r} where {expected!r} is right" for expected, answer in found.answers if answer != expected]
     why = "; ".join([*said[:2], *sorted(set(found.failed))[:2]])
     raise TeacherError(

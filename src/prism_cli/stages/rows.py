@@ -39,9 +39,11 @@ def file_rows(
         DataError: nothing there, or rows that can't be used.
     """
     from prism_cli.data.load import load_rows
+    from prism_cli.data.pool import cores
 
     with _progress(f"preparing {section.path}") as progress:
-        loaded = load_rows(**_options(section, instruction, needs, teachers), cache=PREPARED, progress=progress)
+        options = _options(section, instruction, needs, teachers)
+        loaded = load_rows(**options, cache=PREPARED, processes=cores(), progress=progress)
     _say(f"{section.path}: {len(loaded.rows)} rows, {loaded.format}")
     _say_problems(section.path, loaded.problems, loaded.skipped)
     return loaded.rows
@@ -68,12 +70,22 @@ def streamed_rows(
     """
     from prism_cli.data.load import stream_rows
 
-    return stream_rows(
-        **_options(section, instruction, needs, None),
-        seed=seed,
-        refuse=refuse,
-        on_skipped=lambda problems: _say_problems(section.path, problems, 1),
-    )
+    named = 0
+
+    def skipped(problems: Sequence["Problem"]) -> None:
+        nonlocal named
+        named += 1
+        if named <= NAMED:
+            _say_problems(section.path, problems, 1)
+        elif named == NAMED + 1:
+            _say(f"{section.path}: more rows are left out; they are counted when all were read once")
+
+    def read_once(skipped: int) -> None:
+        if skipped > NAMED:
+            _say(f"{section.path}: {skipped} rows left out in all")
+
+    options = _options(section, instruction, needs, None)
+    return stream_rows(**options, seed=seed, refuse=refuse, on_skipped=skipped, on_pass=read_once)
 
 
 def _options(

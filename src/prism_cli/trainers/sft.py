@@ -69,10 +69,11 @@ class SourceLossTrainer(SFTTrainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        totals = cast(torch.Tensor, self.accelerator.reduce(self._totals[self._training].to(self.accelerator.device)))
+        # They stay on the CPU: stages run as one process, and some accelerators have no float64.
+        totals = self._totals[self._training].tolist()
         self._totals[self._training].zero_()
         name = "sources/{}/loss" if self._training else "eval_{}_loss"
-        found = zip(self.sources, totals.tolist(), strict=True)
+        found = zip(self.sources, totals, strict=True)
         means = {name.format(source): lost / tokens for source, (lost, tokens) in found if tokens}
         super().log({**logs, **means}, start_time)
 
