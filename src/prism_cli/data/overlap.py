@@ -65,11 +65,12 @@ def exact_digest(*texts: str | None) -> bytes:
 def duplicates(rows: Sequence[Identity]) -> list[Match]:
     """Rows that are the same as an earlier row, or ask the same as it, in order.
 
-    Pictures that only look alike count when the accepted answers agree too: drawings made from one template differ in a
-    digit.
+    Pictures that only look alike count when all that is said of them agrees: drawings made from one template differ in
+    a digit.
     """
-    same = _earlier(rows, _says, _says)
-    asked = _earlier(rows, lambda r: r.question, lambda r: (r.question, r.answers))
+    same = _exact(rows, _says)
+    same |= _alike(rows, [index for index in range(len(rows)) if index not in same])
+    asked = _exact(rows, lambda row: row.question)
     return [
         Match(index, same[index], "same") if index in same else Match(index, asked[index], "asked")
         for index in sorted(same.keys() | asked.keys())
@@ -80,25 +81,26 @@ def _says(row: Identity) -> Hashable:
     return row.question, row.answers, row.responses
 
 
-def _earlier(
-    rows: Sequence[Identity], exactly: Callable[[Identity], Hashable], nearly: Callable[[Identity], Hashable]
-) -> dict[int, int]:
-    """Row → an earlier one of its pictures and equal `exactly`, or of pictures that look alike and equal `nearly`."""
-    found: dict[int, int] = {}
+def _exact(rows: Sequence[Identity], says: Callable[[Identity], Hashable]) -> dict[int, int]:
+    """Row → the first one of its very pictures that says the same."""
     first: dict[Hashable, int] = {}
+    earlier = (first.setdefault((says(row), row.pixels), index) for index, row in enumerate(rows))
+    return {index: other for index, other in enumerate(earlier) if other != index}
+
+
+def _alike(rows: Sequence[Identity], members: Sequence[int]) -> dict[int, int]:
+    """Row → an earlier one of pictures that look alike, which says the same; among the members that have pictures."""
     groups: dict[Hashable, list[int]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        earlier = first.setdefault((exactly(row), row.pixels), index)
-        if earlier != index:
-            found[index] = earlier
-        elif row.shapes:
-            groups[nearly(row), len(row.shapes)].append(index)
-    for members in groups.values():
-        if len(members) > 1:
-            shapes = _shapes(rows, members)
+    for index in members:
+        if rows[index].shapes:
+            groups[_says(rows[index]), len(rows[index].shapes)].append(index)
+    found: dict[int, int] = {}
+    for group in groups.values():
+        if len(group) > 1:
+            shapes = _shapes(rows, group)
             for position, earlier in enumerate(_first_alike(shapes, shapes)):
                 if earlier is not None and earlier < position:
-                    found[members[position]] = members[earlier]
+                    found[group[position]] = group[earlier]
     return found
 
 
