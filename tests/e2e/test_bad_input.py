@@ -167,7 +167,7 @@ def test_is_told_in_one_error_and_one_hint(line, code, error, hint, prism, train
 def test_a_budget_that_is_reached_has_its_own_exit_code_and_keeps_what_was_paid(prism, trained, tmp_path):
     with ServedEndpoint(world_app("shapes", "exact", GRAMMAR)) as served:
         teacher = f"teacher={{type: openai, endpoint: '{served.url}', check: false, max_calls: 3}}"
-        order = [*ALIGN.replace("TRAINED", str(trained)).split(), teacher]
+        order = [*ALIGN.replace("TRAINED", str(trained)).split(), "data.size=16", teacher]
         done = prism(*order, cwd=tmp_path, env={"OPENAI_API_KEY": "any"})
         assert done.code == 3, done
         assert "max_calls" in done.stderr
@@ -195,7 +195,7 @@ def test_a_cap_holds_over_a_start_that_was_killed(prism, trained, tmp_path):
 
 
 def test_what_a_diverged_run_had_is_kept(prism, tmp_path):
-    order = [*SFT.replace("max_steps=2", "max_steps=6").split(), "optimizer.learning_rate=1e30", "log_every=1"]
+    order = [*SFT.replace("max_steps=2", "max_steps=6").split(), "data.size=16", "optimizer.learning_rate=1e30", "log_every=1"]
     done = prism(*order, cwd=tmp_path)
     assert done.code == 1
     assert json.loads((tmp_path / "runs/sft/run.json").read_text())["status"] == "failed"
