@@ -183,7 +183,7 @@ def test_a_budget_that_is_reached_has_its_own_exit_code_and_keeps_what_was_paid(
 def test_a_cap_holds_over_a_start_that_was_killed(prism, trained, tmp_path):
     # The warm-up asks about 8 rows, the game's two steps about all 16.
     game = "prompts_per_step=8 rollouts=2 micro_batch=16 max_response_tokens=32 discriminator.warmup.pairs=4"
-    order = [*ALIGN.replace("TRAINED", str(trained)).split(), *game.split()]
+    order = [*ALIGN.replace("TRAINED", str(trained)).split(), "data.size=16", *game.split()]
     with ServedEndpoint(world_app("shapes", "exact", GRAMMAR)) as served:
         order.append(f"teacher={{type: openai, endpoint: '{served.url}', check: false, max_calls: 9}}")
         killed = prism(*order, cwd=tmp_path, env={"OPENAI_API_KEY": "any"}, kill=("prism_cli.stages.warmup:_train", 1))
@@ -195,7 +195,8 @@ def test_a_cap_holds_over_a_start_that_was_killed(prism, trained, tmp_path):
 
 
 def test_what_a_diverged_run_had_is_kept(prism, tmp_path):
-    order = [*SFT.replace("max_steps=2", "max_steps=6").split(), "data.size=16", "optimizer.learning_rate=1e30", "log_every=1"]
+    order = [*SFT.replace("max_steps=2", "max_steps=6").split(), "data.size=16", "log_every=1"]
+    order.append("optimizer.learning_rate=1e30")
     done = prism(*order, cwd=tmp_path)
     assert done.code == 1
     assert json.loads((tmp_path / "runs/sft/run.json").read_text())["status"] == "failed"
