@@ -82,8 +82,15 @@ def _format(section: FileData, field: str) -> str:
         return "from the hub"
     try:
         fields = next((raw.fields for raw in open_source(section.path, 1) if raw.fields is not None), None)
-        return detect(fields) if fields is not None else "unreadable at first"
     except DataError as error:
+        raise DataError(f"{field}: {error}", error.hint) from None
+    if fields is None:
+        return "unreadable at first"
+    try:
+        return detect(fields)
+    except DataError as error:
+        if section.on_bad_row == "skip":
+            return "its first row in no known format"
         raise DataError(f"{field}: {error}", error.hint) from None
 
 

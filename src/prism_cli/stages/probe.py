@@ -152,9 +152,9 @@ def refuse_blind(found: Probed, name: str) -> None:
     if found.sees:
         return
     if found.silent:
+        reasons = ", ".join(sorted(set(found.failed)))
         raise TeacherError(
-            f"{name} answered none of {found.asked} probes ({', '.join(sorted(set(found.failed)))}), so it can't be told "
-            "whether it sees",
+            f"{name} answered none of {found.asked} probes ({reasons}), so it can't be told whether it sees",
             "look at its replies with `prism teacher log`; teacher.check=false skips this",
         )
     said = [f"{answer!r} where {expected!r} is right" for expected, answer in found.answers if answer != expected]
