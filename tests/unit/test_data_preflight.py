@@ -378,6 +378,17 @@ def test_all_pictures_of_a_row_are_compared(folder):
     assert kinds(path, against=against) == [(1, "overlap", "error"), (2, "shared picture", "warning")]
 
 
+def test_a_drawing_of_the_same_template_is_no_copy_where_the_answers_differ():
+    def asked(answers, pixels, shape=0):
+        return Identity(b"q", answers, b"", (pixels,), (shape,))
+
+    row, other = asked(b"7", b"row", 0b11), asked(b"8", b"other")
+    assert list(overlaps([row], [other])) == [Match(0, 0, "alike")]
+    assert list(overlaps([row], [other._replace(answers=b"7")])) == [Match(0, 0, "same")]
+    assert list(overlaps([row], [other._replace(answers=None)])) == [Match(0, 0, "same")]
+    assert list(overlaps([row], [other._replace(pixels=(b"row",))])) == [Match(0, 0, "same")]
+
+
 @pytest.mark.parametrize("bad", [plain("cut.jpg"), plain("none.png"), {"answer": "1"}])
 def test_an_evaluation_set_that_can_not_be_read_keeps_nothing_apart(folder, bad):
     against = jsonl(folder, plain("1.png"), bad, bad, name="test.jsonl")

@@ -95,7 +95,7 @@ def _identity(parsed: ParsedRow, pictures: list[Picture]) -> Identity | None:
         return None
     return Identity(
         text_digest(*(turn["content"] for turn in parsed.prompt if turn["role"] != "system")),
-        text_digest(*parsed.answers),
+        text_digest(*parsed.answers) if parsed.answers else None,
         exact_digest(*(getattr(parsed, name) for name in RESPONSES)),
         tuple(picture.pixels for picture in pictures),
         tuple(picture.shape for picture in pictures),

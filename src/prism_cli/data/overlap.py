@@ -23,14 +23,14 @@ class Identity(NamedTuple):
 
     Attributes:
         question: Digest of the whole prompt, however it is spaced and capitalised.
-        answers: Digest of the accepted answers.
+        answers: Digest of the accepted answers; None where there are none.
         responses: Digest of the texts to learn from, to the letter.
         pixels: Digest of each picture's pixels.
         shapes: Difference hash of each picture.
     """
 
     question: bytes
-    answers: bytes
+    answers: bytes | None
     responses: bytes
     pixels: tuple[bytes, ...]
     shapes: tuple[int, ...]
@@ -43,12 +43,13 @@ class Match(NamedTuple):
         row: The row.
         other: The earlier row of the same set, or the row of the other set.
         kind: `same`: pictures and question, within one set also answers and responses; `asked`: pictures and question,
-            but other answers or responses; `picture`: the very pixels, under another question.
+            but other answers or responses; `alike`: the question of pictures that look alike, with other answers;
+            `picture`: the very pixels, under another question.
     """
 
     row: int
     other: int
-    kind: Literal["same", "asked", "picture"]
+    kind: Literal["same", "asked", "alike", "picture"]
 
 
 def text_digest(*texts: str) -> bytes:
@@ -105,26 +106,43 @@ def _alike(rows: Sequence[Identity], members: Sequence[int]) -> dict[int, int]:
 
 
 def overlaps(rows: Sequence[Identity], others: Sequence[Identity]) -> Iterator[Match]:
-    """Rows that another set has too, and rows that only share their very pictures with it."""
-    groups: dict[tuple[bytes, int], list[int]] = defaultdict(list)
+    """Rows that another set has too, that ask the same of pictures that look alike, or only share their pictures."""
+    exact: dict[Hashable, int] = {}
     pictures: dict[bytes, int] = {}
     for index, other in enumerate(others):
-        groups[other.question, len(other.shapes)].append(index)
+        exact.setdefault((other.question, other.pixels), index)
         for pixels in other.pixels:
             pictures.setdefault(pixels, index)
-    asking: dict[tuple[bytes, int], list[int]] = defaultdict(list)
+    same = _twins(rows, others, lambda row: (row.question, row.answers))
+    alike = _twins(rows, others, lambda row: row.question)
     for index, row in enumerate(rows):
-        if (row.question, len(row.shapes)) in groups:
-            asking[row.question, len(row.shapes)].append(index)
-    twins: dict[int, int] = {}
-    for key, members in asking.items():
-        alike = _first_alike(_shapes(rows, members), _shapes(others, groups[key]))
-        twins |= {row: groups[key][twin] for row, twin in zip(members, alike, strict=True) if twin is not None}
-    for index, row in enumerate(rows):
-        if index in twins:
-            yield Match(index, twins[index], "same")
+        found = exact.get((row.question, row.pixels), same.get(index))
+        if found is not None:
+            yield Match(index, found, "same")
+        elif (found := alike.get(index)) is not None:
+            # Drawings of one template look alike; where an answer is not known, a copy is the safer guess.
+            differ = row.answers is not None and others[found].answers is not None
+            yield Match(index, found, "alike" if differ else "same")
         elif shared := [pictures[pixels] for pixels in row.pixels if pixels in pictures]:
             yield Match(index, shared[0], "picture")
+
+
+def _twins(
+    rows: Sequence[Identity], others: Sequence[Identity], says: Callable[[Identity], Hashable]
+) -> dict[int, int]:
+    """Row → the first of the others that says the same of pictures that look alike."""
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for index, other in enumerate(others):
+        groups[says(other), len(other.shapes)].append(index)
+    asking: dict[Hashable, list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        if (key := (says(row), len(row.shapes))) in groups:
+            asking[key].append(index)
+    found: dict[int, int] = {}
+    for key, members in asking.items():
+        twins = _first_alike(_shapes(rows, members), _shapes(others, groups[key]))
+        found |= {row: groups[key][twin] for row, twin in zip(members, twins, strict=True) if twin is not None}
+    return found
 
 
 # Pictures that look alike --------------------------------------------------------------------------------------------

@@ -195,6 +195,9 @@ def _overlaps(rows: Sequence[CheckedRow], evaluation: Sequence[CheckedRow]) -> I
             yield _problem(
                 row, "prompt", what, "drop the row: it would be measured on what it learnt", "error", "overlap"
             )
+        elif match.kind == "alike":
+            what = f"{place} of the evaluation set asks the same of pictures that look alike, and has other answers"
+            yield _problem(row, "images", what, "drop the row if it is a copy", "warning", "look-alike")
         else:
             what = f"{place} of the evaluation set shows this very picture under another question"
             yield _problem(
