@@ -86,7 +86,9 @@ def test_a_number_that_is_none_stops_the_run_and_names_its_step(arguments, logs)
 
 
 def test_finite_numbers_do_not_stop_it(arguments):
-    StopOnNonFinite().on_log(arguments, state(7), TrainerControl(), logs={"loss": 1.0, "eval_loss": 2.0})
+    control = TrainerControl()
+    StopOnNonFinite().on_log(arguments, state(7), control, logs={"loss": 1.0, "eval_loss": 2.0})
+    assert not control.should_training_stop
 
 
 @pytest.mark.parametrize(("save", "stop", "log"), [(True, False, True), (False, True, True), (False, False, False)])

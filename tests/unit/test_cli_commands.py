@@ -262,6 +262,16 @@ def test_check_finds_the_problems_of_all_files(folder):
     assert "my_rl.yaml:2: kl: expected a number" in result.stderr
 
 
+def test_check_looks_into_a_studys_steps(folder):
+    Path("sft.yaml").write_text("model: {type: tiny}\ndata: {type: world, size: 8}\n")
+    step, eval_ = "{stage: sft, recipe: sft.yaml, set: {max_stepz: 1}}", "{stage: eval, recipe: sft.yaml}"
+    Path("study.yaml").write_text(f"name: s\nbaseline: a\narms: {{a: [{step}]}}\nmeasure: {eval_}\n")
+    result = prism("recipes", "check", "study.yaml")
+    assert result.exit_code == 2
+    assert "max_stepz" in result.stderr
+    assert "study.yaml, step 'eval'" in result.stderr
+
+
 def test_check_looks_into_a_pipelines_steps(folder):
     Path("pipeline.yaml").write_text("name: p\nsteps: [{stage: sft, recipe: mine.yaml, set: {sed: 1}}]")
     Path("mine.yaml").write_text("")

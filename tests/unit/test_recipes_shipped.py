@@ -7,6 +7,7 @@ import pytest
 
 from prism_cli.recipes import document
 from prism_cli.recipes.load import load_recipe, load_step
+from prism_cli.recipes.pipelines import steps_of
 from prism_cli.recipes.sources import shipped, stage_of
 from prism_cli.recipes.stages import RECIPES
 
@@ -22,8 +23,9 @@ def test_every_yaml_file_named_after_a_stage_is_shipped():
 def test_a_shipped_recipe_loads(name):
     path = shipped()[name]
     recipe = load_recipe(stage_of(path), path)
-    for step in recipe.steps if stage_of(path) == "run" else ():
-        load_step(step, path.parent)
+    assert type(recipe) is RECIPES[stage_of(path)]
+    for step in steps_of(recipe):
+        assert type(load_step(step, path.parent)) is RECIPES[step.stage]
 
 
 @pytest.mark.parametrize("name", shipped())

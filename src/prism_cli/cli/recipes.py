@@ -77,7 +77,7 @@ def check(
         typer.Option(metavar="STAGE", help="sft, align, rl, eval or run, when the file's name does not tell."),
     ] = None,
 ) -> None:
-    """Check recipes: every key, type and value, a pipeline's steps too. Nothing is run."""
+    """Check recipes: every key, type and value, a pipeline's or study's steps too. Nothing is run."""
     from prism_cli.recipes.sources import STAGES, shipped, stage_of
 
     problems = []
@@ -94,13 +94,14 @@ def check(
 
 def _problems(stage: str, path: Path) -> list[str]:
     from prism_cli.recipes.load import load_recipe, load_step
+    from prism_cli.recipes.pipelines import steps_of
 
     try:
         recipe = load_recipe(stage, path)
     except RecipeError as error:
         return [str(error)]
     problems = []
-    for step in recipe.steps if stage == "run" else ():
+    for step in steps_of(recipe):
         try:
             load_step(step, path.parent)
         except RecipeError as error:

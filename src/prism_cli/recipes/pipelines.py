@@ -83,3 +83,12 @@ class StudyRecipe(Section):
         if not self.shared and not all(self.arms.values()):
             raise ValueError("an arm without steps needs shared steps")
         return self
+
+
+def steps_of(recipe: Section) -> list[PipelineStep]:
+    """Every step a recipe names: a pipeline's, a study's with its measure, none of any other."""
+    if isinstance(recipe, PipelineRecipe):
+        return list(recipe.steps)
+    if isinstance(recipe, StudyRecipe):
+        return [*recipe.shared, *(step for steps in recipe.arms.values() for step in steps), recipe.measure]
+    return []
