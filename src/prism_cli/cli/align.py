@@ -1,7 +1,7 @@
 """`prism align`."""
 
 from prism_cli.cli import options
-from prism_cli.cli.conduct import conduct, start_from_newest
+from prism_cli.cli.conduct import conduct, resolve
 from prism_cli.cli.words import sort_words
 
 
@@ -26,9 +26,6 @@ def align(
     Without RECIPE it takes ./align.yaml if there is one, else the defaults; without --from and --model it starts from
     the newest finished sft run under ./runs.
     """
-    from prism_cli.recipes.load import load_recipe
-
-    sorted_words = sort_words(words)
     chosen = options.given(
         model=model,
         data=data,
@@ -41,7 +38,5 @@ def align(
         max_steps=max_steps,
         seed=seed,
     )
-    recipe = load_recipe("align", sorted_words.recipe, sorted_words.overrides, chosen)
-    if start := start_from_newest(recipe, "sft"):
-        recipe = load_recipe("align", sorted_words.recipe, sorted_words.overrides, chosen | start)
+    recipe = resolve("align", sort_words(words), chosen, "sft")
     conduct("align", recipe, dry_run, resume, preview=teacher_preview)

@@ -1,7 +1,7 @@
 """`prism collect`."""
 
 from prism_cli.cli import options
-from prism_cli.cli.conduct import conduct
+from prism_cli.cli.conduct import conduct, resolve
 from prism_cli.cli.words import sort_words
 
 
@@ -25,9 +25,6 @@ def collect(
     RECIPE it takes ./collect.yaml if there is one, else the defaults. `samples=4` asks four answers of each prompt,
     `batch=true` asks through the provider's batch endpoint.
     """
-    from prism_cli.recipes.load import load_recipe
-
-    sorted_words = sort_words(words)
     chosen = options.given(
         data=data,
         from_=from_,
@@ -38,5 +35,5 @@ def collect(
         teacher__max_usd=max_teacher_usd,
         seed=seed,
     )
-    recipe = load_recipe("collect", sorted_words.recipe, sorted_words.overrides, chosen)
+    recipe = resolve("collect", sort_words(words), chosen)
     conduct("collect", recipe, dry_run, resume, preview=teacher_preview)

@@ -12,7 +12,28 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from prism_cli.cli.words import Words
 from prism_cli.errors import CheckpointError
+
+
+def resolve(stage: str, words: Words, chosen: dict[str, Any], *earlier: str) -> Any:
+    """The recipe that a command's words and options come to.
+
+    Args:
+        stage: Whose recipe.
+        words: A recipe and values that replace its own.
+        chosen: What options set, by the recipe's keys.
+        earlier: Stages it may start from when nothing says where, best first; see `start_from_newest`.
+
+    Raises:
+        RecipeError: with every problem.
+    """
+    from prism_cli.recipes.load import load_recipe
+
+    recipe = load_recipe(stage, words.recipe, words.overrides, chosen)
+    if earlier and (start := start_from_newest(recipe, *earlier)):
+        recipe = load_recipe(stage, words.recipe, words.overrides, chosen | start)
+    return recipe
 
 
 def conduct(

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prism_cli.cli import options
-from prism_cli.cli.conduct import conduct, start_from_newest
+from prism_cli.cli.conduct import conduct, resolve
 from prism_cli.cli.words import sort_words
 
 discriminator = typer.Typer(name="discriminator", help="Make a judge, warm one up.", no_args_is_help=True)
@@ -90,9 +90,6 @@ def warmup(
     teacher. Without RECIPE it takes ./warmup.yaml if there is one, else the defaults; without --from and --model the
     newest finished sft run under ./runs.
     """
-    from prism_cli.recipes.load import load_recipe
-
-    sorted_words = sort_words(words)
     pairs = {"discriminator.warmup.data": {"type": "file", "path": data}} if data is not None else {}
     chosen = pairs | options.given(
         model=model,
@@ -104,7 +101,5 @@ def warmup(
         teacher__max_usd=max_teacher_usd,
         seed=seed,
     )
-    recipe = load_recipe("warmup", sorted_words.recipe, sorted_words.overrides, chosen)
-    if start := start_from_newest(recipe, "sft"):
-        recipe = load_recipe("warmup", sorted_words.recipe, sorted_words.overrides, chosen | start)
+    recipe = resolve("warmup", sort_words(words), chosen, "sft")
     conduct("warmup", recipe, dry_run, resume, preview=teacher_preview)

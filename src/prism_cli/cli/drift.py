@@ -6,7 +6,7 @@ import typer
 from rich import get_console
 
 from prism_cli.cli import options
-from prism_cli.cli.conduct import conduct
+from prism_cli.cli.conduct import conduct, resolve
 from prism_cli.cli.eval import RunsAndWords
 from prism_cli.cli.words import sort_words
 
@@ -36,7 +36,6 @@ def drift(
     ./drift.yaml if there is one, else the defaults.
     """
     from prism_cli.recipes.identity import run_folder
-    from prism_cli.recipes.load import load_recipe
 
     sorted_words = sort_words(words, with_runs=True)
     chosen = options.given(
@@ -51,7 +50,7 @@ def drift(
         samples=samples,
         seed=seed,
     )
-    recipe = load_recipe("drift", sorted_words.recipe, sorted_words.overrides, chosen)
+    recipe = resolve("drift", sorted_words, chosen)
     if json_:
         get_console().stderr = True
     conduct("drift", recipe, dry_run, resume, preview=teacher_preview)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from prism_cli.cli import options
-from prism_cli.cli.conduct import conduct
+from prism_cli.cli.conduct import conduct, resolve
 from prism_cli.cli.words import sort_words
 
 RunsAndWords = Annotated[
@@ -36,8 +36,6 @@ def eval_(
 
     Without RECIPE it takes ./eval.yaml if there is one, else the defaults.
     """
-    from prism_cli.recipes.load import load_recipe
-
     sorted_words = sort_words(words, with_runs=True)
     chosen = options.given(
         runs=sorted_words.runs or None,
@@ -49,5 +47,5 @@ def eval_(
         teacher__max_usd=max_teacher_usd,
         seed=seed,
     )
-    recipe = load_recipe("eval", sorted_words.recipe, sorted_words.overrides, chosen)
+    recipe = resolve("eval", sorted_words, chosen)
     conduct("eval", recipe, dry_run, resume, preview=teacher_preview)

@@ -1,7 +1,7 @@
 """`prism rl`."""
 
 from prism_cli.cli import options
-from prism_cli.cli.conduct import conduct, start_from_newest
+from prism_cli.cli.conduct import conduct, resolve
 from prism_cli.cli.words import sort_words
 
 
@@ -21,11 +21,6 @@ def rl(
     Without RECIPE it takes ./rl.yaml if there is one, else the defaults; without --from and --model it starts from the
     newest finished align run under ./runs, else from the newest sft run.
     """
-    from prism_cli.recipes.load import load_recipe
-
-    sorted_words = sort_words(words)
     chosen = options.given(model=model, data=data, from_=from_, output=output, max_steps=max_steps, seed=seed)
-    recipe = load_recipe("rl", sorted_words.recipe, sorted_words.overrides, chosen)
-    if start := start_from_newest(recipe, "align", "sft"):
-        recipe = load_recipe("rl", sorted_words.recipe, sorted_words.overrides, chosen | start)
+    recipe = resolve("rl", sort_words(words), chosen, "align", "sft")
     conduct("rl", recipe, dry_run, resume)

@@ -1,7 +1,7 @@
 """`prism sft`."""
 
 from prism_cli.cli import options
-from prism_cli.cli.conduct import conduct
+from prism_cli.cli.conduct import conduct, resolve
 from prism_cli.cli.words import sort_words
 
 
@@ -25,9 +25,6 @@ def sft(
 
     Without RECIPE it takes ./sft.yaml if there is one, else the defaults.
     """
-    from prism_cli.recipes.load import load_recipe
-
-    sorted_words = sort_words(words)
     chosen = options.given(
         model=model,
         data=data,
@@ -40,5 +37,5 @@ def sft(
         max_steps=max_steps,
         seed=seed,
     )
-    recipe = load_recipe("sft", sorted_words.recipe, sorted_words.overrides, chosen)
+    recipe = resolve("sft", sort_words(words), chosen)
     conduct("sft", recipe, dry_run, resume, preview=teacher_preview)
