@@ -1,36 +1,13 @@
-"""Numbers as people write them, with units: "1,234", "3/4", "2 1/2", "1.5×10^3", "50 %", "$5 million", "9.8 m/s^2"."""
+"""Numbers as people write them, with units: "1,234", "1.234,5", "3/4", "2 1/2", "1.5×10^3", "50 %", "2 h 30 min"."""
 
 import re
-from collections import Counter
 from functools import lru_cache
 from typing import NamedTuple
 
+from prism_cli.rewards.units import read_unit, same_things, unit_of, units_named
+
 RELATIVE_TOLERANCE = 1e-6
 
-_PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "d": 1e-1, "c": 1e-2, "m": 1e-3, "µ": 1e-6, "n": 1e-9}
-_PREFIXED = {
-    "m": ("length", 1.0), "g": ("mass", 1e-3), "s": ("time", 1.0), "L": ("volume", 1.0), "W": ("power", 1.0),
-    "J": ("energy", 1.0), "N": ("force", 1.0), "V": ("voltage", 1.0), "A": ("current", 1.0), "Ω": ("resistance", 1.0),
-    "Hz": ("frequency", 1.0), "Pa": ("pressure", 1.0), "mol": ("amount", 1.0),
-}  # fmt: skip
-_PLAIN = {
-    "in": ("length", 0.0254), "ft": ("length", 0.3048), "yd": ("length", 0.9144), "mi": ("length", 1609.344),
-    "lb": ("mass", 0.45359237), "oz": ("mass", 0.028349523125), "t": ("mass", 1000.0),
-    "min": ("time", 60.0), "h": ("time", 3600.0), "day": ("time", 86400.0), "week": ("time", 604800.0),
-    "°": ("angle", 1.0), "°C": ("celsius", 1.0), "°F": ("fahrenheit", 1.0), "%": ("percent", 1.0),
-    "$": ("dollar", 1.0), "cent": ("dollar", 0.01), "€": ("euro", 1.0), "£": ("pound sterling", 1.0), "¥": ("yen", 1.0),
-}  # fmt: skip
-_UNITS = {prefix + unit: (kind, scale * size) for unit, (kind, size) in _PREFIXED.items()
-          for prefix, scale in _PREFIXES.items()} | _PLAIN  # fmt: skip
-_NAMES = {
-    "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km", "centimeter": "cm", "centimetre": "cm",
-    "millimeter": "mm", "millimetre": "mm", "inch": "in", "inche": "in", "foot": "ft", "feet": "ft", "yard": "yd",
-    "mile": "mi", "gram": "g", "kilogram": "kg", "kilo": "kg", "milligram": "mg", "pound": "lb", "ounce": "oz",
-    "ton": "t", "tonne": "t", "second": "s", "sec": "s", "minute": "min", "hour": "h", "hr": "h", "liter": "L",
-    "litre": "L", "l": "L", "ml": "mL", "milliliter": "mL", "millilitre": "mL", "watt": "W", "joule": "J",
-    "newton": "N", "volt": "V", "ampere": "A", "amp": "A", "ohm": "Ω", "hertz": "Hz", "pascal": "Pa", "degree": "°",
-    "deg": "°", "percent": "%", "dollar": "$", "usd": "$", "euro": "€", "yen": "¥",
-}  # fmt: skip
 _UP_TO_TWENTY = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty"
@@ -40,20 +17,37 @@ _WORDS = {word: i for i, word in enumerate(_UP_TO_TWENTY.split())} | {
     word: 10 * i for i, word in enumerate(_TENS.split(), start=3)
 }
 _MULTIPLES = {"dozen": 12, "hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
-# Words that make "5 …" something else than five of a kind: hedges, negations, functions.
-_NOT_UNITS = "or and to not but than from of is are sin cos tan log sqrt pi the maybe more less about plus minus times"
-
-_INTEGER = r"\d{1,3}(?:,\d{3})+|\d{1,3}(?:[ ]\d{3})+|\d+"
+_PARTS = {
+    "half": 2,
+    "halve": 2,
+    "third": 3,
+    "quarter": 4,
+    "fourth": 4,
+    "fifth": 5,
+    "sixth": 6,
+    "eighth": 8,
+    "tenth": 10,
+}
+_SHORT_MULTIPLES = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "bn": 1e9}
+_COUNTING_WORD = rf"(?:{'|'.join(sorted([*_WORDS, *_MULTIPLES], key=len, reverse=True))})(?![a-z])"
+_POINT = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?:[ ]\d{3})+|\d+)(?:\.\d*)?|\.\d+"
+# Only what can't be read otherwise: "1.234,5" and "1.234.567", but not "1,5" (two values) nor "1.234".
+_EUROPEAN = r"\d{1,3}(?:\.\d{3})+,\d+(?!,)|\d{1,3}(?:\.\d{3}){2,}(?!\.)"
 _NUMBER = re.compile(
-    rf"""(?P<sign>[-+]?)\ ?(?P<currency>[$€£¥]?)\ ?
-    (?:(?P<mixed>\d+)\ +(?P<above>\d+)/(?P<below>\d+)
+    rf"""(?P<sign>[-+]|minus\ |negative\ )?\ ?(?P<currency>(?:US|A|C|HK)?\$|[€£¥₹])?\ ?(?P<inner>-?)
+    (?:(?P<mixed>\d+)\ +(?:and\ )?(?P<above>\d+)/(?P<below>\d+)
+      |(?P<parts>(?:{_COUNTING_WORD}[ -]|an?\ )?)(?P<part>{"|".join(_PARTS)})s?(?![a-z])
       |(?P<over>\d+(?:\.\d+)?)\ ?/\ ?(?P<under>\d+(?:\.\d+)?)
-      |(?P<decimal>(?:{_INTEGER})(?:\.\d*)?|\.\d+)(?:\ ?(?:[eE]|(?:x|\*)\ ?10\^)\ ?\(?(?P<exponent>[-+]?\d{{1,2}})\)?)?
-      |(?P<word>{"|".join(sorted(_WORDS, key=len, reverse=True))})(?![a-z])
+      |(?P<european>{_EUROPEAN})
+      |(?P<decimal>{_POINT})(?:\ ?(?:[eE]|(?:x|\*)\ ?10\^)\ ?\(?(?P<exponent>[-+]?\d{{1,2}})\)?)?
+      |(?P<word>(?:(?:an?\ )(?=dozen|hundred|thousand|million|billion))?{_COUNTING_WORD}
+          (?:(?:[ -]|\ and\ ){_COUNTING_WORD})*)
       )(?![\d/^.])""",
     re.VERBOSE,
 )
-_UNIT_TERM = re.compile(r"(°[CF]?|[%$€£¥]|[A-Za-zµΩ]+)(?:\^?(-?\d))?")
+_TWICE = re.compile(r"([^()]+) \(([^()]+)\)")  # "2 (two)"
+_DECADE = re.compile(r"[12]\d\d0'?s")
+_COMPOUND = re.compile(r"(-?\d+(?:\.\d+)?) ?([A-Za-z°'\"]+)(?:,? and |,? ?)(\d+(?:\.\d+)?) ?([A-Za-z'\"]+)")
 
 
 class Quantity(NamedTuple):
@@ -70,74 +64,78 @@ class Quantity(NamedTuple):
     scale: float
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16384)
 def read_quantity(text: str) -> Quantity | None:
     """The quantity a normalised text spells out, nothing else around it; None when it is not one."""
+    text = re.sub(r"^\((-?[\d.]+)\)$", r"\1", text)
+    if (twice := _TWICE.fullmatch(text)) and (first := read_quantity(twice[1])):
+        return first if first == read_quantity(twice[2]) else None
     found = _NUMBER.match(text) or _NUMBER.match(text.lower())
-    if not found:
-        return None
-    value = _value(found)
-    if value is None:
+    value = _value(found) if found else None
+    if not found or value is None:
         return None
     attached, unit_text = found.end() < len(text) and text[found.end()] != " ", text[found.end() :].strip()
     first_word, _, rest = unit_text.partition(" ")
     if first_word.lower() in _MULTIPLES:
         value, unit_text, attached = value * _MULTIPLES[first_word.lower()], rest, False
     if found["currency"]:
-        return Quantity(value, ((_UNITS[found["currency"]][0], 1),), 1.0) if not unit_text else None
-    unit = _unit(unit_text, attached)
-    return Quantity(value, *unit) if unit else None
+        unit = unit_of(found["currency"][-1])
+        if unit and unit_text in _SHORT_MULTIPLES:
+            value, unit_text = value * _SHORT_MULTIPLES[unit_text], ""
+        return Quantity(value, ((unit[0], 1),), unit[1]) if unit and not unit_text else None
+    unit = read_unit(unit_text.removeprefix("-") if attached else unit_text, attached and unit_text[0] != "-")
+    return Quantity(value, *unit) if unit else _compound(text)
 
 
-def _value(found: re.Match) -> float | None:
+def _compound(text: str) -> Quantity | None:
+    """Two units of one kind, the larger first: "2 hours 30 minutes", "5 ft 3 in"."""
+    found = _COMPOUND.fullmatch(text)
+    if not found:
+        return None
+    large, small = (unit_of({"'": "ft", '"': "in", "''": "in"}.get(name, name)) for name in (found[2], found[4]))
+    if not large or not small or large[0] != small[0] or large[1] <= small[1]:
+        return None
+    return Quantity(float(found[1]) + float(found[3]) * small[1] / large[1], ((large[0], 1),), large[1])
+
+
+def _value(found: re.Match[str]) -> float | None:
     """The number a match of `_NUMBER` stands for; None for a zero denominator."""
-    sign = -1.0 if found["sign"] == "-" else 1.0
+    sign = -1.0 if (found["sign"] or "")[:1] in ("-", "m", "n") or found["inner"] else 1.0
     if found["mixed"]:
-        if int(found["below"]) == 0:
-            return None
-        return sign * (int(found["mixed"]) + int(found["above"]) / int(found["below"]))
+        below = int(found["below"])
+        return sign * (int(found["mixed"]) + int(found["above"]) / below) if below else None
     if found["over"]:
         return sign * float(found["over"]) / float(found["under"]) if float(found["under"]) else None
+    if found["part"]:
+        count = found["parts"].strip(" -")
+        if not count and found["part"] != "half":
+            return None  # "third" by itself is a place
+        return sign * _WORDS.get(count, 1) / _PARTS[found["part"]]
     if found["word"]:
-        return sign * _WORDS[found["word"]]
+        spelled = _spelled(re.findall(r"[a-z]+", found["word"]))
+        return None if spelled is None else sign * spelled
+    if found["european"]:
+        return sign * float(found["european"].replace(".", "").replace(",", "."))
     return sign * float(f"{found['decimal'].replace(',', '').replace(' ', '')}e{found['exponent'] or 0}")
 
 
-def _unit(text: str, attached: bool) -> tuple[tuple[tuple[str, int], ...], float] | None:
-    """(kinds with powers, scale) of a unit's text; None when it is no unit."""
-    if not text:
-        return (), 1.0
-    text = re.sub(r"\b(?:square|sq\.?) (\w+)", r"\1^2", text)
-    text = re.sub(r"\bcubic (\w+)", r"\1^3", text)
-    text = re.sub(r"\bmph\b", "mi/h", text).replace(" per ", "/")
-    powers, scale = Counter(), 1.0
-    for place, side in enumerate(re.split(r" ?/ ?", text)):
-        for term in re.split(r"[ *·]+", side):
-            found = _UNIT_TERM.fullmatch(term.rstrip("."))
-            known = unit_of(found[1]) if found else None
-            if found is None or known is None:
-                return None if attached else _counted_things(text)
-            power = int(found[2] or 1) * (-1 if place else 1)
-            powers[known[0]] += power
-            scale *= known[1] ** power
-    return tuple(sorted(powers.items())), scale
-
-
-def unit_of(word: str) -> tuple[str, float] | None:
-    """(kind, size in base units) of one known unit, singular, plural or symbol: "kg", "pounds", "°C"."""
-    if word in _UNITS:
-        return _UNITS[word]
-    name = word.lower()
-    single = name.removesuffix("s")
-    return _UNITS.get(_NAMES.get(name) or _NAMES.get(single) or (single if len(single) > 1 else ""))
-
-
-def _counted_things(text: str) -> tuple[tuple[tuple[str, int], ...], float] | None:
-    """Up to three plain words after a number are what is counted ("5 red apples")."""
-    words = text.lower().split()
-    if len(words) > 3 or any(not re.fullmatch(r"[a-z]{3,}", word) or word in _NOT_UNITS.split() for word in words):
-        return None
-    return ((" ".join(word.removesuffix("s") for word in words), 1),), 1.0
+def _spelled(words: list[str]) -> float | None:
+    """ "two hundred and five" → 205; None for a row of words that is no number ("five six")."""
+    total, current, last = 0.0, 0.0, ""
+    for word in words:
+        if word in ("a", "an"):
+            current = 1.0
+        elif word in _WORDS:
+            tens = last in _TENS.split() or last == "twenty"
+            if last in _WORDS and not (tens and 0 < _WORDS[word] < 10):
+                return None
+            current += _WORDS[word]
+        elif word in _MULTIPLES:
+            current = (current or 1.0) * _MULTIPLES[word]
+            if _MULTIPLES[word] >= 1000:
+                total, current = total + current, 0.0
+        last = word
+    return total + current
 
 
 def same_quantity(answer: str, reference: str, question: str = "") -> bool | None:
@@ -152,8 +150,11 @@ def same_quantity(answer: str, reference: str, question: str = "") -> bool | Non
     if right.unit == given.unit:
         return _close(given.value * given.scale, right.value * right.scale)
     if right.unit and given.unit:
-        return False
+        things = len(right.unit) == len(given.unit) == 1 and same_things(right.unit[0][0], given.unit[0][0])
+        return things and right.unit[0][1] == given.unit[0][1] and _close(given.value, right.value)
     bare, measured = (given, right) if right.unit else (right, given)
+    if _DECADE.fullmatch(reference if right.unit else answer) and not _names_time(question):
+        return False
     if measured.unit == (("percent", 1),):
         asked = abs(bare.value) > 1 or "percent" in question.lower() or "%" in question
         return _close(measured.value / 100, bare.value) or (asked and _close(measured.value, bare.value))
@@ -164,10 +165,12 @@ def _unit_fits(measured: Quantity, question: str) -> bool:
     """False when the question names units of this kind, but not this one ("how many kg" answered in lb)."""
     if len(measured.unit) != 1 or measured.unit[0][1] != 1:
         return True
-    # "in", "a", "m" … are words too, so a unit in a question counts from two letters on.
-    known = [unit_of(word) for word in re.findall(r"[A-Za-z]{2,}", question) if word != "in"]
-    sizes = [size for kind, size in filter(None, known) if kind == measured.unit[0][0]]
+    sizes = [size for kind, size in units_named(question) if kind == measured.unit[0][0]]
     return not sizes or any(_close(size, measured.scale) for size in sizes)
+
+
+def _names_time(question: str) -> bool:
+    return any(kind == "time" for kind, _ in units_named(question))
 
 
 def _close(a: float, b: float) -> bool:
