@@ -41,6 +41,7 @@ class Response(NamedTuple):
         parts: Part name → its text, tags included, whitespace between blocks dropped.
         answer: The final answer, or None when malformed.
         problem: Why it is malformed, else None.
+        text: The whole text, outer whitespace aside, malformed or not.
     """
 
     well_formed: bool
@@ -48,6 +49,7 @@ class Response(NamedTuple):
     parts: dict[str, str]
     answer: str | None
     problem: str | None
+    text: str = ""
 
 
 class ResponseSettings(NamedTuple):
@@ -115,6 +117,9 @@ class Grammar:
     def parse(self, text: str) -> Response:
         """Reads a response. Well-formed = every block once, in order, not empty, only whitespace between."""
         text = text.strip()
+        return self._read(text)._replace(text=text)
+
+    def _read(self, text: str) -> Response:
         if not self.tags:
             (name,) = self.parts
             if not text:

@@ -1,5 +1,9 @@
 """`prism rl`."""
 
+from typing import Annotated, Any
+
+import typer
+
 from prism_cli.cli import options
 from prism_cli.cli.conduct import conduct, resolve
 from prism_cli.cli.words import sort_words
@@ -13,6 +17,11 @@ def rl(
     output: options.OutputOption = None,
     max_steps: options.MaxStepsOption = None,
     seed: options.SeedOption = None,
+    audit: Annotated[
+        bool,
+        typer.Option("--audit", help="Only print what the rewards make of known texts. Exit code 1 when they fail."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the audit as JSON and nothing else.")] = False,
     dry_run: options.DryRunOption = False,
     resume: options.ResumeOption = None,
 ) -> None:
@@ -21,6 +30,32 @@ def rl(
     Without RECIPE it takes ./rl.yaml if there is one, else the defaults; without --from and --model it starts from the
     newest finished align run under ./runs, else from the newest sft run.
     """
+    if as_json and not audit:
+        raise typer.BadParameter("--json prints the audit: give --audit too")
     chosen = options.given(model=model, data=data, from_=from_, output=output, max_steps=max_steps, seed=seed)
     recipe = resolve("rl", sort_words(words), chosen, "align", "sft")
-    conduct("rl", recipe, dry_run, resume)
+    if audit:
+        _audit(recipe, as_json)
+    else:
+        conduct("rl", recipe, dry_run, resume)
+
+
+def _audit(recipe: Any, as_json: bool) -> None:
+    """Prints the audit; exit code 1 where training would be refused."""
+    import json
+
+    from rich import get_console
+    from rich.console import Console
+
+    from prism_cli.stages import audit
+
+    found = audit.run(recipe)
+    problems = found.problems(recipe.rewards.max_wrong)
+    if as_json:
+        typer.echo(json.dumps(audit.values(found, recipe), indent=2, ensure_ascii=False))
+    else:
+        get_console().print(audit.table(found))
+    if problems:
+        told = [f"refused: {problem}" for problem in problems] + [f"hint: {audit.cure(found)}"]
+        Console(stderr=True).print("\n".join(told), markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1)

@@ -43,41 +43,36 @@ class Example(Section):
     """Tag → the block's text; written in the form of `response.parts`."""
 
 
-class _LiveTeacher(Section):
+class _Asked(Section):
+    attempts: PositiveInt = 3
+    """How often a question is put before it counts as failed; refused, cut-off and malformed answers are put again."""
+
+
+class _LiveTeacher(_Asked):
     modality: Literal["image", "text"] = "image"
     """`text`: it can't see. It is given the question, with the row's `caption` if there is one, and teaches every part
     but `perception`, which leaves the discriminator and the advantage."""
     check: bool = True
     """Probe before the first question whether it sees the picture and keeps the form; a blind one is refused."""
-    attempts: PositiveInt = 3
-    """How often a question is put before it counts as failed; refused, cut-off and malformed answers are put again."""
     max_failed: Fraction = 0.05
     """Largest share of rows the teacher may fail on; those rows are left out or replaced, and counted."""
 
 
-class OpenAITeacher(_LiveTeacher):
-    """A teacher behind an OpenAI-compatible endpoint. Answers are kept: nothing is asked twice."""
+class EndpointSection(_Asked):
+    """A model behind an OpenAI-compatible endpoint. Answers are kept: nothing is asked twice."""
 
-    type: Literal["openai"] = "openai"
     name: str | None = None
-    """Name under which its answers are kept, to tell two teachers with one model name apart; null takes the model's."""
+    """Name under which its answers are kept, to tell two with one model name apart; null takes the model's."""
     endpoint: Annotated[str, AfterValidator(_plain_url)] | None = None
     """Base URL, e.g. https://api.openai.com/v1 or http://127.0.0.1:8000/v1; it can't hold a key."""
     model: str | None = None
     """Model name the endpoint knows; null asks the endpoint when it serves exactly one."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key (never the key)."""
-    instruction: str | None = "from parts"
-    """System prompt for rows without one of their own: `from parts` writes it from the parts, null sends the policy's
-    own instruction if it has one, any other text is sent as it is."""
-    examples: tuple[Example, ...] = Field(default=(), strict=False)
-    """Worked examples put before each question."""
     temperature: NonNegativeFloat = 1.0
-    """Sampling temperature of the teacher."""
+    """Sampling temperature."""
     max_tokens: PositiveInt = 8192
-    """Longest teacher answer."""
-    max_image_pixels: PositiveInt = 1048576
-    """Larger pictures are scaled down to this many pixels before they are sent; others go as they were read."""
+    """Longest answer."""
     concurrency: PositiveInt = 64
     """Requests in flight at most; it starts low, grows while the endpoint keeps up and halves when it is overloaded."""
     timeout: PositiveFloat = 600.0
@@ -96,6 +91,28 @@ class OpenAITeacher(_LiveTeacher):
         if self.max_usd is not None and self.price is None:
             raise ValueError("max_usd needs a price: give price: {prompt: …, completion: …}")
         return self
+
+
+class OpenAITeacher(EndpointSection, _LiveTeacher):
+    """A teacher behind an OpenAI-compatible endpoint. Answers are kept: nothing is asked twice."""
+
+    type: Literal["openai"] = "openai"
+    instruction: str | None = "from parts"
+    """System prompt for rows without one of their own: `from parts` writes it from the parts, null sends the policy's
+    own instruction if it has one, any other text is sent as it is."""
+    examples: tuple[Example, ...] = Field(default=(), strict=False)
+    """Worked examples put before each question."""
+    max_image_pixels: PositiveInt = 1048576
+    """Larger pictures are scaled down to this many pixels before they are sent; others go as they were read."""
+
+
+class AnswerJudge(EndpointSection):
+    """A model that says whether a free-text answer means the same as an accepted one."""
+
+    temperature: NonNegativeFloat = 0.0
+    """Sampling temperature."""
+    max_tokens: PositiveInt = 512
+    """Longest verdict."""
 
 
 class DatasetTeacher(Section):

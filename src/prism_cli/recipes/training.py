@@ -11,15 +11,35 @@ from pydantic import (
 )
 
 from prism_cli.recipes.section import Fraction, Section, type_if_absent
+from prism_cli.recipes.teachers import AnswerJudge
+
+
+class CustomReward(Section):
+    """A reward of the user's own."""
+
+    function: str
+    """Dotted path of a function, such as `my_rewards.short`; it is called with (response, row, length) and gives a
+    number, or None where it can't tell."""
+    weight: float = 1.0
+    """Its weight in the reward."""
 
 
 class RewardsSection(Section):
-    """reward = accuracy · w + format · w; a malformed response gets 0 in all."""
+    """reward = Σ weight · reward; a malformed response gets 0 from accuracy and format."""
 
     accuracy: NonNegativeFloat = 0.8
     """Weight of the verified final answer."""
     format: NonNegativeFloat = 0.2
     """Weight of being well-formed."""
+    repetition: NonNegativeFloat = 0.0
+    """Weight of the penalty on repeated phrases (0 to −1); 0 leaves it out."""
+    custom: dict[str, CustomReward] = Field(default_factory=dict)
+    """Name → a reward of your own."""
+    judge: AnswerJudge | None = None
+    """Asked where the rules find a free-text answer wrong: does it mean the same? Where it fails the response is left
+    unscored. Null: the rules alone decide."""
+    max_wrong: Fraction = 0.2
+    """Largest share of the teacher's own answers that the rewards may judge wrong; above it training is refused."""
 
 
 class GRPO(Section):
@@ -46,6 +66,11 @@ class DAPO(Section):
     """Upper bound on the ratio for negative advantages."""
     overlong_buffer: NonNegativeInt = 4096
     """The last tokens before the limit over which a length penalty grows to −1."""
+    oversample: PositiveInt = 3
+    """Prompts rolled out a round of dynamic sampling, as a multiple of `prompts_per_step`."""
+    max_rounds: NonNegativeInt = 10
+    """Rounds of dynamic sampling at most: groups whose accuracy is all equal are dropped and the batch is refilled;
+    after them the step trains on what there is. 0 switches it off."""
 
 
 class GSPO(Section):

@@ -1,4 +1,4 @@
-"""From a recipe's teacher to the store of its answers and a client that asks it."""
+"""From a recipe's teacher, or judge of answers, to the store of its answers and a client that asks it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,12 +12,14 @@ from prism_cli.endpoint.client import EndpointClient, served_model
 from prism_cli.endpoint.failures import shown_url
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import RecipeError
-from prism_cli.recipes.teachers import EmbeddedTeacher, OpenAITeacher, PriceSection
+from prism_cli.recipes.teachers import AnswerJudge, EmbeddedTeacher, EndpointSection, OpenAITeacher, PriceSection
 from prism_cli.responses import Grammar
 from prism_cli.stages.serve import world_app
 from prism_cli.teacher.server import ServedEndpoint
 
 LiveTeacher = OpenAITeacher | EmbeddedTeacher
+# Any model that a recipe has questions put to.
+Asked = EndpointSection | EmbeddedTeacher
 
 TEACHER_STORE = "teacher_answers.sqlite"
 EMBEDDED_MAX_TOKENS = 256
@@ -26,12 +28,12 @@ UNNAMED = "the model it serves"
 NOWHERE = "http://127.0.0.1:9/v1"
 
 
-def store_path(section: LiveTeacher, folder: Path) -> Path:
-    """Where a teacher's answers are kept: a file of the recipe, or one beside the run folder."""
-    return Path(section.store) if isinstance(section, OpenAITeacher) else folder.parent / TEACHER_STORE
+def store_path(section: Asked, folder: Path) -> Path:
+    """Where answers are kept: a file of the recipe, or one beside the run folder."""
+    return Path(section.store) if isinstance(section, EndpointSection) else folder.parent / TEACHER_STORE
 
 
-def budget_of(section: LiveTeacher, spent: dict[str, Any] | None = None, run: str = "") -> Budget:
+def budget_of(section: Asked, spent: dict[str, Any] | None = None, run: str = "") -> Budget:
     """The caps of a section, on top of what a run spent before; the embedded teacher has none."""
     if isinstance(section, EmbeddedTeacher):
         return Budget(spent=spent, run=run)
@@ -46,13 +48,13 @@ def at_batch_price(section: LiveTeacher) -> LiveTeacher:
     return section.model_copy(update={"price": price})
 
 
-def price_of(section: LiveTeacher) -> Price | None:
-    """What a teacher charges, or None."""
-    known = section.price if isinstance(section, OpenAITeacher) else None
+def price_of(section: Asked) -> Price | None:
+    """What it charges, or None."""
+    known = section.price if isinstance(section, EndpointSection) else None
     return None if known is None else Price(known.prompt, known.completion)
 
 
-def model_of(section: LiveTeacher, store: AnswerStore) -> str:
+def model_of(section: Asked, store: AnswerStore) -> str:
     """The model to ask. Where it is named and answers are kept, the endpoint may be down until a new question.
 
     Raises:
@@ -64,17 +66,17 @@ def model_of(section: LiveTeacher, store: AnswerStore) -> str:
     return served_model(_endpoint(section), section.api_key_env, named)
 
 
-def named_model(section: LiveTeacher) -> str | None:
+def named_model(section: Asked) -> str | None:
     """The model a section names; None leaves it to the endpoint."""
     return f"{section.world}-{section.variant}" if isinstance(section, EmbeddedTeacher) else section.model
 
 
-def shown_endpoint(section: LiveTeacher) -> str:
+def shown_endpoint(section: Asked) -> str:
     """The base URL, as it may be printed."""
     return "http://127.0.0.1:PORT/v1" if isinstance(section, EmbeddedTeacher) else shown_url(_endpoint(section))
 
 
-def url_of(section: LiveTeacher, grammar: Grammar, stack: ExitStack) -> str:
+def url_of(section: Asked, grammar: Grammar, stack: ExitStack) -> str:
     """The base URL to ask; an embedded teacher is served as long as the stack is open."""
     if isinstance(section, EmbeddedTeacher):
         return stack.enter_context(ServedEndpoint(world_app(section.world, section.variant, grammar))).url
@@ -82,7 +84,7 @@ def url_of(section: LiveTeacher, grammar: Grammar, stack: ExitStack) -> str:
 
 
 def client_of(
-    section: LiveTeacher,
+    section: Asked,
     url: str,
     model: str,
     store: AnswerStore,
@@ -94,7 +96,7 @@ def client_of(
     """A client with the section's settings.
 
     Args:
-        section: The teacher.
+        section: Who is asked.
         url: Its base URL.
         model: Whom to ask there.
         store: Where answers are kept.
@@ -112,7 +114,7 @@ def client_of(
         api_key_env=section.api_key_env,
         temperature=section.temperature,
         max_tokens=section.max_tokens,
-        max_image_pixels=section.max_image_pixels,
+        max_image_pixels=section.max_image_pixels if isinstance(section, OpenAITeacher) else None,
         concurrency=section.concurrency,
         timeout=section.timeout,
         **kept,
@@ -138,7 +140,9 @@ def store_to_read(section: LiveTeacher, folder: Path) -> Iterator[AnswerStore]:
             store.close()
 
 
-def _endpoint(section: OpenAITeacher) -> str:
+def _endpoint(section: EndpointSection) -> str:
+    if section.endpoint is None and isinstance(section, AnswerJudge):
+        raise RecipeError("rewards.judge has no endpoint", "give rewards.judge.endpoint=URL")
     if section.endpoint is None:
         raise RecipeError("the teacher has no endpoint", "give --teacher-endpoint URL")
     return section.endpoint

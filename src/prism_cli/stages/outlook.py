@@ -172,7 +172,7 @@ def _looking(stage: str, recipe: Any) -> Iterator[tuple[Outlook, Any]]:
 
     def requests(count: int | None, samples: int) -> Iterator[EndpointRequest]:
         for source in sources:
-            for row in _rows(source, settings, count):
+            for row in rows_ahead(source, settings, count):
                 yield from (how.request(row, sample) for sample in range(samples))
 
     model = named_model(section) or UNNAMED
@@ -180,11 +180,19 @@ def _looking(stage: str, recipe: Any) -> Iterator[tuple[Outlook, Any]]:
         yield outlook, requests
 
 
-def _rows(section: Data, settings: ResponseSettings, count: int | None) -> Iterator[dict[str, Any]]:
+def first_rows(section: Data, settings: ResponseSettings, count: int) -> list[dict[str, Any]]:
+    """The first rows of a section, of a mixture those of each source, as `rows_ahead` reads them."""
+    if isinstance(section, MixtureData):
+        share = -(-count // len(section.sources))
+        return [row for source in section.sources.values() for row in first_rows(source, settings, share)][:count]
+    return list(islice(rows_ahead(section, settings, count), count))
+
+
+def rows_ahead(section: Data, settings: ResponseSettings, count: int | None) -> Iterator[dict[str, Any]]:
     """Rows as they are read, one by one: looking prepares nothing on disk. Rows that can't be used are passed over."""
     if isinstance(section, MixtureData):
         for source in section.sources.values():
-            yield from _rows(source, settings, count)
+            yield from rows_ahead(source, settings, count)
     elif isinstance(section, WorldData):
         size = section.size if count is None else min(section.size, count)
         yield from raw_rows(build.load_data(section.model_copy(update={"size": size}), cast("Policy", settings)))

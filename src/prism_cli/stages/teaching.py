@@ -91,7 +91,7 @@ def _live_desk(
     stack.callback(store.close)
     # The folder alone would not tell a run from the one that --fresh deleted.
     name = f"{run.folder.resolve()} {run.manifest.get('created', '')}"
-    budget = budget_of(section, _spent(path, store.spent(name)), name)
+    budget = budget_of(section, spent_before(path, store.spent(name)), name)
 
     def keep_usage() -> None:
         write_atomically(path, json.dumps(budget.summary(), indent=2))
@@ -118,7 +118,7 @@ def _live_desk(
     return desk
 
 
-def _spent(path: Path, known: dict[str, int | float]) -> dict[str, int | float]:
+def spent_before(path: Path, known: dict[str, int | float]) -> dict[str, int | float]:
     """What earlier starts spent: as the store knows; a run from before it knew runs stands in the summary only."""
     told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return {name: max(told.get(name) or 0, known.get(name, 0)) for name in {*told, *known}}
