@@ -16,11 +16,13 @@ from prism_cli.recipes.stages import RLRecipe
 from prism_cli.responses import Grammar, Part
 from prism_cli.stages import build, rl
 from prism_cli.stages.grammar import grammar_of
+from prism_cli.stages.rewards import reward_rules
 from prism_cli.trainers.arguments import RolloutBatch
-from prism_cli.trainers.grpo import PRESETS, GRPOTrainer, VerifiedReward
+from prism_cli.trainers.grpo import PRESETS, GRPOTrainer
 from prism_cli.trainers.on_policy_distill import AdvantageRule, OnPolicyDistillTrainer, PartReader, TeacherCalls
 from prism_cli.trainers.prompts import epoch_order
 from prism_cli.trainers.rollout import RolloutTrainer
+from prism_cli.trainers.verified_reward import VerifiedReward
 from prism_cli.worlds import world
 
 GROUP, PROMPTS = 4, 3
@@ -66,7 +68,6 @@ class Align:
             dense_body(policy.model),
             tuple((taught or policy.grammar).parts),
             tokenizer.eos_token_id,
-            tokenizer.pad_token_id,
             "dense",
             "mean",
             0.0,
@@ -339,7 +340,7 @@ def recipe(**settings):
 
 def reward_of(text, truth, **settings):
     """TRL's weighted sum of the rules for one response."""
-    rules, weights = rl._rewards(recipe(**settings))
+    rules, weights = reward_rules(recipe(**settings))
     grammar = grammar_of(ResponseSection())
     row = {"answers": [truth], "prompt": [{"role": "user", "content": "what is at b2 ?"}]}
     rules.judge([grammar.parse(text)], [row], [len(text.split())])
@@ -365,7 +366,7 @@ def test_dapo_takes_off_what_is_too_long():
 
 
 def test_trl_receives_the_weighted_rewards(policy, rows, tmp_path):
-    rules, weights = rl._rewards(recipe())
+    rules, weights = reward_rules(recipe())
     trainer = GRPOTrainer(policy, rules, weights, options(tmp_path), rows, None, [])
     trainer.model.train()
     trainer._generate_and_score_completions(groups(rows))
@@ -391,7 +392,7 @@ def test_rules_are_served_under_their_names():
 )
 def test_an_algorithm_is_a_preset_of_trls_options(kind, loss, level, low, high, dual, policy, rows, tmp_path):
     wanted = recipe(algorithm={"type": kind})
-    rules, weights = rl._rewards(wanted)
+    rules, weights = reward_rules(wanted)
     arguments = options(tmp_path, **PRESETS[kind], **rl._clips(wanted))
     trainer = GRPOTrainer(policy, rules, weights, arguments, rows, None, [])
     assert (trainer.loss_type, trainer.importance_sampling_level) == (loss, level)

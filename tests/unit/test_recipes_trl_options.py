@@ -102,7 +102,6 @@ def test_options_pass_through_the_recipe_unchanged():
     [
         ("hub_token", "hf_secret", "hf auth login"),
         ("use_vllm", True, "generation is by transformers"),
-        ("num_iterations", 2, "one update a rollout batch"),
     ],
 )
 def test_what_no_recipe_may_change_is_refused_with_the_reason(option, value, reason):
@@ -110,6 +109,11 @@ def test_what_no_recipe_may_change_is_refused_with_the_reason(option, value, rea
     assert refused.startswith("the stage sets this: ")
     assert reason in refused
     assert str(value) not in refused
+
+
+def test_rl_alone_may_take_several_updates_a_batch():
+    assert problems("rl", num_iterations=2) == {}
+    assert "one update each a batch" in problems("align", num_iterations=2)["num_iterations"]
 
 
 def test_checking_options_imports_neither_trl_nor_torch():

@@ -1,6 +1,7 @@
 """What we override or call in TRL and transformers beyond their public promise; an upgrade that moves it fails here."""
 
 import inspect
+import re
 
 import pytest
 from accelerate.data_loader import DataLoaderShard
@@ -14,6 +15,9 @@ SEAMS = [
     (GRPOTrainer._calculate_rewards, ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
     (GRPOTrainer._log_metric, ["self", "name", "value"]),
     (GRPOTrainer._get_train_sampler, ["self", "dataset"]),
+    (GRPOTrainer.get_train_dataloader, ["self"]),
+    (GRPOTrainer._compute_loss, ["self", "model", "inputs"]),
+    (GRPOTrainer._prepare_inputs, ["self", "generation_batch"]),
     (
         RepeatSampler.__init__,
         ["self", "data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed"],
@@ -81,6 +85,36 @@ def test_a_trainer_takes_what_we_give_it(trainer):
 def test_rewards_are_computed_inside_generation_and_before_advantages():
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     assert source.index("self._calculate_rewards(") < source.index('"advantages": ')
+
+
+def test_a_generation_is_about_the_rows_it_is_given():
+    """Dynamic sampling gives it other rows than the data loader's, and lays out anew what it returns, name by name."""
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    known = set(re.findall(r'output\["(\w+)"\]|^            "(\w+)": ', source, re.M))
+    names = {name for pair in known for name in pair if name}
+    assert names == {
+        *("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "num_items_in_batch"),
+        *("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps", "importance_sampling_ratio"),
+        *("pixel_values", "image_grid_thw", "num_images", "token_type_ids", "mm_token_type_ids", "tool_mask"),
+        *("pixel_attention_mask", "spatial_shapes", "image_sizes", "image_position_ids", "num_tiles"),
+    }
+
+
+def test_the_token_mean_is_over_the_number_of_tokens_in_the_batch():
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    assert 'normalizer = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes' in source
+
+
+def test_the_optimiser_steps_after_its_callback():
+    """There a step without loss is kept from moving weights by momentum and decay."""
+    source = inspect.getsource(Trainer._run_epoch)
+    assert source.index("on_pre_optimizer_step(") < source.index("self.optimizer.step()")
+    assert source.index("_clip_grad_norm(") < source.index("on_pre_optimizer_step(")
+
+
+def test_metrics_are_lists_of_values_by_mode():
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    assert 'self._metrics[mode][f"rewards/{reward_func_name}/mean"].append(' in source
 
 
 def test_the_dataset_keeps_its_columns_for_rewards():

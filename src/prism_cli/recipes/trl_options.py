@@ -88,11 +88,11 @@ FIXED = {
     "save_only_model": "checkpoints hold what resuming needs",
     "remove_unused_columns": "the stage needs every column",
     "logging_nan_inf_filter": "a non-finite loss must be seen",
-    "num_iterations": "one update a rollout batch; more could not be continued exactly",
     "use_vllm": "generation is by transformers",
     "completion_only_loss": "the loss is on the response alone",
     "hub_token": "log in with `hf auth login`; a recipe is copied into model cards",
 }
+FIXED_IN_ALIGN = {"num_iterations": "policy and discriminator take one update each a batch"}
 
 
 def option_problems(stage: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -103,12 +103,13 @@ def option_problems(stage: str, options: Mapping[str, Any]) -> Iterator[tuple[st
         options: The section as written.
     """
     known = option_types(CONFIGS[stage]) if options else {}
-    free = [name for name in known if name not in OWNED[stage] and name not in FIXED]
+    fixed = FIXED | FIXED_IN_ALIGN if stage == "align" else FIXED
+    free = [name for name in known if name not in OWNED[stage] and name not in fixed]
     for name, value in options.items():
         if name in OWNED[stage]:
             yield name, f"the stage sets this; use the recipe's own {OWNED[stage][name]}"
-        elif name in FIXED:
-            yield name, f"the stage sets this: {FIXED[name]}"
+        elif name in fixed:
+            yield name, f"the stage sets this: {fixed[name]}"
         elif name not in known:
             yield name, f"{CONFIGS[stage]} has no such option{nearest(str(name), free)}"
         elif (expected := _mismatch(known[name], value)) is not None:

@@ -2,18 +2,32 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from rich import get_console
 
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.recipes.stages import RLRecipe
 from prism_cli.recipes.training import DAPO, GSPO
+from prism_cli.responses import ResponseSettings
+from prism_cli.runs import Run
 from prism_cli.stages import build, checks
+from prism_cli.stages.audit import audit_before_training
 from prism_cli.stages.checks import Plan
+from prism_cli.stages.rewards import build_rewards, check_rewards
+from prism_cli.trainers.verified_reward import VerifiedReward
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from prism_cli.models import Policy
+    from prism_cli.trainers.grpo import GRPOTrainer
 
 SHOWN = {
     "rewards/accuracy/mean": "accuracy",
     "responses/malformed_fraction": "malformed",
     "completions/mean_length": "length",
+    "sampling/rounds": "rounds",
 }
 
 
@@ -31,6 +45,7 @@ def check(recipe: RLRecipe, pending: bool = False) -> Plan:
     if recipe.eval_data is not None:
         plan += checks.check_data(recipe.eval_data, "rl", "eval_data")
     checks.check_training(recipe)
+    _check_updates(recipe)
     if isinstance(recipe.algorithm, DAPO) and recipe.algorithm.overlong_buffer >= recipe.max_response_tokens:
         raise RecipeError(
             f"algorithm.overlong_buffer {recipe.algorithm.overlong_buffer} is not below max_response_tokens "
@@ -38,9 +53,15 @@ def check(recipe: RLRecipe, pending: bool = False) -> Plan:
             "lower algorithm.overlong_buffer; 0 switches the penalty off",
         )
     length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs} epochs"
-    rollouts = f"{recipe.prompts_per_step} prompts × {recipe.rollouts} rollouts a step"
-    reward = f"{recipe.rewards.accuracy} · accuracy + {recipe.rewards.format} · format"
-    return [*plan, ("reward", reward), ("training", f"{recipe.algorithm.type}, {length}, {rollouts}")]
+    updates = recipe.trainer.get("num_iterations", 1)
+    often = "a step" if updates == 1 else f"for {updates} steps"
+    rollouts = f"{recipe.prompts_per_step} prompts × {recipe.rollouts} rollouts {often}"
+    plan += [*check_rewards(recipe), ("training", f"{recipe.algorithm.type}, {length}, {rollouts}")]
+    if isinstance(recipe.algorithm, DAPO) and recipe.algorithm.max_rounds:
+        a_round = recipe.algorithm.oversample * recipe.prompts_per_step
+        rounds = f"{recipe.algorithm.max_rounds} rounds of {a_round} prompts a step at most"
+        plan += [("dynamic sampling", f"{rounds}, until {recipe.prompts_per_step} are neither all right nor all wrong")]
+    return plan
 
 
 def run(recipe: RLRecipe, fresh: bool = False, command: Sequence[str] = ()) -> Path:
@@ -53,40 +74,81 @@ def run(recipe: RLRecipe, fresh: bool = False, command: Sequence[str] = ()) -> P
     run = build.open_stage(recipe, "rl", build.lineage(recipe), fresh, command)
     if build.already_done(run):
         return run.folder
-    from prism_cli.data.lengths import refuse_mixed, refuse_over_long, refuse_too_few
     from prism_cli.stages import training
-    from prism_cli.trainers.grpo import PRESETS, GRPOTrainer
 
     with run.working():
         policy = build.start_policy(recipe)
-        rows = build.load_data(recipe.data, policy, "rl")
-        held_out = build.load_data(recipe.eval_data, policy, "rl") if recipe.eval_data else None
-        refuse_mixed(rows)
-        refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
-        _check_answers(rows)
-        refuse_too_few(rows, recipe.prompts_per_step)
+        rows, held_out = _rows(recipe, policy)
+        audit_before_training(recipe, rows, ResponseSettings(policy.grammar, policy.instruction))
         training.seed(recipe)
-        rules, weights = _rewards(recipe)
-        extra = {
-            **checks.rollout_batch(recipe).arguments(),
-            **PRESETS[recipe.algorithm.type],
-            **_clips(recipe),
-            "beta": recipe.kl,
-            "num_generations_eval": 2,
-            "per_device_eval_batch_size": 2 * recipe.micro_batch,
-        }
-        trainer = GRPOTrainer(
-            policy,
-            rules,
-            weights,
-            training.arguments(recipe, run, extra),
-            rows,
-            held_out,
-            training.callbacks(recipe, run, policy, "RL", SHOWN),
-            build.lora_config(recipe),
-        )
-        training.train(trainer, run, policy)
+        with build_rewards(recipe, run.folder) as rewards:
+            trainer = _trainer(recipe, run, policy, rewards, rows, held_out)
+            training.train(trainer, run, policy, trainer.load_position)
     return run.folder
+
+
+def _rows(recipe: RLRecipe, policy: "Policy") -> tuple["Dataset", "Dataset | None"]:
+    """The prompts and the held-out ones, seen to be fit."""
+    from prism_cli.data.lengths import refuse_mixed, refuse_over_long, refuse_too_few
+
+    rows = build.load_data(recipe.data, policy, "rl")
+    held_out = build.load_data(recipe.eval_data, policy, "rl") if recipe.eval_data else None
+    refuse_mixed(rows)
+    refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
+    _check_answers(rows)
+    refuse_too_few(rows, recipe.prompts_per_step)
+    return rows, held_out
+
+
+def _trainer(
+    recipe: RLRecipe,
+    run: Run,
+    policy: "Policy",
+    rewards: tuple[VerifiedReward, dict[str, float]],
+    rows: "Dataset",
+    held_out: "Dataset | None",
+) -> "GRPOTrainer":
+    from prism_cli.stages import training
+    from prism_cli.trainers.grpo import PRESETS, GRPOTrainer
+    from prism_cli.trainers.health import HealthWatch, rl_detectors
+    from prism_cli.trainers.rollout_log import RolloutLog
+
+    extra = {
+        **checks.rollout_batch(recipe).arguments(),
+        **PRESETS[recipe.algorithm.type],
+        **_clips(recipe),
+        "beta": recipe.kl,
+        "num_generations_eval": 2,
+        "per_device_eval_batch_size": 2 * recipe.micro_batch,
+    }
+    rules, weights = rewards
+    trainer = GRPOTrainer(
+        policy,
+        rules,
+        weights,
+        training.arguments(recipe, run, extra),
+        rows,
+        held_out,
+        [
+            *training.callbacks(recipe, run, policy, "RL", SHOWN, [lambda folder: trainer.save_position(folder)]),
+            HealthWatch(run.folder, rl_detectors(isinstance(recipe.algorithm, GSPO)), get_console()),
+            RolloutLog(run.folder, recipe.rollouts_every),
+        ],
+        build.lora_config(recipe),
+        resampling=_resampling(recipe),
+        judged=recipe.rewards.judge is not None,
+    )
+    return trainer
+
+
+def _resampling(recipe: RLRecipe):
+    """How dynamic sampling fills a batch, or None without it."""
+    from prism_cli.trainers.grpo import Resampling
+
+    algorithm = recipe.algorithm
+    if not isinstance(algorithm, DAPO) or not algorithm.max_rounds:
+        return None
+    return Resampling(algorithm.oversample, algorithm.max_rounds)
 
 
 def _clips(recipe: RLRecipe) -> dict[str, Any]:
@@ -95,25 +157,20 @@ def _clips(recipe: RLRecipe) -> dict[str, Any]:
     return {"epsilon": algorithm.clip_low, "epsilon_high": algorithm.clip_high, **dual}
 
 
-def _rewards(recipe: RLRecipe):
-    """The reward rules of the recipe and their weights."""
-    from prism_cli.rewards.accuracy import is_correct
-    from prism_cli.rewards.format import format_reward
-    from prism_cli.rewards.shaping import overlong_penalty
-    from prism_cli.trainers.grpo import VerifiedReward
-
-    def accuracy(response, row, length) -> float:
-        return float(
-            response.answer is not None and is_correct(response.answer, row["answers"], row["prompt"][-1]["content"])
-        )
-
-    rules = {"accuracy": accuracy, "format": lambda response, row, length: format_reward(response)}
-    weights = {"accuracy": recipe.rewards.accuracy, "format": recipe.rewards.format}
-    if isinstance(recipe.algorithm, DAPO) and recipe.algorithm.overlong_buffer:
-        buffer = recipe.algorithm.overlong_buffer
-        rules["overlong"] = lambda response, row, length: overlong_penalty(length, recipe.max_response_tokens, buffer)
-        weights["overlong"] = 1.0
-    return VerifiedReward(rules), weights
+def _check_updates(recipe: RLRecipe) -> None:
+    """A checkpoint holds no rollouts, so none may be written while a batch has updates to come."""
+    updates = recipe.trainer.get("num_iterations", 1)
+    if updates < 1:
+        raise RecipeError(f"trainer.num_iterations: {updates} updates a batch", "give 1 or more")
+    checkpoint = recipe.checkpoint
+    steps = {"checkpoint.every": checkpoint.every, "checkpoint.evaluate_every": checkpoint.evaluate_every}
+    for name, value in {"max_steps": recipe.max_steps, **steps}.items():
+        if value is not None and value % updates:
+            raise RecipeError(
+                f"{name} {value} is not a multiple of trainer.num_iterations {updates}, so a run could end or be "
+                "continued in the middle of a batch, whose rollouts no checkpoint holds",
+                f"take {value + updates - value % updates}",
+            )
 
 
 def _check_answers(rows) -> None:

@@ -45,6 +45,26 @@ class EpochSampler(RepeatSampler):
         return epoch_order(self.num_samples, self.seed or 0, epoch) if self.shuffle else list(range(self.num_samples))
 
 
+class PromptCursor:
+    """Takes prompts one after the other through the epochs' orders; where it stands is one number.
+
+    Args:
+        count: Rows.
+        order: Epoch → the order of its rows.
+        seen: Prompts taken since the start of training.
+    """
+
+    def __init__(self, count: int, order: Callable[[int], list[int]], seen: int = 0):
+        self.count, self.order, self.seen = count, order, seen
+
+    def take(self, wanted: int) -> list[int]:
+        """The next row indices, over the epoch's end where it comes to that."""
+        places = range(self.seen, self.seen + wanted)
+        orders = {epoch: self.order(epoch) for epoch in {place // self.count for place in places}}
+        self.seen = places.stop
+        return [orders[place // self.count][place % self.count] for place in places]
+
+
 class TeachableSampler(Sampler[int]):
     """EpochSampler that passes over prompts the teacher fails on; the next ones of the epoch's order move up.
 
