@@ -31,7 +31,8 @@ def test_a_shipped_recipe_loads(name):
 @pytest.mark.parametrize("name", shipped())
 def test_a_shipped_recipe_begins_with_the_command_and_what_it_needs(name):
     first, second = shipped()[name].read_text(encoding="utf-8").splitlines()[:2]
-    assert re.match(r"# (.* )?prism (sft|align|rl|eval|drift|collect|discriminator warmup|run|compare) ", first)
+    commands = "sft|align|rl|eval|drift|collect|data curate|discriminator warmup|run|compare"
+    assert re.match(rf"# (.* )?prism ({commands}) ", first)
     assert second.startswith("# Needs ")
 
 

@@ -1,4 +1,4 @@
-"""`prism data check` and `prism data show`."""
+"""`prism data check` and `prism data show`; `prism data curate` joins them."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -10,9 +10,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from prism_cli.cli.curate import curate
 from prism_cli.cli.data_report import print_report, report_values
 
-data = typer.Typer(name="data", help="Look at data before using it.", no_args_is_help=True)
+data = typer.Typer(name="data", help="Look at data before using it, choose prompts for RL.", no_args_is_help=True)
 
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A file, a folder or a hub id.", show_default=False)]
 Format = Annotated[
@@ -34,7 +35,7 @@ From = Annotated[
 
 @data.callback()
 def _group() -> None:
-    """Check and show data before it is trained on or sent to a teacher."""
+    """Check and show data before it is trained on or sent to a teacher; choose prompts for RL."""
 
 
 @data.command()
@@ -108,6 +109,9 @@ def show(
     found = stage.show(source, rows, output, format=format, allow_urls=allow_url or (), tokens=tokens, run=from_)
     typer.echo(f"format {found}")
     typer.echo(f"page   {output}")
+
+
+data.command()(curate)
 
 
 @contextmanager

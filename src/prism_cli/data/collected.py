@@ -1,4 +1,4 @@
-"""What `prism collect` writes: demonstrations as one Parquet file, warm-up pairs as JSON lines with picture files."""
+"""Sets we write: demonstrations as one Parquet file, prompts and warm-up pairs as JSON lines with picture files."""
 
 import hashlib
 import json
@@ -86,22 +86,24 @@ class DemonstrationsFile:
             self._waiting = []
 
 
-class PairsFile:
-    """A context that writes warm-up pairs as published: a line a pair, pictures as files in `images/` beside it.
+class PromptsFile:
+    """A context that writes prompts with other columns, a JSON line each, pictures as files in a folder beside it.
 
     Args:
         path: The JSONL file; an older one is replaced once the new one is whole.
+        pictures: Name of the pictures' folder.
 
     Attributes:
-        count: Pairs written.
+        count: Lines written.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, pictures: str):
         self.count = 0
         self._path, self._partial = path, path.with_name(f".{path.name}.partial")
+        self._pictures = pictures
 
     def __enter__(self) -> Self:
-        (self._path.parent / "images").mkdir(parents=True, exist_ok=True)
+        (self._path.parent / self._pictures).mkdir(parents=True, exist_ok=True)
         self._file = open(self._partial, "w", encoding="utf-8")
         return self
 
@@ -112,6 +114,45 @@ class PairsFile:
         else:
             self._partial.unlink()
 
+    def write(self, id: str, row: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
+        """Writes a row's prompt, pictures and answers.
+
+        Args:
+            id: Unique in the file.
+            row: `data.rows`' shape, pictures as `{"bytes", "path"}`.
+            columns: What else its line says.
+        """
+        self.count += 1
+        images = [self._picture(image_bytes(image)) for image in row["images"]]
+        named = {"image": images[0]} if len(images) == 1 else {"images": images} if images else {}
+        line = {"id": id, "prompt": _prompt(row["prompt"]), **named, "answers": list(row["answers"]), **columns}
+        self._file.write(f"{json.dumps(line, ensure_ascii=False)}\n")
+
+    def _picture(self, data: bytes) -> str:
+        """Writes a picture, each one once, and gives its name relative to the file."""
+        suffix = next((suffix for start, suffix in SUFFIXES.items() if data.startswith(start)), ".png")
+        name = f"{self._pictures}/{hashlib.sha256(data).hexdigest()[:32]}{suffix}"
+        path = self._path.parent / name
+        if not path.exists():
+            partial = path.with_name(f".{path.name}.partial")  # a kill must not leave half a picture under the name
+            partial.write_bytes(data)
+            os.replace(partial, path)
+        return name
+
+
+class PairsFile(PromptsFile):
+    """A context that writes warm-up pairs as published: a line a pair, pictures as files in `images/` beside it.
+
+    Args:
+        path: The JSONL file; an older one is replaced once the new one is whole.
+
+    Attributes:
+        count: Pairs written.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(path, "images")
+
     def add(self, id: str, row: Mapping[str, Any], teacher: Mapping[str, str], student: Mapping[str, str]) -> None:
         """Writes a pair.
 
@@ -121,24 +162,9 @@ class PairsFile:
             teacher: Suffix of the column (`caption`, `cot`, `response`) → the teacher's text.
             student: The same of the policy.
         """
-        self.count += 1
-        images = [self._picture(image_bytes(image)) for image in row["images"]]
-        named = {"image": images[0]} if len(images) == 1 else {"images": images} if images else {}
         columns = {f"{who}_{name}": text for who, texts in (("teacher", teacher), ("student", student))
                    for name, text in texts.items()}  # fmt: skip
-        line = {"id": id, "prompt": _prompt(row["prompt"]), **named, "answers": list(row["answers"]), **columns}
-        self._file.write(f"{json.dumps(line, ensure_ascii=False)}\n")
-
-    def _picture(self, data: bytes) -> str:
-        """Writes a picture, each one once, and gives its name relative to the file."""
-        suffix = next((suffix for start, suffix in SUFFIXES.items() if data.startswith(start)), ".png")
-        name = f"images/{hashlib.sha256(data).hexdigest()[:32]}{suffix}"
-        path = self._path.parent / name
-        if not path.exists():
-            partial = path.with_name(f".{path.name}.partial")  # a kill must not leave half a picture under the name
-            partial.write_bytes(data)
-            os.replace(partial, path)
-        return name
+        self.write(id, row, columns)
 
 
 def _prompt(turns: Sequence[Mapping[str, str]]) -> Any:

@@ -75,6 +75,13 @@ def with_instruction(data: Dataset, instruction: str | None) -> Dataset:
     return data.remove_columns("prompt").add_column("prompt", prompts, feature=features["prompt"])
 
 
+def without_instruction(row: dict[str, Any], instruction: str | None) -> dict[str, Any]:
+    """The row as its source has it: who learns from it puts an instruction of their own in front."""
+    first, *rest = row["prompt"]
+    added = first["role"] == "system" and first["content"] == instruction
+    return {**row, "prompt": rest} if added else row
+
+
 def undecoded(data: Dataset) -> Dataset:
     """The same rows with pictures as `{"bytes", "path"}`, as they were read."""
     raw = data.with_format(None)

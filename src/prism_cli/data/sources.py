@@ -85,13 +85,18 @@ def open_source(path: str, limit: int | None = None) -> Source:
     """A source by its name: a local file, a folder of them, or a hub data set.
 
     Args:
-        path: File, folder, or hub id: `name`, `name@split`, `name:config`, `name:config@split`, `name/file.parquet`.
+        path: File, folder, run folder of a collection or curation, or hub id: `name`, `name@split`, `name:config`,
+            `name:config@split`, `name/file.parquet`.
         limit: Give at most this many rows.
 
     Raises:
         DataError: nothing there, or nothing that can be read.
     """
     place = Path(path)
+    if (place / "run.json").is_file() and (place / "data").is_dir():
+        place = place / "data"  # a collection or curation: beside its set lie files that are none
+    elif (place / "run.json").is_file() and (place / "recipe.yaml").is_file():
+        raise DataError(f"{path} is a run without a set", "let its command end, or name the data file")
     if place.is_dir():
         found = (file for file in place.iterdir() if file.suffix in SUFFIXES and file.name != REJECTED)
         files = sorted(file for file in found if file.is_file())

@@ -11,27 +11,38 @@ from ruamel.yaml import YAML
 
 from prism_cli.recipes.section import Section
 
-# Keys that may change between two starts of one run: where it lies, how it is watched, what it may spend.
+# Keys that may change between two starts of one run: where it lies, how it is watched, what it may spend and keep.
 FREE_KEYS = (
     "output",
     "log_every",
     "checkpoint.keep",
-    "teacher.endpoint",
-    "teacher.api_key_env",
-    "teacher.concurrency",
-    "teacher.timeout",
+    "rollouts_every",
+    "rewards.max_wrong",
+    *(
+        f"{asked}.{key}"
+        for asked in ("teacher", "rewards.judge")
+        for key in (
+            "endpoint",
+            "api_key_env",
+            "concurrency",
+            "timeout",
+            "attempts",
+            "max_calls",
+            "max_usd",
+            "price",
+            "price.*",
+            "store",
+        )
+    ),
     "teacher.check",
-    "teacher.attempts",
     "teacher.max_failed",
-    "teacher.max_calls",
-    "teacher.max_usd",
-    "teacher.price",
-    "teacher.price.*",
-    "teacher.store",
     "trainer.report_to",
     "trainer.run_name",
     "processes",
     "batch",
+    # Which of the answers or prompts are kept: what was sampled for them stays.
+    "keep",
+    "band.*",
 )
 ABSENT = object()
 

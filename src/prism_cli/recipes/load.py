@@ -29,6 +29,8 @@ FLAGS = {
     "teacher.max_usd": "--max-teacher-usd",
     "max_steps": "--max-steps",
     "samples": "--samples",
+    "keep": "--keep",
+    "band": "--band",
     "seed": "--seed",
     "runs": "RUN",
 }

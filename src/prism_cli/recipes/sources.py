@@ -12,7 +12,7 @@ from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from prism_cli.errors import RecipeError
 
-STAGES = ("sft", "align", "rl", "eval", "drift", "collect", "warmup", "run", "compare")
+STAGES = ("sft", "align", "rl", "eval", "drift", "collect", "curate", "warmup", "run", "compare")
 KeyPath = tuple[str | int, ...]
 
 
@@ -37,7 +37,7 @@ def file_name(stage: str) -> str:
 
 def command_of(stage: str) -> str:
     """The words of a stage's command, after `prism`."""
-    return {"warmup": "discriminator warmup"}.get(stage, stage)
+    return {"warmup": "discriminator warmup", "curate": "data curate"}.get(stage, stage)
 
 
 def stage_of(path: Path) -> str | None:

@@ -6,7 +6,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from prism_cli.recipes.alignment import AdvantageSection, Discriminator, MoEDiscriminator, StopSection
 from prism_cli.recipes.pipelines import PipelineRecipe, StudyRecipe
-from prism_cli.recipes.section import Section, UserPath, type_if_absent
+from prism_cli.recipes.section import Fraction, Section, UserPath, type_if_absent
 from prism_cli.recipes.sections import Data, ImageSection, LoRA, Model, ResponseSection
 from prism_cli.recipes.teachers import EmbeddedTeacher, OpenAITeacher, Teacher
 from prism_cli.recipes.training import (
@@ -99,6 +99,8 @@ class RolloutStage(TrainingStage):
     """Sampling temperature of the rollouts."""
     kl: NonNegativeFloat = 0.0
     """Weight of the KL divergence to the starting policy."""
+    rollouts_every: PositiveInt | None = 25
+    """Steps between rollouts that are kept with their pictures for the report; null keeps none."""
 
 
 class AlignRecipe(RolloutStage):
@@ -169,6 +171,8 @@ class EvalRecipe(Section):
     """Longest response."""
     batch_size: PositiveInt = 8
     """Responses generated at once."""
+    attribution: Literal["greedy", "all"] | None = None
+    """Find why answers are wrong (docs/evaluation.md): of greedy ones, or of sampled ones too. Null: don't."""
     output: UserPath | None = None
     """Run folder; null gives runs/eval."""
     seed: NonNegativeInt = 0
@@ -205,6 +209,49 @@ class CollectRecipe(Section):
     """Seed of the policy's sampling."""
 
 
+class CurateRecipe(Section):
+    """Prompts chosen by how often a policy solves them (`prism data curate`)."""
+
+    from_: UserPath | None = Field(default=None, alias="from")
+    """The run whose policy is sampled."""
+    data: Data | None = None
+    """Rows with answers to verify against."""
+    samples: PositiveInt = 8
+    """Responses a prompt."""
+    keep: Literal["band", "hard"] = "band"
+    """`band`: prompts whose pass rate lies in `band`, for RL. `hard`: those never solved, to put to a teacher."""
+    band: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.2, 0.8)
+    """Lowest and highest pass rate that is kept, both included."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature."""
+    max_response_tokens: PositiveInt = 8192
+    """Longest response."""
+    batch_size: PositiveInt = 8
+    """Responses generated at once."""
+    output: UserPath | None = None
+    """Folder of the set; null gives runs/curate."""
+    seed: NonNegativeInt = 0
+    """Seed of the sampling."""
+
+    @property
+    def kept_counts(self) -> list[int]:
+        """How many of a kept prompt's samples may be right."""
+        low, high = (0.0, 0.0) if self.keep == "hard" else self.band
+        return [right for right in range(self.samples + 1) if low <= right / self.samples <= high]
+
+    @model_validator(mode="after")
+    def _band_holds_a_rate(self):
+        low, high = self.band
+        if low > high:
+            raise ValueError("band: the first number must not be above the second")
+        if not self.kept_counts:
+            raise ValueError(
+                f"band: no pass rate of {self.samples} samples (steps of 1/{self.samples}) is in {low:g} to {high:g}; "
+                "take more samples or widen it"
+            )
+        return self
+
+
 class DriftRecipe(Section):
     """How far one or several runs are from the teacher, part by part, from texts alone (`prism drift`)."""
 
@@ -235,6 +282,7 @@ RECIPES: dict[str, type[Section]] = {
     "eval": EvalRecipe,
     "drift": DriftRecipe,
     "collect": CollectRecipe,
+    "curate": CurateRecipe,
     "warmup": WarmupRecipe,
     "run": PipelineRecipe,
     "compare": StudyRecipe,

@@ -145,7 +145,7 @@ def _demonstrations(
 ) -> Collected:
     """Writes the answers worth learning."""
     from prism_cli.data.collected import DemonstrationsFile
-    from prism_cli.data.rows import undecoded
+    from prism_cli.data.rows import undecoded, without_instruction
 
     path = run.folder / DATA / DEMONSTRATIONS
     tally = _Tally(run.folder / REJECTED)
@@ -156,7 +156,7 @@ def _demonstrations(
                 reason = answer.problem or _unfit(recipe, settings, row, answer, seen)
                 if tally.is_kept(answer, reason, verified=bool(row["answers"])):
                     seen.add(answer.text)
-                    file.add(_own_id(answer), _without_instruction(row, settings.instruction), answer.text)
+                    file.add(_own_id(answer), without_instruction(row, settings.instruction), answer.text)
     return tally.collected(path)
 
 
@@ -179,7 +179,7 @@ def _unfit(
 def _pairs(recipe: CollectRecipe, run: Run, settings: ResponseSettings, rows: "Dataset", answers: Answers) -> Collected:
     """Writes teacher answers beside the policy's own; right or wrong, since it is the manner that is judged."""
     from prism_cli.data.collected import PairsFile
-    from prism_cli.data.rows import undecoded
+    from prism_cli.data.rows import undecoded, without_instruction
 
     own = _policy_texts(recipe, run, rows)
     path = run.folder / DATA / PAIRS
@@ -192,7 +192,7 @@ def _pairs(recipe: CollectRecipe, run: Run, settings: ResponseSettings, rows: "D
                 reason = answer.problem or _malformed("", teacher.problem) or _malformed("policy ", student.problem)
                 if tally.is_kept(answer, reason, verified=True):
                     columns = [_columns(settings, *both) for both in ((answer.text, teacher), (text, student))]
-                    file.add(_own_id(answer), _without_instruction(row, settings.instruction), *columns)
+                    file.add(_own_id(answer), without_instruction(row, settings.instruction), *columns)
     return tally.collected(path)
 
 
@@ -268,13 +268,6 @@ class _Tally:
 
 def _own_id(answer: Answer) -> str:
     return answer.row if answer.sample == 0 else f"{answer.row}#{answer.sample}"
-
-
-def _without_instruction(row: dict[str, Any], instruction: str | None) -> dict[str, Any]:
-    """The row as the source has it: who learns from it puts an instruction of their own in front."""
-    first, *rest = row["prompt"]
-    added = first["role"] == "system" and first["content"] == instruction
-    return {**row, "prompt": rest} if added else row
 
 
 def _write_account(recipe: CollectRecipe, run: Run, collected: Collected, model: str, complete: bool) -> None:

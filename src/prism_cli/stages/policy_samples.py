@@ -1,11 +1,11 @@
-"""The policy's own responses to rows, kept on disk as they come: for the judge's warm-up and for collected pairs."""
+"""The policy's own responses to rows, lot by lot, so that a killed command goes on where it was."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prism_cli.evaluation.sampling import multimodal, sample_responses
+from prism_cli.evaluation.sampling import Sampled, multimodal, sample_responses
 from prism_cli.models import Policy, device, placeholder_ids
 from prism_cli.runs import write_atomically
 from prism_cli.stages.build import progress_callback
@@ -42,28 +42,64 @@ def kept_samples(
         label: Words of the progress bar.
     """
     done = whole_lines(path)
-    policy.model.to(device())
     bar, moved = progress_callback(label, len(wanted))
+    lots = sampled_lots(
+        policy,
+        rows,
+        wanted[len(done) :],
+        SAMPLED_AT_ONCE,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed * 1_000_000 + len(done),
+        batch_size=batch_size,
+    )
     with bar, open(path, "a", encoding="utf-8") as file:
         moved(len(done))
-        for start in range(len(done), len(wanted), SAMPLED_AT_ONCE):
-            batch = [rows[i] for i in wanted[start : start + SAMPLED_AT_ONCE]]
-            responses = sample_responses(
-                policy.model,
-                policy.processor,
-                [multimodal(row["prompt"], row["images"]) for row in batch],
-                max_tokens=max_tokens,
-                temperature=temperature,
-                # Each batch has a seed of its own, so that one sampled after a restart is the same.
-                seed=seed * 1_000_000 + start,
-                suppress=placeholder_ids(policy.processor),
-                batch_size=batch_size,
-            )
+        for responses in lots:
             file.writelines(f"{json.dumps(response.token_ids)}\n" for response in responses)
             file.flush()
             done += [response.token_ids for response in responses]
             moved(len(done))
     return done
+
+
+def sampled_lots(
+    policy: Policy,
+    rows: "Dataset",
+    wanted: Sequence[int],
+    at_once: int,
+    *,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    batch_size: int,
+) -> Iterator[list[Sampled]]:
+    """The policy's responses by lots, each with a seed of its own: one sampled after a restart is the same.
+
+    Args:
+        policy: Who is sampled.
+        rows: The prompts.
+        wanted: (M,) the row of each response; a row may stand several times.
+        at_once: Responses a lot.
+        max_tokens: Longest response.
+        temperature: Sampling temperature.
+        seed: Of the first lot; the others add how many responses came before them.
+        batch_size: Responses generated at once.
+    """
+    policy.model.to(device())
+    for start in range(0, len(wanted), at_once):
+        lot = wanted[start : start + at_once]
+        found = {i: rows[i] for i in dict.fromkeys(lot)}
+        yield sample_responses(
+            policy.model,
+            policy.processor,
+            [multimodal(found[i]["prompt"], found[i]["images"]) for i in lot],
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed + start,
+            suppress=placeholder_ids(policy.processor),
+            batch_size=batch_size,
+        )
 
 
 def whole_lines(path: Path) -> list[list[int]]:

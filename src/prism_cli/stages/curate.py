@@ -1,0 +1,208 @@
+"""`prism data curate`: prompts that a policy solves sometimes, for RL, or never, for a teacher."""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from rich import box, get_console
+from rich.bar import Bar
+from rich.table import Table
+
+from prism_cli.errors import DataError, RecipeError
+from prism_cli.recipes.stages import CurateRecipe
+from prism_cli.responses import ResponseSettings
+from prism_cli.runs import Run, resolve_model, write_atomically
+from prism_cli.stages import build, checks
+from prism_cli.stages.checks import Plan
+from prism_cli.stages.curating import SAMPLES, Rate, pass_rates, refuse_other_rows, weights_of
+from prism_cli.stages.curation_card import card
+from prism_cli.stages.grammar import response_settings
+from prism_cli.stages.lineage import lineage_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+DATA, ROWS, RATES, SUMMARY = "data", "rows.jsonl", "rates.jsonl", "summary.json"
+MOST_LINES, BAR = 20, 32
+
+
+def check(recipe: CurateRecipe) -> Plan:
+    """What would be done; finds what is wrong without a model.
+
+    Raises:
+        PrismError: see the `check_…` functions; no run to sample.
+    """
+    if recipe.from_ is None:
+        raise RecipeError("`prism data curate` has no policy to sample", "give --from RUN, the run that RL starts from")
+    plan = [("samples", str(resolve_model(recipe.from_)[0])), *checks.check_data(recipe.data, "data curate")]
+    plan += [("a prompt", f"{recipe.samples} samples at temperature {recipe.temperature:g}")]
+    return [*plan, ("keeps", kept_in_words(recipe))]
+
+
+def kept_in_words(recipe: CurateRecipe) -> str:
+    """Which prompts are kept: `2 to 6 of 8 right (pass rate 0.2 to 0.8)`."""
+    if recipe.keep == "hard":
+        return f"prompts with none of {recipe.samples} right"
+    (first, last), (low, high) = (recipe.kept_counts[0], recipe.kept_counts[-1]), recipe.band
+    counts = f"{first}" if first == last else f"{first} to {last}"
+    return f"prompts with {counts} of {recipe.samples} right (pass rate {low:g} to {high:g})"
+
+
+def run(recipe: CurateRecipe, fresh: bool = False, command: Sequence[str] = ()) -> Path:
+    """Runs or continues the sampling, and writes the set; gives the run's folder.
+
+    Raises:
+        PrismError: with the cure in its hint.
+    """
+    check(recipe)
+    assert recipe.from_ is not None, "check refuses a recipe without a run"
+    run = build.open_stage(recipe, "curate", resolve_model(recipe.from_)[1], fresh, command)
+    if build.already_done(run):
+        _say(json.loads((run.folder / SUMMARY).read_text(encoding="utf-8")))
+        return run.folder
+    with run.working():
+        settings = response_settings(recipe)
+        rows = _each_once(build.load_data(recipe.data, cast("build.Policy", settings), "rl"))
+        refuse_other_rows(run, rows)
+        run.update(policy=run.manifest.get("policy") or _policy(recipe, run))
+        rates = pass_rates(recipe, run.folder, settings.grammar, rows)
+        summary = _write(recipe, run, settings, rows, rates)
+        _say(summary)
+        _refuse_nothing(recipe, summary)
+    user = "collect" if recipe.keep == "hard" else f"rl --from {recipe.from_}"
+    following = f"next     prism {user} --data {run.folder} …"
+    get_console().print(following, markup=False, highlight=False, soft_wrap=True)
+    return run.folder
+
+
+def _each_once(rows: "Dataset") -> "Dataset":
+    """Rows without those that a mixture repeats."""
+    first: dict[str, int] = {}
+    for index, id in enumerate(rows["id"]):
+        first.setdefault(id, index)
+    return rows if len(first) == len(rows) else rows.select(list(first.values()))
+
+
+def _policy(recipe: CurateRecipe, run: Run) -> dict[str, Any]:
+    """Whose rates these are: the runs that led to it, oldest first, and its weights."""
+    assert recipe.from_ is not None, "check refuses a recipe without a run"
+    model, source = resolve_model(recipe.from_)
+    *steps, _ = lineage_of(run.folder).steps
+    return {**source, "lineage": [step.facts() for step in steps], "weights": weights_of(model)}
+
+
+# The set -------------------------------------------------------------------------------------------------------------
+
+
+def _write(
+    recipe: CurateRecipe, run: Run, settings: ResponseSettings, rows: "Dataset", rates: Sequence[Rate]
+) -> dict[str, Any]:
+    """Writes rates, the set and its card; gives the summary, which is written last."""
+    kept = [index for index, rate in enumerate(rates) if rate.right in recipe.kept_counts]
+    shutil.rmtree(run.folder / DATA, ignore_errors=True)  # of another band
+    if kept:
+        _write_rows(recipe, run.folder / DATA / ROWS, settings, rows.select(kept), [rates[index] for index in kept])
+    shares = [{"id": one.id, **_shares(recipe, one), "kept": one.right in recipe.kept_counts} for one in rates]
+    write_atomically(run.folder / RATES, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in shares))
+    summary = {
+        "keep": recipe.keep,
+        "band": list(recipe.band),
+        "kept_right": recipe.kept_counts,
+        "file": f"{DATA}/{ROWS}" if kept else None,
+        "prompts": len(rates),
+        "kept": len(kept),
+        "samples": recipe.samples,
+        "prompts_by_right": [sum(rate.right == right for rate in rates) for right in range(recipe.samples + 1)],
+        "pass_rate": sum(rate.right for rate in rates) / (recipe.samples * len(rates)),
+        "malformed": sum(rate.malformed for rate in rates) / (recipe.samples * len(rates)),
+        "temperature": recipe.temperature,
+        "max_response_tokens": recipe.max_response_tokens,
+        "seed": recipe.seed,
+        "policy": run.manifest["policy"],
+        "versions": run.manifest["versions"],
+    }
+    if kept:
+        write_atomically(run.folder / DATA / "README.md", card(run, summary))
+    write_atomically(run.folder / SUMMARY, json.dumps(summary, indent=2))
+    return summary
+
+
+def _write_rows(
+    recipe: CurateRecipe, path: Path, settings: ResponseSettings, rows: "Dataset", rates: Sequence[Rate]
+) -> None:
+    from prism_cli.data.collected import PromptsFile
+    from prism_cli.data.rows import undecoded, without_instruction
+
+    with PromptsFile(path, "pictures") as file:
+        for row, rate in zip(cast("Iterable[dict[str, Any]]", undecoded(rows)), rates, strict=True):
+            # What a teacher said of it, or is told of it, would be lost to `prism align`.
+            of_row = {name: row[name] for name in ("source", "teacher_response", "caption") if row[name]}
+            file.write(row["id"], without_instruction(row, settings.instruction), of_row | _shares(recipe, rate))
+
+
+def _shares(recipe: CurateRecipe, rate: Rate) -> dict[str, float]:
+    return {"pass_rate": rate.right / recipe.samples, "malformed": rate.malformed / recipe.samples}
+
+
+# The histogram -------------------------------------------------------------------------------------------------------
+
+
+def histogram(summary: Mapping[str, Any]) -> Table:
+    """Prompts by how many of their responses were right, as bars for the terminal; those that are kept in green.
+
+    Args:
+        summary: What summary.json holds.
+    """
+    counts, samples = summary["prompts_by_right"], summary["samples"]
+    width = samples // MOST_LINES + 1
+    bins = [range(start, min(start + width, samples + 1)) for start in range(0, samples + 1, width)]
+    sizes = [sum(counts[right] for right in one) for one in bins]
+    table = Table(f"right of {samples}", "", "prompts", "kept", box=box.SIMPLE_HEAD, caption=_steps(summary))
+    table.columns[2].justify = table.columns[3].justify = "right"
+    for one, size in zip(bins, sizes, strict=True):
+        kept = sum(counts[right] for right in one if right in summary["kept_right"])
+        label = f"{one[0]}" if len(one) == 1 else f"{one[0]}–{one[-1]}"
+        bar = Bar(max(sizes), 0, size, width=BAR, color="green" if kept else "bright_black")
+        table.add_row(label, bar, f"{size:,}", f"{kept:,}" if set(one) & set(summary["kept_right"]) else "")
+    return table
+
+
+def _steps(summary: Mapping[str, Any]) -> str:
+    """How coarse these rates are."""
+    from prism_cli.evaluation.intervals import mean_interval
+
+    samples, right = summary["samples"], summary["kept_right"][0]
+    true = mean_interval([[float(number < right)] for number in range(samples)])
+    return (
+        f"{samples} samples a prompt: a pass rate has steps of {1 / samples:.3g}, and {right} of {samples} right is "
+        f"what a true rate of {true.low:.2f} to {true.high:.2f} gives (95 %)"
+    )
+
+
+def _say(summary: Mapping[str, Any]) -> None:
+    line = get_console().print
+    line(histogram(summary))
+    line(f"pass rate {summary['pass_rate']:.1%}, malformed {summary['malformed']:.1%}", highlight=False)
+    line(f"kept {summary['kept']:,} of {summary['prompts']:,} prompts", highlight=False)
+
+
+def _refuse_nothing(recipe: CurateRecipe, summary: Mapping[str, Any]) -> None:
+    """Ends in an error where no prompt is kept; the samples stay for another choice.
+
+    Raises:
+        DataError: so there is no set.
+    """
+    if summary["kept"]:
+        return
+    none, whole = summary["prompts_by_right"][0], summary["prompts_by_right"][-1]
+    cures = ["give other prompts"] if recipe.keep == "hard" else ["--band 0.1 0.9 (nothing is sampled again)"]
+    cures += ["a larger -k, which finds rates nearer to 0 and 1"] * (recipe.keep == "band")
+    malformed = summary["malformed"]
+    cures += [f"{malformed:.0%} of the responses are malformed: see {SAMPLES}"] * (malformed > 0.5)
+    raise DataError(
+        f"nothing is kept: of {summary['prompts']:,} prompts none is among {kept_in_words(recipe)}; "
+        f"{none:,} are never solved, {whole:,} always",
+        "; ".join(cures),
+    )
