@@ -13,7 +13,20 @@ from prism_cli.discriminator.health import HealthWarning, blind, collapsed_route
 from prism_cli.discriminator.inputs import Comparisons
 from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.discriminator.router import router_loads
-from prism_cli.trainers.health import HealthWatch, format_collapse, judge_detectors, length_drift
+from prism_cli.trainers.health import HealthWatch, align_detectors, judge_detectors, rl_detectors
+from prism_cli.trainers.rollout_health import (
+    CLIPPED_RESPONSES,
+    CLIPPED_TOKENS,
+    clipped_ratios,
+    cut_responses,
+    entropy_collapse,
+    far_from_start,
+    format_collapse,
+    format_milked,
+    length_drift,
+    nothing_to_learn,
+    unscored,
+)
 
 ACCURACY = "discriminator/accuracy/perception"
 
@@ -97,6 +110,130 @@ def test_mostly_malformed_responses_are_a_format_collapse():
     assert format_collapse(history(name, [0.9] * 4)) is None
 
 
+@pytest.mark.parametrize(
+    ("detector", "name", "limit", "said"),
+    [
+        (cut_responses, "completions/clipped_ratio", 0.2, "26% of the responses are cut"),
+        (far_from_start, "kl", 0.5, "is 0.56 nats a token from where it started"),
+        (unscored, "rewards/unscored_fraction", 0.2, "26% of the responses could not be scored"),
+    ],
+)
+def test_five_steps_above_a_limit_are_a_warning_and_one_odd_step_is_none(detector, name, limit, said):
+    assert detector(history(name, [0.0] * 10 + [limit] * 5)) is None
+    assert detector(history(name, [0.0] * 20 + [4 * limit] + [0.0])) is None, "0.8 of the limit on average"
+    assert detector(history(name, [limit + 0.06] * 4)) is None, "too young"
+    assert said in detector(history(name, [0.0] * 10 + [limit + 0.06] * 5)).cause
+    assert detector(history("loss", [0.0] * 30)) is None, "what was not measured gives no warning"
+
+
+@pytest.mark.parametrize(
+    ("values", "limit", "warned"),
+    [
+        ([0.0, 0.21] * 10, CLIPPED_TOKENS, True),  # of each batch the second update
+        ([0.0, 0.19] * 10, CLIPPED_TOKENS, False),
+        ([0.0, 0.21] * 9, CLIPPED_TOKENS, False),  # too young
+        ([0.0] * 20, CLIPPED_TOKENS, False),  # one update a batch
+        ([0.0, 0.75] * 10, CLIPPED_RESPONSES, False),  # GSPO as it should be
+    ],
+)
+def test_later_updates_that_are_mostly_clipped_are_a_warning(values, limit, warned):
+    found = clipped_ratios(history("clip_ratio/region_mean", values), limit)
+    assert kind(found) == ("clipped_ratios" if warned else None)
+    assert found is None or "21% of the ratios" in found.cause
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([0.5] * 5 + [0.09] * 5, "went from 0.500 to 0.090"),  # under a fifth
+        ([0.5] * 5 + [0.11] * 5, None),
+        ([0.16] * 5 + [0.058] * 100, None),  # where runs that learn well end
+        ([0.5] * 9 + [0.0], None),  # one odd batch
+        ([0.009] * 20, "is 0.009 nats a token: rollouts of a prompt are nearly all the same"),
+        ([0.009] * 19, None),
+        ([0.011] * 20, None),
+    ],
+)
+def test_an_entropy_that_falls_to_a_fifth_or_to_nothing_is_a_collapse(values, said):
+    found = entropy_collapse(history("entropy", values))
+    assert (found and said in found.cause) == (None if said is None else True)
+
+
+def rewarded(steps=20, **values):
+    """Steps of RL with the same values; a pair rises evenly from its first value to its second."""
+    lines = []
+    for i in range(steps):
+        at = {name: v if isinstance(v, float) else v[0] + (v[1] - v[0]) * i / (steps - 1) for name, v in values.items()}
+        named = {"frac_reward_zero_std" if name == "equal" else f"rewards/{name}/mean": v for name, v in at.items()}
+        lines.append({"step": i + 1, **named})
+    return lines
+
+
+def test_groups_whose_rewards_are_all_equal_teach_nothing():
+    assert nothing_to_learn(rewarded(equal=0.74)) is None
+    assert nothing_to_learn(rewarded(19, equal=0.9)) is None
+    solved, failed = (nothing_to_learn(rewarded(equal=0.76, accuracy=accuracy)) for accuracy in (0.9, 0.1))
+    assert "in 76% of the groups of the last 20 steps all rewards were equal (accuracy 90%)" in solved.cause
+    assert "harder prompts" in solved.cure
+    assert "sometimes solves" in failed.cure
+    assert all("algorithm.type=dapo" in warning.cure for warning in (solved, failed))
+
+
+def test_dynamic_sampling_is_judged_by_what_it_drops():
+    def steps(kept, solved, failed, unused=0):
+        names = {"kept": kept, "dropped_solved": solved, "dropped_failed": failed, "unused": unused, "rounds": 3}
+        # What is trained on has no equal rewards; TRL's share of all that was looked at is no measure of it.
+        line = {f"sampling/{name}": value for name, value in names.items()} | {"frac_reward_zero_std": 0.9}
+        return [{"step": i, **line} for i in range(1, 21)]
+
+    assert nothing_to_learn(steps(12, 20, 15)) is None  # 35 of 47
+    warning = nothing_to_learn(steps(12, 20, 16))  # 36 of 48
+    assert "in 75% of the groups" in warning.cause
+    assert "dapo" not in warning.cure
+    assert nothing_to_learn(steps(12, 20, 16, unused=1)) is None
+    assert nothing_to_learn(steps(0, 0, 0)) is None
+    # The second update of a batch rolls nothing out: its line has no word on sampling.
+    assert "dapo" not in nothing_to_learn([*steps(12, 20, 16), {"step": 21}]).cure
+
+
+@pytest.mark.parametrize(
+    ("form", "right", "steps", "warned"),
+    [
+        ((0.5, 1.0), 0.3, 80, True),
+        ((0.5, 1.0), (0.3, 0.4), 80, False),  # what becomes well-formed is right as often as the rest
+        (0.99, 0.3, 80, False),
+        ((0.9, 0.99), 0.3, 80, False),  # less than a tenth
+        ((0.5, 1.0), (0.3, 0.1), 80, True),
+        ((0.5, 1.0), 0.3, 59, False),
+    ],
+)
+def test_a_policy_that_gains_in_form_alone_milks_the_format_reward(form, right, steps, warned):
+    found = format_milked(rewarded(steps, format=form, accuracy=right))
+    assert kind(found) == ("format_milked" if warned else None)
+
+
+def test_a_run_that_learns_gives_no_warning():
+    """The course of real runs on the tiny world: accuracy 0.4 to 0.85 while half of the groups become all right."""
+    ends = {
+        "entropy": (0.162, 0.057),
+        "frac_reward_zero_std": (0.0, 0.62),
+        "rewards/accuracy/mean": (0.4, 0.87),
+        "rewards/format/mean": (0.99, 0.98),
+        "responses/malformed_fraction": (0.01, 0.02),
+        "completions/mean_length": (32.0, 36.0),
+        "completions/clipped_ratio": (0.0, 0.005),
+        "clip_ratio/region_mean": (0.0, 0.0),
+        "kl": (0.0, 0.2),
+    }
+    steps = [
+        {"step": i + 1, **{name: first + (last - first) * i / 159 for name, (first, last) in ends.items()}}
+        for i in range(160)
+    ]
+    detectors = [*rl_detectors(by_sequence=False), *align_detectors(["perception", "reasoning"])]
+    given = {kind(detector(steps[:length])) for length in range(1, 161) for detector in detectors}
+    assert given == {None}
+
+
 # Who warns ------------------------------------------------------------------------------------------------------------
 
 
@@ -170,6 +307,24 @@ def test_held_out_metrics_are_not_the_runs(tmp_path):
     watched.begin()
     for step in range(1, 31):
         watched.log(step, eval_loss=0.1, **{ACCURACY: 0.99})
+    assert watched.warnings() is None
+
+
+@pytest.mark.parametrize("before", [0, 60])
+def test_a_reward_that_no_response_got_is_no_number_to_warn_of(tmp_path, before):
+    # A judge that fails for a whole batch leaves NaN; accuracy rises with the form.
+    steps = [
+        {"step": i, "loss": 0.1, "rewards/format/mean": 0.5 + i / 200, "rewards/accuracy/mean": 0.2 + i / 200}
+        for i in range(1, 81)
+    ]
+    for i in (5, 55, 75):
+        steps[i]["rewards/accuracy/mean"] = float("nan")
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps[:before]))
+    watched = Watched(tmp_path)
+    watched.watch.detectors = [format_milked]
+    watched.begin(before)
+    for line in steps[before:]:
+        watched.log(**line)
     assert watched.warnings() is None
 
 

@@ -50,6 +50,23 @@ def add_metrics(folder: Path, rows: list[dict]) -> None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def add_rollouts(folder: Path, steps: list, **prompt) -> None:
+    """A line a (step, [(mark, text, rewards)])."""
+    lines = []
+    for step, rollouts in steps:
+        said = [
+            {"text": text, "problem": GRAMMAR.parse(text).problem, "length": 31, "rewards": rewards}
+            for _, text, rewards in rollouts
+        ]
+        asked = {
+            "question": f"What is at b2 in step {step}?",
+            "answers": ["blue circle", "circle"],
+            "images": [picture()],
+        }
+        lines.append(json.dumps({"step": step, "prompts": [{**asked, "rollouts": said, **prompt}]}) + "\n")
+    (folder / "rollouts.jsonl").write_text("".join(lines))
+
+
 def response(caption: str, think: str, answer: str) -> str:
     return GRAMMAR.render({"caption": caption, "think": think, "answer": answer})
 
@@ -117,6 +134,11 @@ def build_run(run: Path) -> Path:
          "accuracy": 0.4 + 0.2 * s / 80 + noise.gauss(0, 0.03), "completions/mean_length": 41.0}
         for s in range(1, 81)
     ])  # fmt: skip
+    looks = [
+        ("well", good, {"accuracy": 1.0, "format": 1.0}),
+        ("ill", "<caption> a grid", {"accuracy": 0.0, "format": 0.0}),
+    ]
+    add_rollouts(rl, [(step, looks) for step in (1, 25, 50)])
     evaluation = add_step(run, "eval", 12, "runs/demo/rl")
     (evaluation / "summary.json").write_text(json.dumps(SUMMARY))
     return run
@@ -127,7 +149,7 @@ class Page(HTMLParser):
 
     def __init__(self, path: Path):
         super().__init__()
-        self.elements, self.scripts, self.text, self._inside = [], [], "", ""
+        self.elements, self.scripts, self.pieces, self._inside = [], [], [], ""
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
@@ -143,7 +165,11 @@ class Page(HTMLParser):
         if self._inside == "script":
             self.scripts[-1] += data
         elif self._inside != "style":
-            self.text += data
+            self.pieces.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
 
     def all(self, tag: str) -> list[dict]:
         return [attrs for name, attrs in self.elements if name == tag]
@@ -157,7 +183,15 @@ def test_a_finished_pipeline_is_told_in_order(tmp_path):
     path = write_report(build_run(tmp_path / "demo"), parse=GRAMMAR.parse, is_correct=is_correct)
     assert path == tmp_path / "demo" / "report.html"
     text = read(path).text
-    headings = ["What was done", "What it showed", "Stages compared", "Teacher", "Learning curves", "Responses"]
+    headings = [
+        "What was done",
+        "What it showed",
+        "Stages compared",
+        "Teacher",
+        "Learning curves",
+        "Responses",
+        "Rollouts",
+    ]
     places = [text.index(heading) for heading in headings]
     assert places == sorted(places)
     for said in ("1 h 1 min", "torch 2.11.0", "learning_rate: 1.0e-6", "runs/demo/sft", "238 412", "+0.44", "−0.31"):
@@ -167,7 +201,11 @@ def test_a_finished_pipeline_is_told_in_order(tmp_path):
 
 def test_responses_are_split_and_judged_by_the_given_callables(tmp_path):
     run = build_run(tmp_path / "demo")
-    text = read(write_report(run, parse=GRAMMAR.parse, is_correct=is_correct)).text.partition("Responses")[2]
+    text = (
+        read(write_report(run, parse=GRAMMAR.parse, is_correct=is_correct))
+        .text.partition("Responses")[2]
+        .partition("Rollouts")[0]
+    )
     assert "a1: red square" in text
     assert "<caption> a1" not in text
     # Teacher and after on both cards, before on the first: five well-formed, of which before is wrong.
@@ -180,7 +218,7 @@ def test_responses_are_split_and_judged_by_the_given_callables(tmp_path):
 
 def test_the_page_asks_nothing_of_the_network(tmp_path):
     page = read(write_report(build_run(tmp_path / "demo")))
-    assert [attrs["src"][:10] for attrs in page.all("img")] == ["data:image"]
+    assert [attrs["src"][:10] for attrs in page.all("img")] == ["data:image"] * 4
     assert not page.all("link")
     assert all("src" not in attrs for attrs in page.all("script"))
     assert page.all("meta")[1]["content"].startswith("default-src 'none'; img-src data:;")
@@ -195,6 +233,9 @@ def test_hostile_text_stays_text_everywhere(tmp_path):
     hostile = {"text": HOSTILE, "scores": {HOSTILE: 1.0}}
     row = {"question": HOSTILE, "answer": HOSTILE, "image": f'data:image/png;base64,AA=="{HOSTILE}', "teacher": HOSTILE}
     (step / "showcase.jsonl").write_text(json.dumps(row | {"before": hostile, "after": hostile}) + "\nbroken\n")
+    looks = [("hostile", text, {HOSTILE: 1.0}) for text in (HOSTILE, response(HOSTILE, HOSTILE, HOSTILE))]
+    hostile_prompt = {"question": HOSTILE, "answers": [HOSTILE], "images": [HOSTILE], "teacher": HOSTILE}
+    add_rollouts(step, [(HOSTILE, looks), (2, looks)], **hostile_prompt)
     cell = {"value": 0.5, "low": 0.4, "high": 0.6, "n": HOSTILE}
     pair = {"a": HOSTILE, "b": HOSTILE, "metric": HOSTILE, "difference": 1, "low": 0.5, "high": 2}
     runs = [{"id": HOSTILE, "metrics": {HOSTILE: cell}}]
@@ -203,14 +244,15 @@ def test_hostile_text_stays_text_everywhere(tmp_path):
     page = read(write_report(tmp_path / "demo", title=HOSTILE, parse=GRAMMAR.parse, is_correct=is_correct))
     assert not page.all("img")
     assert all(not name.startswith("on") for _, attrs in page.elements for name in attrs)
-    assert page.text.count("alert(1)") >= 15
+    assert page.text.count("alert(1)") >= 35
     assert "{{ 7*7 }}" in page.text  # nothing is rendered twice
     figures = [json.loads(script) for script in page.scripts if script.startswith("{")]
     names = [series["name"] for figure in figures for series in figure["data"]]
     # plotly itself reads tags in names, so they must reach it escaped.
     assert len(names) == 2
     assert all("<" not in name and "&lt;/script&gt;" in name for name in names)
-    assert len(page.scripts) == len(figures) + 2
+    assert len(page.scripts) == len(figures) + 3
+    assert [attrs["data-step"] for attrs in page.all("div") if "data-step" in attrs] == [HOSTILE, "2"]
 
 
 @pytest.mark.parametrize(
@@ -363,3 +405,168 @@ def test_verdicts_beside_accuracy_and_captions_are_folded(tmp_path):
         < text.index("Other metrics: 1")
         < text.index("raised sampled perception")
     )
+
+
+# Rollouts -------------------------------------------------------------------------------------------------------------
+
+
+def marks(page: Page) -> list[str]:
+    """What stands after "Rollouts", one blank between."""
+    return " ".join(" ".join(page.pieces).split()).partition("Rollouts")[2]
+
+
+def test_rollouts_are_turned_step_by_step_and_split_into_their_parts(tmp_path):
+    run = build_run(tmp_path / "demo")
+    page = read(write_report(run, parse=GRAMMAR.parse, is_correct=is_correct))
+    assert [attrs["data-step"] for attrs in page.all("div") if "data-step" in attrs] == ["1", "25", "50"]
+    (slider,) = page.all("input")
+    assert (slider["min"], slider["max"], slider["value"]) == ("0", "2", "2")
+    shown = marks(page)
+    assert shown.count("Right answer blue circle or circle") == 3
+    assert shown.count("well-formed right accuracy 1 format 1 tokens 31 caption a1: red square; b2: blue circle;") == 3
+    assert shown.count("not well-formed: </caption> stands 0 times accuracy 0 format 0 tokens 31 <caption> a grid") == 3
+    # Without scripts all steps stand below each other, each under its heading, and nothing to turn them is shown.
+    assert [step for step in ("Step 1", "Step 25", "Step 50") if step in shown] == ["Step 1", "Step 25", "Step 50"]
+    assert [attrs for attrs in page.all("div") if attrs.get("class") == "turn"] == [{"class": "turn", "hidden": None}]
+    allowed = page.all("meta")[1]["content"]
+    assert allowed.count("'sha256-") == 3
+
+
+@pytest.mark.parametrize(
+    ("rewards", "shown"),
+    [
+        ({"accuracy": 1.0}, "well-formed right accuracy 1"),
+        ({"accuracy": 0.5}, "well-formed wrong accuracy 0.5"),
+        ({"accuracy": None, "overlong": -0.25}, "well-formed unscored accuracy – overlong −0.25"),
+        # Scores by a discriminator say nothing about right and wrong, so the verifier is asked.
+        ({"perception": 0.4371, "reasoning": None}, "well-formed wrong perception 0.437 reasoning –"),
+    ],
+)
+def test_right_and_wrong_is_what_the_policy_was_told(tmp_path, rewards, shown):
+    step = add_step(tmp_path, "rl", 0, None)
+    add_rollouts(step, [(1, [("", response("a", "b", "red"), rewards)])])
+    page = read(write_report(tmp_path, parse=GRAMMAR.parse, is_correct=is_correct))
+    assert shown in marks(page)
+
+
+def test_a_teachers_answer_stands_before_the_rollouts_it_is_played_against(tmp_path):
+    step = add_step(tmp_path, "align", 0, None)
+    add_rollouts(step, [(1, [("", "x", {"perception": None})])], teacher=response("seen", "argued", "blue circle"))
+    shown = marks(read(write_report(tmp_path, parse=GRAMMAR.parse, is_correct=is_correct)))
+    assert "Teacher well-formed right caption seen think argued answer blue circle Rollout 1 not well-formed" in shown
+
+
+def test_a_text_that_was_cut_to_be_kept_is_what_it_was_when_it_was_whole(tmp_path):
+    step = add_step(tmp_path, "rl", 0, None)
+    cut = "<caption> a [… 9 characters left out …] b </answer>"
+    rollout = {"text": cut, "problem": None, "length": 9000, "rewards": {"accuracy": 1.0}}
+    line = {"step": 1, "prompts": [{"question": "q", "answers": ["b"], "images": [], "rollouts": [rollout]}]}
+    (step / "rollouts.jsonl").write_text(json.dumps(line))
+    shown = marks(read(write_report(tmp_path, parse=GRAMMAR.parse, is_correct=is_correct)))
+    assert "Rollout 1 well-formed right accuracy 1 tokens 9000 <caption> a [… 9 characters" in shown
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {},
+        {"step": 1, "prompts": 5},
+        {"step": [1], "prompts": [5, {}, {"rollouts": [5, {"text": 5}], "images": 5, "answers": 5}]},
+        {"step": 1, "prompts": [{"rollouts": [{"text": "x", "problem": 5, "rewards": 5, "length": "y"}]}]},
+        {"step": 1, "prompts": [{"rollouts": [{"text": "x", "rewards": {"accuracy": "y"}}], "images": [None]}]},
+    ],
+)
+def test_a_line_of_another_shape_is_shown_as_far_as_it_goes(tmp_path, line):
+    step = add_step(tmp_path, "rl", 0, None)
+    (step / "rollouts.jsonl").write_text(json.dumps(line) + "\n" + '{"step": 2, "pro')
+    page = read(write_report(tmp_path, parse=GRAMMAR.parse, is_correct=is_correct))
+    assert len([attrs for attrs in page.all("div") if "data-step" in attrs]) == 1
+
+
+def test_a_rollouts_picture_that_is_not_inline_data_is_dropped_with_a_note(tmp_path):
+    step = add_step(tmp_path, "rl", 0, None)
+    add_rollouts(step, [(1, [])], images=["https://example.org/x.png", picture()])
+    page = read(write_report(tmp_path))
+    assert [attrs["src"] for attrs in page.all("img")] == [picture()]
+    assert "rollouts.jsonl: a picture that is not inline PNG or JPEG data is left out" in page.text
+
+
+def test_where_a_reward_says_right_or_wrong_nothing_is_judged_again(tmp_path):
+    step = add_step(tmp_path, "rl", 0, None)
+    looks = [("", response("a", "b", "red"), {"accuracy": 1.0}), ("", response("a", "b", "blue"), {"accuracy": None})]
+    add_rollouts(step, [(1, looks)])
+    judged = []
+    write_report(tmp_path, parse=GRAMMAR.parse, is_correct=lambda *asked: bool(judged.append(asked)))
+    assert judged == []
+
+
+def test_half_a_character_does_not_keep_the_page_from_being_written(tmp_path):
+    step = add_step(tmp_path, "rl", 0, None)
+    add_rollouts(step, [(1, [("", "half \ud83d of a face", {"accuracy": 0.0})])])
+    assert "half ? of a face" in read(write_report(tmp_path)).text
+
+
+# What lies in a folder ------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_a_step_is_about_the_step_and_not_about_the_warm_up_inside_it(tmp_path):
+    align = add_step(tmp_path, "align", 0, None)
+    add_metrics(align, [{"step": 1, "loss": 1.0, "reward": 0.5}])
+    (align / "warmup").mkdir()
+    add_metrics(align / "warmup", [{"step": 1, "discriminator/loss/perception": 0.7}])
+    add_rollouts(align, [(1, [("", "said", {"perception": 0.5})])])
+    page = read(write_report(align))
+    assert "Loss" in page.text
+    assert "said" in page.text
+    assert "warmup" not in page.text
+
+
+def test_held_out_pairs_of_a_warm_up_stand_in_the_plot_of_what_they_measure():
+    lines = [{"step": s, **{f"{where}discriminator/accuracy/a": 0.8 for where in ("", "held_out/")}} for s in (1, 2)]
+    (plot,) = plots(lines)
+    assert not plot.folded
+    assert [series["mode"] for series in plot.figure["data"]] == ["lines", "markers"]
+
+
+STUDY = {
+    "study": "roads",
+    "baseline": "rl",
+    "seeds": [0, 1],
+    "arms": {
+        "align_rl": {
+            "seconds": 55.4,
+            "metrics": {
+                "accuracy/greedy": {
+                    "mean": {"value": 0.709},
+                    "over_seeds": {"value": -0.015, "low": -0.049, "high": 0.019},
+                    "agree": True,
+                },
+                "length/greedy": {
+                    "mean": {"value": 41.0},
+                    "over_seeds": {"value": 1.5, "low": None, "high": None},
+                    "agree": False,
+                },
+            },
+        },
+        "rl": {
+            "seconds": 77,
+            "metrics": {
+                "accuracy/greedy": {
+                    "mean": {"value": 0.724},
+                    "over_seeds": {"value": 0.0, "low": 0.0, "high": 0.0},
+                    "agree": False,
+                }
+            },
+        },
+    },
+}
+
+
+def test_a_study_shows_its_arms_beside_the_baseline(tmp_path):
+    study = add_step(tmp_path, "compare", 0, None)
+    (study / "study.json").write_text(json.dumps(STUDY))
+    (study / "seed-0").mkdir()
+    shown = " ".join(" ".join(read(write_report(study)).pieces).split())
+    assert "Arms compared" in shown
+    assert "align_rl, 55 s 70.9 −1.5 ± 3.4 ✓ 41.0 +1.5 rl, 77 s 72.4 –" in shown
+    assert "Means over 2 seeds" in shown

@@ -15,9 +15,13 @@ _GROUPS = {
     "Discriminator accuracy: teacher above policy": r"discriminator/accuracy/.*",
     "Discriminator loss": r"discriminator/loss(?:/.*)?",
     "Drift from the teacher: 0.5 can't be told apart": r"drift/.*",
+    "Entropy, nats a token": r"entropy",
+    "Groups whose rewards are all equal": r"frac_reward_zero_std",
+    "Dynamic sampling: groups a step, rounds": r"sampling/(?:kept|dropped_\w+|unused|rounds)",
     "Well-formed share": r".*(?:malformed_fraction|well_formed.*)",
     "Response length, tokens": r"completions/mean_length|(?:responses/)?length(?:/.*)?",
 }
+HELD_OUT = r"eval/|held_out/"  # what a training run measured on rows, and a warm-up on pairs, kept aside
 _COLOURS = ("#4a90d9", "#e08a2e", "#3fa37c", "#b26bc4", "#d9605a", "#9a8f2f", "#5aa5b8", "#c96f9b")
 _INK, _GRID = "#808790", "rgba(128,135,144,0.22)"  # legible on white and on near-black
 
@@ -56,7 +60,7 @@ def plots(rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
 
 
 def _group(name: str) -> str:
-    plain = name.removeprefix("eval/")
+    plain = re.sub(HELD_OUT, "", name)
     found = next((title for title, pattern in _GROUPS.items() if re.fullmatch(pattern, plain)), None)
     return found or (plain.split("/")[0] if "/" in plain else "other")
 
@@ -70,7 +74,7 @@ def _series(name: str, rows: Sequence[Mapping[str, Any]], colour: str) -> dict[s
     if name.endswith("malformed_fraction"):
         label = name.replace("malformed_fraction", "well_formed_share")
         points = [(x, 1 - y if is_number(y) else None) for x, y in points]
-    evaluation, lone = name.startswith("eval/"), len(points) == 1
+    evaluation, lone = re.match(HELD_OUT, name) is not None, len(points) == 1
     return {
         "type": "scatter",
         # plotly reads a little HTML in names, so they are escaped; the JSON around them is escaped again in the page.

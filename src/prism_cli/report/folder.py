@@ -9,6 +9,7 @@ from typing import Any
 from prism_cli.errors import CheckpointError
 
 FILES = ("run.json", "metrics.jsonl", "summary.json", "drift.json", "showcase.jsonl", "teacher.json", "recipe.yaml")
+PIPELINE = "run"  # the stage whose folder holds folders of steps
 _IMAGE = re.compile(r"data:image/(?:png|jpeg);base64,[A-Za-z0-9+/=]+")
 
 
@@ -22,7 +23,9 @@ class Step:
         recipe: recipe.yaml's text, or "".
         metrics: metrics.jsonl's lines in order.
         summary: summary.json (of an evaluation) or drift.json, or {}.
+        study: study.json, or {}.
         showcase: showcase.jsonl's lines.
+        rollouts: rollouts.jsonl's lines.
         warnings: warnings.jsonl's lines.
         teacher: teacher.json, or {}.
         notes: What could not be read, in words.
@@ -33,7 +36,9 @@ class Step:
     recipe: str = ""
     metrics: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    study: dict[str, Any] = field(default_factory=dict)
     showcase: list[dict[str, Any]] = field(default_factory=list)
+    rollouts: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[dict[str, Any]] = field(default_factory=list)
     teacher: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -46,6 +51,8 @@ def read_steps(folder: Path) -> list[Step]:
         CheckpointError: the folder holds no run.
     """
     folders = [path for path in sorted(folder.glob("*/")) if any((path / name).is_file() for name in FILES)]
+    if _read_object(folder / "run.json", []).get("stage", PIPELINE) != PIPELINE:
+        folders = [folder]  # what lies inside is the step's own, such as the warm-up of its judge
     if not folders and any((folder / name).is_file() for name in FILES):
         folders = [folder]
     if not folders:
@@ -58,10 +65,12 @@ def _read_step(folder: Path) -> Step:
     step = Step(folder.resolve().name)
     step.manifest = _read_object(folder / "run.json", step.notes)
     step.summary = _read_object(folder / "summary.json", step.notes) or _read_object(folder / "drift.json", step.notes)
+    step.study = _read_object(folder / "study.json", step.notes)
     step.teacher = _read_object(folder / "teacher.json", step.notes)
     step.metrics = _read_lines(folder / "metrics.jsonl", step.notes)
     step.warnings = _read_lines(folder / "warnings.jsonl", step.notes)
     step.showcase = [_checked_image(card, step.notes) for card in _read_lines(folder / "showcase.jsonl", step.notes)]
+    step.rollouts = [_checked_images(row, step.notes) for row in _read_lines(folder / "rollouts.jsonl", step.notes)]
     if (folder / "recipe.yaml").is_file():
         step.recipe = (folder / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
     return step
@@ -105,7 +114,23 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
 def _checked_image(card: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     """The card without its picture unless that is plain inline PNG or JPEG data."""
     image = card.get("image")
-    if image is None or (isinstance(image, str) and _IMAGE.fullmatch(image)):
+    if image is None or _is_inline(image):
         return card
     notes.append("showcase.jsonl: a picture that is not inline PNG or JPEG data is left out")
     return {**card, "image": None, "image_dropped": True}
+
+
+def _checked_images(row: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """The line with no pictures but those that are plain inline PNG or JPEG data."""
+    checked = []
+    for prompt in row["prompts"] if isinstance(row.get("prompts"), list) else []:
+        images = prompt.get("images") if isinstance(prompt, dict) else None
+        if isinstance(images, list) and not all(map(_is_inline, images)):
+            notes.append("rollouts.jsonl: a picture that is not inline PNG or JPEG data is left out")
+            prompt = {**prompt, "images": list(filter(_is_inline, images)), "image_dropped": True}
+        checked.append(prompt)
+    return {**row, "prompts": checked}
+
+
+def _is_inline(image: Any) -> bool:
+    return isinstance(image, str) and _IMAGE.fullmatch(image) is not None

@@ -14,7 +14,9 @@ from plotly.offline import get_plotlyjs
 from prism_cli.report.curves import plots
 from prism_cli.report.folder import Step, read_steps
 from prism_cli.report.quantities import Metric, clear_winner, is_number, metrics_of, spread
+from prism_cli.report.rollouts import frames
 from prism_cli.report.showcase import cards
+from prism_cli.report.study import arms_compared
 from prism_cli.report.verdicts import verdicts
 from prism_cli.responses import Response
 from prism_cli.runs import write_atomically
@@ -47,17 +49,22 @@ def write_report(
     )  # fmt: skip
     style = Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8"))
     drawn = {step.id: [(plot, _json(plot.figure)) for plot in plots(step.metrics)] for step in steps}
-    scripts = _scripts() if any(drawn.values()) else []
+    kept = [(step.id, frames(step.rollouts, parse, is_correct)) for step in steps if step.rollouts]
+    scripts = [*(_draws() if any(drawn.values()) else ()), *([_script("rollouts.js")] if kept else ())]
     found = [verdict for step in steps for verdict in verdicts(step.summary)]
     page = environment.get_template("page.html.j2").render(
         title=title or folder.resolve().name,
         steps=[_lineage(step) for step in steps],
-        evaluations=[_evaluation(step) for step in steps if step.summary.get("runs")],
+        evaluations=[
+            *(_evaluation(step) for step in steps if step.summary.get("runs")),
+            *(_table("Arms compared", step.id, *arms_compared(step.study)) for step in steps if step.study.get("arms")),
+        ],
         verdicts=[verdict for verdict in found if verdict.headline] or found,
         more_verdicts=[verdict for verdict in found if not verdict.headline] if any(v.headline for v in found) else [],
         teachers=_teacher_table(steps),
         curves=[(step_id, made) for step_id, made in drawn.items() if made],
         showcases=[(step.id, cards(step.showcase, parse, is_correct)) for step in steps if step.showcase],
+        rollouts=kept,
         warnings=[
             (step.id, *map(warning.get, ("step", "cause", "cure"))) for step in steps for warning in step.warnings
         ],
@@ -67,7 +74,8 @@ def write_report(
         script_hashes=[_sha256(script) for script in scripts],
     )
     path = folder / "report.html"
-    write_atomically(path, page)
+    # JSON can hold half a character, which no file of text can.
+    write_atomically(path, page.encode("utf-8", "replace").decode("utf-8"))
     return path
 
 
@@ -113,22 +121,27 @@ def _evaluation(step: Step) -> dict[str, Any]:
     winners = {
         shown: clear_winner(shown, [run.get("metrics", {}).get(shown.name) for run in runs]) for shown in columns
     }
+    rows = [
+        (run.get("id", "–"), [_cell(c, run.get("metrics", {}).get(c.name), winners[c] == i) for c in columns])
+        for i, run in enumerate(runs)
+    ]
+    told = "Bold: its interval lies apart from every other run's."
+    if settings:
+        told += " Settings: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items()) + "."
+    return _table("Stages compared", step.id, columns, rows, told)
+
+
+def _table(
+    heading: str, id: str, columns: Sequence[Metric], rows: list[tuple[str, list[dict[str, Any]]]], told: str
+) -> dict[str, Any]:
+    """A table of runs down and metrics across, each quantity's name over its decodings."""
     spans: list[list[Any]] = []
     for shown in columns:
         if spans and spans[-1][0] == shown.quantity:
             spans[-1][1] += 1
         else:
             spans.append([shown.quantity, 1, shown.unit])
-    return {
-        "id": step.id,
-        "spans": spans,
-        "columns": columns,
-        "rows": [
-            (run.get("id", "–"), [_cell(c, run.get("metrics", {}).get(c.name), winners[c] == i) for c in columns])
-            for i, run in enumerate(runs)
-        ],
-        "settings": ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items()),
-    }  # fmt: skip
+    return {"heading": heading, "id": id, "spans": spans, "columns": columns, "rows": rows, "told": told}
 
 
 def _cell(shown: Metric, cell: Mapping[str, Any] | None, best: bool) -> dict[str, Any]:
@@ -159,9 +172,14 @@ def _json(figure: Mapping[str, Any]) -> Markup:
     return Markup(text)
 
 
-def _scripts() -> list[Markup]:
-    """plotly.js and the lines that draw, both our own text, so safe to inline."""
-    return [Markup(get_plotlyjs()), Markup(Path(__file__).with_name("draw.js").read_text(encoding="utf-8"))]
+def _draws() -> list[Markup]:
+    """plotly.js and the lines that draw."""
+    return [Markup(get_plotlyjs()), _script("draw.js")]
+
+
+def _script(name: str) -> Markup:
+    """A script of this room: our own text, so safe to inline."""
+    return Markup(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
 def _sha256(script: str) -> str:

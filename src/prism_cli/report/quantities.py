@@ -50,7 +50,8 @@ def metric(name: str) -> Metric:
     if room == "length":
         return Metric(name, words, decoding, 1.0, "tokens", 1, 0)
     if room == "teacher_logprob":
-        return Metric(name, "teacher log-probability", decoding, 1.0, "nats a token", 3, 1)
+        quantity = words.replace("teacher logprob", "teacher log-probability")
+        return Metric(name, quantity, decoding, 1.0, "nats a token", 3, 1)
     return Metric(name, words, decoding, 1.0, "", 3, -1 if room in _DISTANCES else 0)
 
 

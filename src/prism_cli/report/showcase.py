@@ -29,14 +29,14 @@ class Card(NamedTuple):
     Attributes:
         question: Its text.
         answer: The right answer.
-        image: An inline picture, or None.
+        images: Inline pictures.
         image_dropped: Whether a picture was left out as unsafe.
         sides: Teacher, before, after; those there are.
     """
 
     question: str
     answer: str
-    image: str | None
+    images: list[str]
     image_dropped: bool
     sides: list[Side]
 
@@ -50,9 +50,7 @@ def cards(
     made = []
     for row in rows:
         question, answer = str(row.get("question") or ""), str(row.get("answer") or "")
-        right = None
-        if is_correct and answer:
-            right = _judge(is_correct, answer, question)
+        right = is_right(is_correct, [answer] if answer else [], question)
         sides = [
             _side(name, text, scores, parse, right)
             for name, (text, scores) in (
@@ -62,12 +60,33 @@ def cards(
             )
             if isinstance(text, str)
         ]
-        made.append(Card(question, answer, row.get("image"), bool(row.get("image_dropped")), sides))
+        images = [row["image"]] if isinstance(row.get("image"), str) else []
+        made.append(Card(question, answer, images, bool(row.get("image_dropped")), sides))
     return made
 
 
-def _judge(is_correct: Callable, answer: str, question: str) -> Callable[[str], bool]:
-    return lambda given: is_correct(given, [answer], question)
+def is_right(
+    is_correct: Callable[[str, Sequence[str], str], bool] | None, answers: Sequence[str], question: str
+) -> Callable[[str], bool] | None:
+    """Judges what was answered to one question; None where nothing can."""
+    if is_correct is None or not answers:
+        return None
+    return lambda given: is_correct(given, answers, question)
+
+
+def read(
+    text: str, parse: Callable[[str], Response] | None, right: Callable[[str], bool] | None
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The blocks and the marks of a text, as a `Side` has them; raw and unmarked without a grammar."""
+    if parse is None:
+        return [("", text)], []
+    response = parse(text)
+    if not response.well_formed:
+        return [("", text)], [(f"not well-formed: {response.problem}", "bad")]
+    marks = [("well-formed", "good")]
+    if right and response.answer is not None:
+        marks.append(("right", "good") if right(response.answer) else ("wrong", "bad"))
+    return list(response.blocks.items()) or [("", text)], marks
 
 
 def _text_and_scores(response: Any) -> tuple[Any, Any]:
@@ -81,12 +100,4 @@ def _side(
         (str(part), f"{score:+.2f}".replace("-", "−") if is_number(score) else "–")
         for part, score in (scores.items() if isinstance(scores, Mapping) else ())
     ]
-    if parse is None:
-        return Side(name, [("", text)], [], shown)
-    response = parse(text)
-    if not response.well_formed:
-        return Side(name, [("", text)], [(f"not well-formed: {response.problem}", "bad")], shown)
-    marks = [("well-formed", "good")]
-    if right and response.answer is not None:
-        marks.append(("right", "good") if right(response.answer) else ("wrong", "bad"))
-    return Side(name, list(response.blocks.items()) or [("", text)], marks, shown)
+    return Side(name, *read(text, parse, right), shown)

@@ -101,8 +101,9 @@ def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run):
     from prism_cli.stages import training
     from prism_cli.stages.judge import learner_for
     from prism_cli.trainers.drift_stop import StopWhenFlat
-    from prism_cli.trainers.health import HealthWatch, judge_detectors, rollout_detectors
+    from prism_cli.trainers.health import HealthWatch, align_detectors
     from prism_cli.trainers.on_policy_distill import AdvantageRule, OnPolicyDistillTrainer, TeacherCalls
+    from prism_cli.trainers.rollout_log import RolloutLog
 
     training.seed(recipe)
     learner = _watched(recipe, learner_for(recipe.discriminator, judge.to(device())), policy)
@@ -119,10 +120,15 @@ def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run):
     shown = {f"discriminator/accuracy/{part}": f"judge {part}" for part in taught.parts}
     shown |= {"responses/malformed_fraction": "malformed", "completions/mean_length": "length"}
     savers = [lambda folder: learner.save(folder / DISCRIMINATOR), lambda folder: trainer.save_failed_prompts(folder)]
+    log = RolloutLog(
+        run.folder,
+        recipe.rollouts_every,
+        lambda: dict(zip(taught.parts, trainer._scores.T.tolist(), strict=True)),
+    )
     trainer = OnPolicyDistillTrainer(
         policy,
         learner,
-        TeacherCalls(desk.prefetch, desk.teachable, desk.answers),
+        TeacherCalls(desk.prefetch, desk.teachable, log.listening(desk.answers)),
         AdvantageRule(**recipe.advantage.model_dump()),
         training.arguments(recipe, run, {**checks.rollout_batch(recipe).arguments(), **loss}),
         rows,
@@ -130,7 +136,8 @@ def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run):
         [
             *training.callbacks(recipe, run, policy, "align", shown, savers),
             StopWhenFlat(learner),
-            HealthWatch(run.folder, [*rollout_detectors(), *judge_detectors(tuple(taught.parts))], get_console()),
+            HealthWatch(run.folder, align_detectors(tuple(taught.parts)), get_console()),
+            log,
         ],
         build.lora_config(recipe),
         taught,

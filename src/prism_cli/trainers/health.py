@@ -1,9 +1,11 @@
 """Warnings while a rollout stage trains: what looks wrong, why, and what to do, each once a run."""
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from transformers import TrainerCallback
@@ -11,48 +13,42 @@ from transformers import TrainerCallback
 from prism_cli.discriminator.health import HealthWarning, History, blind, collapsed_router, saturated
 from prism_cli.discriminator.shortcuts import PROBES, shortcut
 from prism_cli.runs import write_atomically
+from prism_cli.trainers.rollout_health import (
+    CLIPPED_RESPONSES,
+    CLIPPED_TOKENS,
+    clipped_ratios,
+    cut_responses,
+    entropy_collapse,
+    far_from_start,
+    format_collapse,
+    format_milked,
+    length_drift,
+    nothing_to_learn,
+    unscored,
+)
 
 WARNINGS_FILE = "warnings.jsonl"
 Detector = Callable[[History], HealthWarning | None]
 
-LONGER, SHORTER = 1.5, 0.67
-MALFORMED = 0.5
-# Logged steps that are averaged, so that one odd batch is no alarm.
-SMOOTHED = 5
-
-
-def length_drift(history: History) -> HealthWarning | None:
-    """Responses grew or shrank much since the start."""
-    values = [line["completions/mean_length"] for line in history if "completions/mean_length" in line]
-    if len(values) < 2 * SMOOTHED:
-        return None
-    before, now = sum(values[:SMOOTHED]) / SMOOTHED, sum(values[-SMOOTHED:]) / SMOOTHED
-    if SHORTER * before <= now <= LONGER * before:
-        return None
-    more = now > before
-    return HealthWarning(
-        "length_drift",
-        f"responses went from {before:.0f} to {now:.0f} tokens: being {'long' if more else 'short'} pays",
-        "compare with the teacher's length (prism drift); lower optimizer.learning_rate, or start from a checkpoint "
-        "before it happened (--from RUN@N)",
-    )
-
-
-def format_collapse(history: History) -> HealthWarning | None:
-    """Most responses are malformed, so there is hardly anything to learn from."""
-    values = [line["responses/malformed_fraction"] for line in history if "responses/malformed_fraction" in line]
-    if len(values) < SMOOTHED or (mean := sum(values[-SMOOTHED:]) / SMOOTHED) <= MALFORMED:
-        return None
-    return HealthWarning(
-        "format_collapse",
-        f"{mean:.0%} of the responses are malformed: what is learned comes from the few others",
-        "raise max_response_tokens if they are cut off, train SFT longer on the form, or lower optimizer.learning_rate",
-    )
-
 
 def rollout_detectors() -> list[Detector]:
     """What can go wrong wherever a policy rolls out."""
-    return [length_drift, format_collapse]
+    return [length_drift, format_collapse, cut_responses, entropy_collapse, far_from_start]
+
+
+def align_detectors(parts: Sequence[str]) -> list[Detector]:
+    """What can go wrong in a game with a discriminator of these parts."""
+    return [*rollout_detectors(), *judge_detectors(parts)]
+
+
+def rl_detectors(by_sequence: bool) -> list[Detector]:
+    """What can go wrong under rewards.
+
+    Args:
+        by_sequence: There is one ratio a response, not one a token.
+    """
+    clipped = partial(clipped_ratios, limit=CLIPPED_RESPONSES if by_sequence else CLIPPED_TOKENS)
+    return [*rollout_detectors(), nothing_to_learn, format_milked, clipped, unscored]
 
 
 def judge_detectors(parts: Sequence[str]) -> list[Detector]:
@@ -84,8 +80,8 @@ class HealthWatch(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
-        self.history = [line for line in _lines(self.metrics) if "loss" in line]
-        kept = [line for line in _lines(self.path) if line["step"] <= state.global_step]
+        self.history = [_measured(line) for line in whole_lines(self.metrics) if "loss" in line]
+        kept = [line for line in whole_lines(self.path) if line["step"] <= state.global_step]
         self.given = {line["kind"] for line in kept}
         if kept:
             write_atomically(self.path, "".join(f"{json.dumps(line)}\n" for line in kept))
@@ -96,7 +92,7 @@ class HealthWatch(TrainerCallback):
         # Held-out metrics and the closing summary are no part of the history.
         if not state.is_world_process_zero or "loss" not in (logs or {}):
             return
-        self.history.append({"step": state.global_step, **(logs or {})})
+        self.history.append(_measured({"step": state.global_step, **(logs or {})}))
         for detector in self.detectors:
             warning = detector(self.history)
             if warning is not None and warning.kind not in self.given:
@@ -110,7 +106,12 @@ class HealthWatch(TrainerCallback):
         self.console.print(f"         {warning.cure}", markup=False, highlight=False)
 
 
-def _lines(path: Path) -> list[dict]:
+def _measured(line: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a logged line; what was measured on nothing, such as a reward that no response got, is NaN."""
+    return {name: value for name, value in line.items() if isinstance(value, int | float) and math.isfinite(value)}
+
+
+def whole_lines(path: Path) -> list[dict]:
     """The whole lines of a JSON-lines file; one that a kill cut short has no newline."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(True) if line.endswith("\n")]

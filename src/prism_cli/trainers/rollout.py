@@ -16,6 +16,7 @@ from prism_cli.responses import Response
 from prism_cli.trainers.arguments import trl_config
 from prism_cli.trainers.packed_logps import PackedLogps, whole_groups
 from prism_cli.trainers.prompts import EpochSampler
+from prism_cli.trainers.rollout_log import RolloutLog
 
 RewardFunction = Callable[..., Any]
 
@@ -29,7 +30,7 @@ class RolloutTrainer(GRPOTrainer):
         arguments: Keyword arguments of GRPOConfig.
         train: Rows with `prompt` and `images`.
         held_out: Rows of the same shape for the evaluation, or None.
-        callbacks: Watchers.
+        callbacks: Watchers; a `RolloutLog` among them is given rollouts to keep.
         lora: A peft config, or None to train all weights.
     """
 
@@ -56,6 +57,7 @@ class RolloutTrainer(GRPOTrainer):
             peft_config=lora,
         )
         self.packed_logps = PackedLogps(self.accelerator)
+        self.rollout_log = next((one for one in callbacks if isinstance(one, RolloutLog)), None)
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         packed = self.packed_logps(model, *args, **kwargs)
@@ -87,7 +89,22 @@ class RolloutTrainer(GRPOTrainer):
         self.judge(inputs, prompts, responses, completion_ids_list)
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._log_by_source(inputs, rewards, responses)
+        start = self.accelerator.process_index * len(inputs)
+        self.keep_rollouts(inputs, completions, rewards[start : start + len(inputs)], completion_ids_list)
         return rewards
+
+    def keep_rollouts(
+        self, rows: list[dict], completions: list, rewards: torch.Tensor, completion_ids: list[list[int]]
+    ) -> None:
+        """Gives the log, where it is due, what is trained on: this process's (N,) rows with their (N, F) rewards."""
+        log, step = self.rollout_log, self.state.global_step + 1
+        if log is None or not cast(torch.nn.Module, self.model).training or not self.is_world_process_zero():
+            return
+        if log.is_due(step):
+            texts = list(map(text_of, completions))
+            problems = [self.grammar.parse(text).problem for text in texts]
+            named = dict(zip(self.reward_func_names, rewards.T.tolist(), strict=True))
+            log.keep(step, rows, texts, problems, named, list(map(len, completion_ids)))
 
     def _log_by_source(self, rows: list[dict], rewards: torch.Tensor, responses: list[Response]) -> None:
         """Mean reward and share of malformed responses of each source of a mixture; `rewards` are of all processes."""

@@ -1,0 +1,86 @@
+"""Rollouts of the steps that were kept, a card a prompt: what was asked, what was said, what it was worth."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from prism_cli.report.quantities import is_number
+from prism_cli.report.showcase import Card, Side, is_right, read
+from prism_cli.responses import Response
+
+
+class Frame(NamedTuple):
+    """What was kept of one training step.
+
+    Attributes:
+        step: Which one.
+        cards: Its prompts.
+    """
+
+    step: str
+    cards: list[Card]
+
+
+def frames(
+    rows: Sequence[Mapping[str, Any]],
+    parse: Callable[[str], Response] | None,
+    is_correct: Callable[[str, Sequence[str], str], bool] | None,
+) -> list[Frame]:
+    """One frame a line of rollouts.jsonl."""
+    return [
+        Frame(str(row.get("step", "–")), [_card(prompt, parse, is_correct) for prompt in _objects(row.get("prompts"))])
+        for row in rows
+    ]
+
+
+def _card(prompt: Mapping[str, Any], parse: Callable | None, is_correct: Callable | None) -> Card:
+    question = str(prompt.get("question") or "")
+    answers = [str(answer) for answer in _list(prompt.get("answers"))]
+    judge = is_right(is_correct, answers, question)
+    sides = [
+        _rollout(number, rollout, parse, judge)
+        for number, rollout in enumerate(_objects(prompt.get("rollouts")), 1)
+        if isinstance(rollout.get("text"), str)
+    ]
+    if isinstance(taught := prompt.get("teacher"), str):
+        blocks, marks = read(taught, parse, judge)
+        sides.insert(0, Side("Teacher", blocks, marks, []))
+    images = [image for image in _list(prompt.get("images")) if isinstance(image, str)]
+    return Card(question, " or ".join(answers), images, bool(prompt.get("image_dropped")), sides)
+
+
+def _rollout(number: int, rollout: Mapping[str, Any], parse: Callable | None, judge: Callable | None) -> Side:
+    rewards = rollout.get("rewards")
+    rewards = rewards if isinstance(rewards, Mapping) else {}
+    # Judging takes time where answers are formulas: only where no reward says it.
+    told = "problem" in rollout and "accuracy" in rewards
+    blocks, marks = read(rollout["text"], parse, None if told else judge)
+    if "problem" in rollout:
+        # What the policy was told counts, whatever one would say today, or of a text that was cut to be kept.
+        marks = _marks(rollout["problem"], rewards, marks)
+    shown = [(str(name), _worth(value)) for name, value in rewards.items()]
+    if is_number(length := rollout.get("length")):
+        shown.append(("tokens", str(length)))
+    return Side(f"Rollout {number}", blocks, marks, shown)
+
+
+def _marks(problem: Any, rewards: Mapping[str, Any], judged: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Well-formed or why not; right or wrong by the reward it was given, else as it is judged now."""
+    if problem is not None:
+        return [(f"not well-formed: {problem}", "bad")]
+    if "accuracy" not in rewards:
+        return [("well-formed", "good"), *judged[1:]]
+    accuracy = rewards["accuracy"]
+    verdict = ("right" if accuracy >= 1 else "wrong") if is_number(accuracy) else "unscored"
+    return [("well-formed", "good"), (verdict, {"right": "good", "wrong": "bad"}.get(verdict, ""))]
+
+
+def _worth(value: Any) -> str:
+    return f"{value:.3g}".replace("-", "−") if is_number(value) else "–"
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _objects(value: Any) -> list[Mapping[str, Any]]:
+    return [one for one in _list(value) if isinstance(one, Mapping)]
