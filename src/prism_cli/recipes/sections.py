@@ -24,6 +24,11 @@ class LoRA(Section):
     """Scale of the adapters (alpha / rank)."""
     dropout: Fraction = 0.0
     """Dropout on the adapters' input."""
+    vision: bool = False
+    """Adapters on the vision tower's linear layers too. They are merged all the same; vLLM can't serve them apart."""
+    bits: Literal[4] | None = None
+    """4 holds the language model's frozen weights in 4 bits (QLoRA): an NVIDIA GPU and `pip install bitsandbytes`. The
+    final model is the adapters in the whole weights, not in the rounded ones. Null keeps the weights as they are."""
 
 
 class PretrainedModel(Section):

