@@ -28,6 +28,9 @@ def eval_(
     max_teacher_calls: options.MaxCallsOption = None,
     max_teacher_usd: options.MaxUsdOption = None,
     teacher_preview: options.PreviewOption = None,
+    attribute: Annotated[
+        bool, typer.Option("--attribute", help="Find out by intervention why the greedy answers are wrong.")
+    ] = False,
     seed: options.SeedOption = None,
     dry_run: options.DryRunOption = False,
     resume: options.ResumeOption = None,
@@ -47,5 +50,7 @@ def eval_(
         teacher__max_usd=max_teacher_usd,
         seed=seed,
     )
+    if attribute and not any(word.startswith("attribution=") for word in sorted_words.overrides):
+        sorted_words.overrides.append("attribution=greedy")
     recipe = resolve("eval", sorted_words, chosen)
     conduct("eval", recipe, dry_run, resume, preview=teacher_preview)

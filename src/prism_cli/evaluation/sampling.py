@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +69,7 @@ def sample_responses(
     seed: int,
     suppress: Sequence[int],
     batch_size: int,
+    prefills: Sequence[str] | None = None,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> list[Sampled]:
     """Answers each conversation once.
@@ -83,6 +85,7 @@ def sample_responses(
         seed: Seed of the sampling.
         suppress: Tokens never emitted (image and video placeholders).
         batch_size: Responses generated at once.
+        prefills: How each response begins; what is given back is what follows.
         on_batch: Called with the number of responses done.
     """
     tokenizer = processor.tokenizer
@@ -105,12 +108,32 @@ def sample_responses(
     with generating(model), torch.random.fork_rng(devices=_cuda_devices(model)):
         torch.manual_seed(seed)
         for start in range(0, len(conversations), batch_size):
-            inputs = encode_prompts(processor, conversations[start : start + batch_size]).to(model.device)
+            batch = slice(start, start + batch_size)
+            inputs = encode_prompts(processor, conversations[batch])
+            if prefills is not None:
+                inputs = _begun(inputs, tokenizer, prefills[batch])
+            inputs = inputs.to(model.device)
             output = model.generate(**inputs, generation_config=config)
             for row in output[:, inputs["input_ids"].shape[1] :].tolist():
                 results.append(_until_end(row, ends, tokenizer))
             on_batch(len(results))
     return results
+
+
+def _begun(inputs: Any, tokenizer: Any, prefills: Sequence[str]) -> Any:
+    """The same inputs, each prompt followed by the beginning of its response, padded on the left again."""
+    beginnings = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in prefills]
+    kept = inputs["attention_mask"].bool()
+    for key, filler, addition in (
+        ("input_ids", tokenizer.pad_token_id, beginnings),
+        ("attention_mask", 0, [[1] * len(ids) for ids in beginnings]),
+        ("mm_token_type_ids", 0, [[0] * len(ids) for ids in beginnings]),
+    ):
+        if key in inputs:
+            rows = [[*row[mask].tolist(), *more] for row, mask, more in zip(inputs[key], kept, addition, strict=True)]
+            longest = max(map(len, rows))
+            inputs[key] = torch.tensor([[filler] * (longest - len(row)) + row for row in rows])
+    return inputs
 
 
 def _until_end(row: list[int], ends: Sequence[int], tokenizer) -> Sampled:
@@ -122,14 +145,14 @@ def _cuda_devices(model: Any) -> list[int]:
     return [model.device.index or 0] if model.device.type == "cuda" else []
 
 
-def mean_log_likelihood(
+def log_likelihoods(
     model: Any,
     processor: Any,
     conversations: Sequence[list[dict[str, Any]]],
     texts: Sequence[str],
     batch_size: int,
-) -> list[float]:
-    """How likely the policy finds given texts: mean log-probability a token, in nats, one number a text.
+) -> list[list[float]]:
+    """How likely the policy finds given texts: the log-probability of each token in nats, the end token's last.
 
     Args:
         model: The policy.
@@ -139,7 +162,7 @@ def mean_log_likelihood(
         batch_size: Texts a forward pass.
     """
     tokenizer = processor.tokenizer
-    values: list[float] = []
+    values: list[list[float]] = []
     with generating(model):
         for start in range(0, len(texts), batch_size):
             batch = slice(start, start + batch_size)
@@ -160,7 +183,7 @@ def mean_log_likelihood(
             # Row by row: float32 log-probabilities of a whole batch over a real vocabulary take gigabytes.
             for row, ids, mask in zip(logits, answers["input_ids"], answers["attention_mask"], strict=True):
                 chosen = row.float().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-                values.append(((chosen * mask).sum() / mask.sum()).item())
-    if not all(map(math.isfinite, values)):
+                values.append(chosen[mask.bool()].tolist())
+    if not all(map(math.isfinite, chain.from_iterable(values))):
         raise ValueError("a log-likelihood is not finite")
     return values

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rich import get_console
@@ -11,9 +13,9 @@ from rich import get_console
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.sections import WorldData
 from prism_cli.recipes.stages import EvalRecipe
-from prism_cli.responses import Response
+from prism_cli.responses import Response, token_pieces
 from prism_cli.runs import Run, read_manifest, resolve_model, write_atomically
-from prism_cli.stages import build, checks
+from prism_cli.stages import attribution, build, checks
 from prism_cli.stages.checks import Plan
 from prism_cli.stages.grammar import grammar_ahead
 from prism_cli.stages.teaching import teaching
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from prism_cli.models import Policy
 
 Verdicts = dict[str, float]
+TEACHER_LOGPROB = "teacher_logprob"
 
 
 def check(recipe: EvalRecipe, pending: bool = False) -> Plan:
@@ -47,6 +50,8 @@ def check(recipe: EvalRecipe, pending: bool = False) -> Plan:
     plan += checks.check_data(recipe.data, "eval")
     if recipe.teacher is not None:
         plan += checks.check_teacher(recipe.teacher, "eval", grammar_ahead(recipe))
+    if recipe.attribution is not None:
+        plan += _check_attribution(recipe)
     how = f"{recipe.samples} samples at temperature {recipe.temperature}" + (", and greedy" if recipe.greedy else "")
     return [*plan, ("a question", how)]
 
@@ -68,12 +73,28 @@ def run(recipe: EvalRecipe, fresh: bool = False, command: Sequence[str] = ()) ->
                 if not path.exists():
                     lines = _evaluate(recipe, name, reference, run)
                     write_atomically(path, "".join(f"{json.dumps(line)}\n" for line in lines))
+                if recipe.attribution is not None and not (run.folder / f"attribution-{name}.jsonl").exists():
+                    attribution.attribute(recipe, name, reference, run, partial(_teacher_texts, recipe, run))
             summary = _summary(recipe, names, run.folder)
             write_atomically(run.folder / "summary.json", json.dumps(summary, indent=2))
     from prism_cli.report.summary_table import summary_table
 
-    get_console().print(summary_table(json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))))
+    summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
+    get_console().print(summary_table(summary))
+    if found := summary.get("attribution"):
+        get_console().print(attribution.table(found))
     return run.folder
+
+
+def _check_attribution(recipe: EvalRecipe) -> Plan:
+    """Raises RecipeError where wrong answers can't be attributed."""
+    if recipe.attribution == "greedy" and not recipe.greedy:
+        raise RecipeError("attribution is of greedy answers and greedy is off", "set greedy=true or attribution=all")
+    if (grammar := grammar_ahead(recipe)) is not None:
+        attribution.caption_block(grammar)
+    return [
+        ("attributes", f"{'greedy' if recipe.attribution == 'greedy' else 'all'} wrong answers, each tried 4 times")
+    ]
 
 
 def run_names(references: Sequence[str]) -> dict[str, str]:
@@ -95,14 +116,14 @@ def run_names(references: Sequence[str]) -> dict[str, str]:
 
 def _evaluate(recipe: EvalRecipe, name: str, reference: str, run: Run) -> list[dict[str, Any]]:
     """One line a question: its greedy and sampled responses with their verdicts."""
-    from prism_cli.evaluation.sampling import mean_log_likelihood, multimodal, sample_responses
+    from prism_cli.evaluation.sampling import log_likelihoods, multimodal, sample_responses
     from prism_cli.models import device, load_policy, placeholder_ids
 
     policy = load_policy(resolve_model(reference)[0])
     policy.model.to(device())
     rows: Any = build.load_data(recipe.data, policy)
     conversations = [multimodal(row["prompt"], row["images"]) for row in rows]
-    taught = _teacher_texts(recipe, policy, rows, run)
+    taught = _teacher_texts(recipe, run, policy, rows)
     judge = _judge(recipe, policy, rows, taught)
     lines: list[dict[str, Any]] = [{"id": id, "samples": []} for id in rows["id"]]
     passes = [("greedy", 0.0, 0)] if recipe.greedy else []
@@ -131,13 +152,24 @@ def _evaluate(recipe: EvalRecipe, name: str, reference: str, run: Run) -> list[d
     if taught is not None:
         known = [index for index, text in enumerate(taught) if text is not None]
         heard, texts = [conversations[index] for index in known], [taught[index] or "" for index in known]
-        values = mean_log_likelihood(policy.model, policy.processor, heard, texts, recipe.batch_size)
-        for index, value in zip(known, values, strict=True):
-            lines[index]["teacher_logprob"] = value
+        values = log_likelihoods(policy.model, policy.processor, heard, texts, recipe.batch_size)
+        for index, text, of_tokens in zip(known, texts, values, strict=True):
+            lines[index] |= _teacher_logprob(policy, text, of_tokens)
     return lines
 
 
-def _teacher_texts(recipe: EvalRecipe, policy: "Policy", rows: "Dataset", run: Run) -> list[str | None] | None:
+def _teacher_logprob(policy: "Policy", text: str, of_tokens: list[float]) -> dict[str, float]:
+    """Means over the tokens of an answer and of each of its parts, where it has the form of the policy's responses."""
+    tokenizer = policy.processor.tokenizer
+    pieces = token_pieces(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
+    places = policy.grammar.split_token_ids(range(len(pieces)), pieces) or {}
+    found = {TEACHER_LOGPROB: fmean(of_tokens)}
+    if len(places) > 1:
+        found |= {f"{TEACHER_LOGPROB}/{part}": fmean(of_tokens[i] for i in at) for part, at in places.items()}
+    return found
+
+
+def _teacher_texts(recipe: EvalRecipe, run: Run, policy: "Policy", rows: "Dataset") -> list[str | None] | None:
     """The teacher's answers, None for questions it failed on; None without a teacher."""
     if recipe.teacher is None:
         return None
@@ -206,7 +238,10 @@ def _summary(recipe: EvalRecipe, names: dict[str, str], folder: Path) -> dict[st
         "temperature": recipe.temperature,
         "seed": recipe.seed,
     }
-    return {"settings": settings, "runs": runs, "pairs": pairs}
+    summary: dict[str, Any] = {"settings": settings, "runs": runs, "pairs": pairs}
+    if recipe.attribution is not None:
+        summary["attribution"] = [line for name in names for line in attribution.summed_up(folder, name)]
+    return summary
 
 
 def read_samples(path: Path) -> dict[str, list[list[float]]]:
@@ -219,6 +254,6 @@ def read_samples(path: Path) -> dict[str, list[list[float]]]:
         metrics = dict.fromkeys(k for question in responses for r in question for k in r if k != "text")
         for metric in metrics:
             found[f"{metric}/{suffix}"] = [[r[metric] for r in question if metric in r] for question in responses]
-    if any("teacher_logprob" in line for line in lines):
-        found["teacher_logprob"] = [[line["teacher_logprob"]] if "teacher_logprob" in line else [] for line in lines]
+    for name in dict.fromkeys(key for line in lines for key in line if key.startswith(TEACHER_LOGPROB)):
+        found[name] = [[line[name]] if name in line else [] for line in lines]
     return found
