@@ -88,7 +88,7 @@ def learner() -> DiscriminatorLearner:
     torch.manual_seed(0)
     processor = tiny_processor([f"w{i}" for i in range(WORDS)], pixels=48 * 48)
     body = Qwen3VLModel(config(HIDDEN, LAYERS // 2, VISION_LAYERS, len(processor.tokenizer), image_token(processor)))
-    return DiscriminatorLearner(Discriminator(body, ("perception", "reasoning"), 0, 0, "dense"), micro_batch=ROLLOUTS)
+    return DiscriminatorLearner(Discriminator(body, ("perception", "reasoning"), 0, "dense"), micro_batch=ROLLOUTS)
 
 
 def rollouts(view: PromptInputs, length: int, token: int) -> dict[str, Any]:

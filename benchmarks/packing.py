@@ -198,7 +198,7 @@ def learner_of(kind: str) -> DiscriminatorLearner:
     torch.manual_seed(0)
     dense = Qwen3VLModel(config()).eval()
     body = upcycle(dense) if kind == "moe" else dense
-    judge = Discriminator(body, PARTS, READOUT, 0, kind=kind, dropout=0.0)
+    judge = Discriminator(body, PARTS, READOUT, kind=kind, dropout=0.0)
     # One row for the group, and no step: what is timed is reading.
     return DiscriminatorLearner(judge, learning_rate=0.0, weight_decay=0.0, max_grad_norm=1e9, micro_batch=ROLLOUTS)
 

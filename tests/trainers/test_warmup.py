@@ -7,11 +7,13 @@ import pytest
 
 from prism_cli.errors import PrismError, RecipeError
 from prism_cli.models import load_policy
+from prism_cli.recipes.alignment import WarmupSection
 from prism_cli.recipes.sections import WorldData
 from prism_cli.recipes.stages import AlignRecipe
 from prism_cli.stages import build, policy_samples
 from prism_cli.stages.judge import build_judge, refuse_unfit
 from prism_cli.stages.pairs import sampled_pairs
+from prism_cli.stages.warming import warm
 from prism_cli.trainers.on_policy_distill import PartReader
 from prism_cli.worlds import world
 from tests.tiny import tiny_policy
@@ -118,3 +120,17 @@ def test_a_base_of_another_family_is_refused(policy, tmp_path):
     with pytest.raises(RecipeError, match="is a qwen2_5_vl model") as caught:
         refuse_unfit(based_on(tmp_path).discriminator, policy)
     assert "Qwen3-VL-2B" in caught.value.hint
+
+
+def test_a_second_epoch_sees_the_same_pairs_again(policy, rows, tmp_path):
+    warmup = {"pairs": 8, "held_out": 4, "batch_size": 4, "epochs": 2, "learning_rate": 1e-12, "measure_every": 4}
+    section = RECIPE.discriminator.model_copy(update={"warmup": WarmupSection.model_validate(warmup), "dropout": 0.0})
+    recipe = RECIPE.model_copy(update={"discriminator": section})
+    made = pairs(policy, rows, Desk(policy, rows), tmp_path / "samples.jsonl")
+    reader = PartReader(policy.processor, policy.grammar)
+    account = warm(recipe, build_judge(recipe, policy, ("perception", "reasoning")), made, reader, tmp_path)
+    assert account == {"pairs": 12, "steps": 4, "stopped": None}
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    first, second, again, last = (line["discriminator/loss/reasoning"] for line in lines)
+    assert (again, last) == pytest.approx((first, second), rel=1e-5)
+    assert first != pytest.approx(second, rel=1e-3)

@@ -11,7 +11,7 @@ from prism_cli.discriminator.model import Discriminator
 from prism_cli.discriminator.upcycle import Upcycling, dense_body, upcycle
 from prism_cli.errors import CheckpointError, DataError
 
-READOUT, PAD = 60, 61
+READOUT = 60
 
 
 def picture(color, spot=(0, 0), size=48):
@@ -36,7 +36,7 @@ def discriminator(kind="dense", readout="last", **options):
     policy, _ = tiny_policy()
     body = upcycle(policy, Upcycling(noise_scale="relative", noise=0.1)) if kind == "moe" else dense_body(policy)
     torch.manual_seed(0)
-    return Discriminator(body, ("perception", "reasoning"), READOUT, PAD, kind=kind, readout=readout, **options)
+    return Discriminator(body, ("perception", "reasoning"), READOUT, kind=kind, readout=readout, **options)
 
 
 def scores(judge, prompts, rows):
@@ -242,7 +242,7 @@ def test_what_is_saved_comes_back_bit_equal(kind, tmp_path):
 
 def test_half_precision_weights_stay_half_and_scores_are_single(tmp_path):
     policy, _ = tiny_policy()
-    judge = Discriminator(upcycle(copy.deepcopy(policy).to(torch.bfloat16)), ("all",), READOUT, PAD)
+    judge = Discriminator(upcycle(copy.deepcopy(policy).to(torch.bfloat16)), ("all",), READOUT)
     judge.save_pretrained(tmp_path)
     again = Discriminator.from_pretrained(tmp_path)
     assert {weight.dtype for weight in again.parameters()} == {torch.bfloat16}
@@ -256,7 +256,7 @@ def test_a_folder_without_a_discriminator_is_named(tmp_path):
 
 def test_a_body_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="moe discriminator needs a Qwen3VLMoeModel"):
-        Discriminator(dense_body(tiny_policy()[0]), ("all",), READOUT, PAD, kind="moe")
+        Discriminator(dense_body(tiny_policy()[0]), ("all",), READOUT, kind="moe")
 
 
 def test_upcycling_without_noise_changes_no_hidden_state():

@@ -20,7 +20,7 @@ from prism_cli.errors import CheckpointError, DataError
 from prism_cli.packing import packed_positions, use_packing
 
 HEAD_STD = 0.02
-SETTINGS = ("kind", "parts", "readout", "dropout", "readout_id", "pad_id")
+SETTINGS = ("kind", "parts", "readout", "dropout", "readout_id")
 BODY_CLASSES = {"moe": Qwen3VLMoeModel, "dense": Qwen3VLModel, "text_only": Qwen3VLModel}
 
 
@@ -43,7 +43,6 @@ class Discriminator(nn.Module):
         body: `Qwen3VLMoeModel` for `moe`, else `Qwen3VLModel`; no LM head.
         parts: Names of the parts, in the order scores are given.
         readout_id: The fixed token appended to every part; part of the text form, saved with the weights.
-        pad_id: Never read; saved so that other code can batch this body's rows.
         kind: `text_only` is a dense body that gets the prompt without its image.
         readout: Judge the state at the read-out token (`last`), or the mean over the part's tokens (`mean`).
         dropout: In the head, and only in `score_dropped`.
@@ -59,7 +58,6 @@ class Discriminator(nn.Module):
         body: Qwen3VLModel | Qwen3VLMoeModel,
         parts: Sequence[str],
         readout_id: int,
-        pad_id: int,
         kind: Literal["moe", "dense", "text_only"] = "moe",
         readout: Literal["last", "mean"] = "last",
         dropout: float = 0.1,
@@ -73,7 +71,7 @@ class Discriminator(nn.Module):
         # Any: transformers annotates outputs and configs as unions with dict, tuple and None.
         self.body: Any = body.eval()
         self.parts = tuple(parts)
-        self.readout_id, self.pad_id, self.kind, self.readout, self.dropout = readout_id, pad_id, kind, readout, dropout
+        self.readout_id, self.kind, self.readout, self.dropout = readout_id, kind, readout, dropout
         use_packing(self.body)
         width = self.body.config.text_config.hidden_size
         self.head = nn.Linear(width, 1, bias=False, device=body.device, dtype=body.dtype)

@@ -32,6 +32,9 @@ class WarmupSection(Section):
     samples the policy and asks the teacher."""
     pairs: PositiveInt = 120000
     """Pairs (teacher part, policy part) to train on; of a file, at most."""
+    epochs: PositiveInt = 1
+    """Passes over the pairs at most; the learning rate falls over all of them, so with `stop_in` a judge that learns
+    slowly gets the steps it needs."""
     batch_size: PositiveInt = 128
     """Pairs a step."""
     learning_rate: PositiveFloat = 1e-5

@@ -10,16 +10,24 @@ from prism_cli.recipes.section import Section, UserPath
 class PipelineStep(Section):
     """One step of a pipeline: a stage's recipe and what to change in it."""
 
-    stage: Literal["sft", "align", "rl", "eval"]
-    """Which command."""
+    stage: Literal["sft", "warmup", "align", "rl", "eval"]
+    """Which command; `warmup` is `prism discriminator warmup`."""
     recipe: str
     """Recipe file, relative to the pipeline's own."""
     id: str | None = None
     """Name of the step and its folder; null takes the stage's name. Unique."""
     from_: str | None = Field(default=None, alias="from")
     """The step it starts from; null takes the last training step before it, or none when `set` names a `model`."""
+    judge: str | None = None
+    """For align, the warm-up step whose discriminator it plays against; null warms one up itself."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Values that replace the recipe's, by dotted key."""
+
+    @model_validator(mode="after")
+    def _only_align_has_a_judge(self):
+        if self.judge is not None and self.stage != "align":
+            raise ValueError("only an align step has a `judge`")
+        return self
 
 
 class PipelineRecipe(Section):

@@ -16,14 +16,15 @@ from rich import get_console
 
 from prism_cli.errors import PrismError
 from prism_cli.recipes.identity import run_folder
-from prism_cli.recipes.pipelines import StudyRecipe
+from prism_cli.recipes.pipelines import PipelineStep, StudyRecipe
 from prism_cli.runs import write_atomically
 from prism_cli.stages import build
 from prism_cli.stages.checks import Plan
-from prism_cli.stages.run import STAGES, resolve_steps
+from prism_cli.stages.run import STAGES, check_step, resolve_steps
 from prism_cli.stages.study_table import study_summary, study_table
 
 SHARED = "shared steps"
+TRAINING = ("sft", "align", "rl")
 
 
 class Job(NamedTuple):
@@ -51,7 +52,7 @@ def check(recipe: StudyRecipe, base: Path) -> Plan:
     for arm in (SHARED, *recipe.arms):
         steps = _steps(recipe, base, Job(recipe.seeds[0], arm))
         for step, resolved in steps:
-            STAGES[step.stage].check(resolved, pending=True)
+            check_step(step, resolved)
         plan.append((arm, " → ".join(step.id or step.stage for step, _ in steps) or "none"))
     seeds = ", ".join(map(str, recipe.seeds))
     return [*plan, ("seeds", seeds), ("compared with", recipe.baseline)]
@@ -73,7 +74,7 @@ def run(recipe: StudyRecipe, base: Path, fresh: bool = False, command: Sequence[
         failed = _run_all(recipe, base, folder)
         summary = study_summary(recipe, folder)
         write_atomically(folder / "study.json", json.dumps(summary, indent=2))
-        get_console().print(study_table(summary))
+        get_console().print(study_table(summary, get_console().width))
         if failed:
             told = "\n  ".join(f"{job.name}: {error}" for job, error in failed.items())
             raise PrismError(f"{len(failed)} arms failed:\n  {told}", "mend the cause and run the same command again")
@@ -91,12 +92,18 @@ def _steps(recipe: StudyRecipe, base: Path, job: Job) -> list[tuple[Any, Any]]:
     seed_folder = run_folder("compare", recipe) / f"seed-{job.seed}"
     if job.arm == SHARED:
         return resolve_steps(recipe.shared, base, seed_folder, job.seed)
-    earlier = {step.id or step.stage: seed_folder / (step.id or step.stage) for step in recipe.shared}
     folder, steps = seed_folder / job.arm, recipe.arms[job.arm]
-    trained = earlier | {step.id or step.stage: folder / (step.id or step.stage) for step in steps}
+    earlier = _folders(recipe.shared, seed_folder, *TRAINING)
+    warmed = _folders(recipe.shared, seed_folder, "warmup")
+    trained = earlier | _folders(steps, folder, *TRAINING)
     last = {list(trained)[-1]: list(trained.values())[-1]}
     measured = resolve_steps([recipe.measure], base, folder, None, last)
-    return [*resolve_steps(steps, base, folder, job.seed, earlier), *measured]
+    return [*resolve_steps(steps, base, folder, job.seed, earlier, warmed), *measured]
+
+
+def _folders(steps: Sequence[PipelineStep], folder: Path, *stages: str) -> dict[str, Path]:
+    """Id → folder of the steps of these stages."""
+    return {step.id or step.stage: folder / (step.id or step.stage) for step in steps if step.stage in stages}
 
 
 def _run_all(recipe: StudyRecipe, base: Path, folder: Path) -> dict[Job, str]:

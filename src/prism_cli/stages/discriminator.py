@@ -129,8 +129,8 @@ def _settings(folder: Path, creation: Creation) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise RecipeError(f"{creation.source}: no tokenizer: {reason}", "give a folder that holds it too") from None
-    ends = {"readout_id": tokenizer.eos_token_id, "pad_id": tokenizer.pad_token_id}
-    return {"kind": "moe", "parts": list(grammar.parts), **creation.reading, **ends}
+    parts = list(grammar.parts)
+    return {"kind": "moe", "parts": parts, **creation.reading, "readout_id": tokenizer.eos_token_id}
 
 
 # The check -----------------------------------------------------------------------------------------------------------

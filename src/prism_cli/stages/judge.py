@@ -109,7 +109,6 @@ def _settings(section: Any, policy: Policy, parts: tuple[str, ...]) -> dict[str,
     return {
         "parts": parts,
         "readout_id": tokenizer.eos_token_id,
-        "pad_id": tokenizer.pad_token_id,
         "kind": section.type,
         "readout": section.readout,
         "dropout": section.dropout,

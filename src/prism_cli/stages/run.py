@@ -10,11 +10,12 @@ from prism_cli.errors import RecipeError
 from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.load import load_step
 from prism_cli.recipes.pipelines import PipelineRecipe, PipelineStep
+from prism_cli.recipes.sources import command_of
 from prism_cli.recipes.stages import EvalRecipe
-from prism_cli.stages import align, build, eval, report, rl, sft
+from prism_cli.stages import align, build, eval, report, rl, sft, warmup
 from prism_cli.stages.checks import Plan
 
-STAGES = {"sft": sft, "align": align, "rl": rl, "eval": eval}
+STAGES = {"sft": sft, "warmup": warmup, "align": align, "rl": rl, "eval": eval}
 
 
 def check(recipe: PipelineRecipe, base: Path) -> Plan:
@@ -29,10 +30,10 @@ def check(recipe: PipelineRecipe, base: Path) -> Plan:
     """
     plan = []
     for step, resolved in resolve_steps(recipe.steps, base, run_folder("run", recipe), recipe.seed):
-        STAGES[step.stage].check(resolved, pending=True)
+        check_step(step, resolved)
         sources = resolved.runs if isinstance(resolved, EvalRecipe) else (resolved.from_,)
         names = ", ".join(Path(source).name for source in sources if source)
-        plan.append((step.id or step.stage, f"prism {step.stage}" + (f" from {names}" if names else "")))
+        plan.append((step.id or step.stage, f"prism {command_of(step.stage)}" + (f" from {names}" if names else "")))
     return plan
 
 
@@ -58,8 +59,26 @@ def run(recipe: PipelineRecipe, base: Path, fresh: bool = False, command: Sequen
     return folder
 
 
+def check_step(step: PipelineStep, resolved: Any) -> None:
+    """Finds what is wrong with a step; what earlier steps make need not be there yet.
+
+    Raises:
+        PrismError: see the stage's `check`.
+    """
+    if step.judge is not None:
+        resolved = resolved.model_copy(
+            update={"discriminator": resolved.discriminator.model_copy(update={"path": None})}
+        )
+    STAGES[step.stage].check(resolved, pending=True)
+
+
 def resolve_steps(
-    steps: Sequence[PipelineStep], base: Path, folder: Path, seed: int | None, earlier: Mapping[str, Path] | None = None
+    steps: Sequence[PipelineStep],
+    base: Path,
+    folder: Path,
+    seed: int | None,
+    earlier: Mapping[str, Path] | None = None,
+    warmed: Mapping[str, Path] | None = None,
 ) -> list[tuple[PipelineStep, Any]]:
     """Each step with its resolved recipe: where it starts, its folder and its seed decided here.
 
@@ -69,11 +88,13 @@ def resolve_steps(
         folder: Each step gets a folder in it, named as the step.
         seed: Replaces the seed of every step, unless None.
         earlier: Training steps before these, id → folder, in order.
+        warmed: Warm-up steps before these, id → folder.
 
     Raises:
-        RecipeError: a step's recipe is wrong, or a step starts from nothing or evaluates what is not trained.
+        RecipeError: a step's recipe is wrong, or a step starts from nothing, evaluates what is not trained, or names a
+            judge that is not warmed up.
     """
-    trained = dict(earlier or {})
+    trained, judges = dict(earlier or {}), dict(warmed or {})
     result = []
     for step in steps:
         id = step.id or step.stage
@@ -90,12 +111,16 @@ def resolve_steps(
             anew = any(key.partition(".")[0] == "model" for key in step.set)
             start = step.from_ or (list(trained)[-1] if trained and not anew else None)
             if start is not None and start not in trained:
-                raise RecipeError(f"step {id!r} starts from {start!r}, which is no earlier step")
+                raise RecipeError(f"step {id!r} starts from {start!r}, which is no earlier training step")
             if start is not None:
                 options["from"] = str(trained[start])
+            if step.judge is not None:
+                if step.judge not in judges:
+                    raise RecipeError(f"step {id!r} has the judge of {step.judge!r}, which is no earlier warm-up step")
+                options["discriminator.path"] = str(judges[step.judge] / warmup.DISCRIMINATOR)
             resolved = load_step(step, base, options)
             if start is None and resolved.from_ is None and resolved.model is None:
                 raise RecipeError(f"step {id!r} has no model to start from", "give `model` in its recipe")
-            trained[id] = folder / id
+            (judges if step.stage == "warmup" else trained)[id] = folder / id
         result.append((step, resolved))
     return result

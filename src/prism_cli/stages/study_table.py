@@ -1,17 +1,22 @@
 """What a study found: each arm's metrics over seeds and their paired differences from the baseline."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 
 from prism_cli.evaluation.intervals import mean_interval, paired_difference
 from prism_cli.recipes.pipelines import StudyRecipe
-from prism_cli.report.quantities import metric
+from prism_cli.report.quantities import Metric, metric
 from prism_cli.runs import read_manifest
 from prism_cli.stages.eval import read_samples
+
+# Characters a metric takes: "+0.041 ± 0.006 ✓" and the space around it.
+CELL = 20
 
 Values = dict[str, list[list[float]]]
 
@@ -36,35 +41,42 @@ def study_summary(recipe: StudyRecipe, folder: Path) -> dict[str, Any]:
         arms[arm] = {
             "seeds": seeds,
             "metrics": {name: _metric([(base[name], values[name]) for base, values in pairs]) for name in names},
-            "seconds": sum(_seconds(folder / f"seed-{seed}" / arm) for seed in seeds) / len(seeds),
+            "seconds": sum(_seconds(recipe, folder / f"seed-{seed}", arm) for seed in seeds) / len(seeds),
             "teacher": _teacher(folder, seeds, arm),
         }
     return {"study": recipe.name, "baseline": recipe.baseline, "seeds": list(recipe.seeds), "arms": arms}
 
 
-def study_table(summary: dict[str, Any]) -> Table:
-    """One row an arm, one column a metric: mean over seeds, and the difference from the baseline."""
+def study_table(summary: dict[str, Any], width: int) -> Group:
+    """One row an arm, one column a metric: mean over seeds, and below it the difference from the baseline.
+
+    Args:
+        summary: From `study_summary`.
+        width: Characters there are; metrics that don't fit beside the others stand in a table below.
+    """
     arms = summary["arms"]
-    named = next(iter(arms.values()))["metrics"] if arms else {}
-    shown = [metric(name) for name in named]
+    named = [metric(name) for name in (next(iter(arms.values()))["metrics"] if arms else {})]
+    fitting = max(1, (width - 4 - max(map(len, arms), default=0)) // CELL)
+    tables = [_table(summary, named[i : i + fitting]) for i in range(0, len(named), fitting)]
     caption = (
-        f"{len(summary['seeds'])} seeds; shares in points; (difference from {summary['baseline']} ± 95 % interval over "
-        "seeds, ✓ when every seed agrees beyond its own interval)"
+        f"{len(summary['seeds'])} seeds; shares in points; below: the difference from {summary['baseline']} ± its 95 % "
+        "interval over seeds, ✓ when every seed agrees beyond its own interval"
     )
-    table = Table(
-        "arm",
-        *(f"{m.quantity}{f', {m.decoding}' if m.decoding else ''}" for m in shown),
-        "seconds",
-        caption=caption,
-        box=box.SIMPLE_HEAD,
-    )
-    for arm, found in arms.items():
+    return Group(*tables, caption)
+
+
+def _table(summary: dict[str, Any], shown: Sequence[Metric]) -> Table:
+    heads = [f"{m.quantity}{f', {m.decoding}' if m.decoding else ''}" for m in shown]
+    table = Table("arm", "seconds", box=box.SIMPLE_HEAD)
+    for head in heads:
+        table.add_column(head, max_width=CELL - 2)
+    for arm, found in summary["arms"].items():
         cells = [_cell(m, found["metrics"].get(m.name), arm == summary["baseline"]) for m in shown]
-        table.add_row(arm, *cells, f"{found['seconds']:.0f}")
+        table.add_row(arm, f"{found['seconds']:.0f}", *cells)
     return table
 
 
-def _cell(shown: Any, found: dict[str, Any] | None, is_baseline: bool) -> str:
+def _cell(shown: Metric, found: dict[str, Any] | None, is_baseline: bool) -> str:
     if found is None:
         return "–"
     text = shown.number(found["mean"]["value"])
@@ -72,7 +84,7 @@ def _cell(shown: Any, found: dict[str, Any] | None, is_baseline: bool) -> str:
         return text
     over, scale = found["over_seeds"], shown.scale
     spread = "" if over["low"] is None else f" ± {(over['high'] - over['low']) / 2 * scale:.{shown.digits}f}"
-    return f"{text} ({over['value'] * scale:+.{shown.digits}f}{spread}{' ✓' if found['agree'] else ''})"
+    return f"{text}\n{over['value'] * scale:+.{shown.digits}f}{spread}{' ✓' if found['agree'] else ''}"
 
 
 def _measured(recipe: StudyRecipe, folder: Path) -> dict[str, Values]:
@@ -100,9 +112,11 @@ def _metric(pairs: list[tuple[list[list[float]], list[list[float]]]]) -> dict[st
     }
 
 
-def _seconds(folder: Path) -> float:
-    """What the arm's own training steps took."""
-    manifests = [read_manifest(path.parent) for path in folder.glob("*/run.json")]
+def _seconds(recipe: StudyRecipe, folder: Path, arm: str) -> float:
+    """What the arm's own training steps took, and the shared warm-ups of judges it plays against."""
+    judges = {step.judge for step in recipe.arms[arm]} & {step.id or step.stage for step in recipe.shared}
+    paths = [*(folder / arm).glob("*/run.json"), *(folder / str(judge) / "run.json" for judge in judges)]
+    manifests = [read_manifest(path.parent) for path in paths]
     return sum(manifest.get("seconds", 0.0) for manifest in manifests if manifest["stage"] != "eval")
 
 

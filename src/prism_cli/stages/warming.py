@@ -1,4 +1,4 @@
-"""The judge's training on pairs, kept in checkpoints: Bradley-Terry, one pass, measured on pairs held out."""
+"""The judge's training on pairs, kept in checkpoints: Bradley-Terry, measured on pairs held out."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def warm(
         folder: Gets metrics.jsonl, and checkpoints while it lasts.
     """
     section = recipe.discriminator.warmup
-    steps = math.ceil((len(pairs.rows) - section.held_out) / section.batch_size)
+    steps = section.epochs * math.ceil((len(pairs.rows) - section.held_out) / section.batch_size)
     trained = [weight for weight in judge.parameters() if weight.requires_grad]
     adapters = _adapters(section, judge)
     learner = learner_for(
@@ -77,7 +77,8 @@ def _learn(
         for step in range(done + 1, steps + 1):
             # Dropout draws anew each step, so a step after a restart is the same.
             torch.manual_seed(seed * 1_000_000 + step)
-            batch = train.select((step - 1) * section.batch_size, step * section.batch_size)
+            place = (step - 1) % (steps // section.epochs) * section.batch_size
+            batch = train.select(place, place + section.batch_size)
             line = {"step": step, **learner.score_and_update(batch.comparisons(reader)).metrics}
             if step % section.measure_every == 0 or step == steps:
                 line |= _measured(learner, held_out, reader)
