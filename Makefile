@@ -16,7 +16,7 @@ demo: $(STAMP)  ## the whole road on a tiny model: SFT, align, RL, eval, report
 	$(BIN)/prism run tiny
 
 test: $(STAMP)  ## the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)  ## style, layers, types, generated docs
 	$(BIN)/ruff check .

@@ -34,6 +34,10 @@ class TeacherError(PrismError):
     """The teacher's endpoint failed in a way that retrying will not cure."""
 
 
+class RewardError(PrismError):
+    """A reward can't be computed; what was trained before is kept."""
+
+
 class BudgetError(PrismError):
     """A stated budget (calls, money) was reached; what was done so far is kept."""
 

@@ -4,6 +4,7 @@ A command is one JSON line; the child's id is the answer. `{"wait": pid}` answer
 seconds, a fork milliseconds: this is what makes tests of killed runs affordable.
 """
 
+import gc
 import json
 import os
 import signal
@@ -54,6 +55,9 @@ def main() -> None:
         import_module(f"prism_cli.stages.{stage}")
     for module in ("trainers.sft", "trainers.grpo", "evaluation.intervals", "report.page", "tiny_policy"):
         import_module(f"prism_cli.{module}")
+    # Children collect only what is their own, and don't copy the pages of everything else to look through it.
+    gc.collect()
+    gc.freeze()
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)

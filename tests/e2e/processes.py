@@ -62,7 +62,7 @@ class ForkServer:
 
     def __exit__(self, *exception: object) -> None:
         self._process.stdin.close()
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=60)
         self._folder.cleanup()
 
     def ask(self, order: dict) -> int:

@@ -5,7 +5,9 @@ from textwrap import dedent
 
 import pytest
 
+from prism_cli.recipes.load import load_recipe
 from prism_cli.recipes.sources import shipped
+from prism_cli.stages.compare import Job, _steps
 
 STUDY = """
     name: small
@@ -35,7 +37,7 @@ def arm(name, values):
     return f"{name}: [{{stage: sft, recipe: {shipped()['tiny/sft_teacher']}, id: {name}, set: {values}}}]"
 
 
-def compare(prism, folder, *words, further=""):
+def compare(prism, folder, *words, further="", processes=2):
     recipes = shipped()
     text = STUDY.format(
         sft=recipes["tiny/sft"],
@@ -45,7 +47,7 @@ def compare(prism, folder, *words, further=""):
         further=further,
     )
     (folder / "study.yaml").write_text(dedent(text))
-    return prism("compare", *words, "processes=2", cwd=folder)
+    return prism("compare", *words, f"processes={processes}", cwd=folder)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,7 @@ def test_the_shared_steps_ran_once_a_seed(done, folder):
 
 def test_an_arm_may_be_added_and_nothing_is_done_twice(done, prism, folder):
     before = finishing_times(folder)
-    later = compare(prism, folder, further=arm("longer", SMALL))
+    later = compare(prism, folder, further=arm("longer", SMALL), processes=1)
     assert later.code == 0, later.stderr
     assert study(folder)["arms"]["longer"]["seeds"] == [0, 1]
     after = finishing_times(folder)
@@ -96,9 +98,29 @@ def test_an_arm_may_be_added_and_nothing_is_done_twice(done, prism, folder):
 
 def test_a_failing_arm_is_named_and_the_others_are_measured(done, prism, folder):
     broken = arm("broken", "{max_tokens: 3, max_steps: 1}")
-    failed = compare(prism, folder, "--output", "runs/broken", "seeds=[0]", further=broken)
+    failed = compare(prism, folder, "--output", "runs/broken", "seeds=[0]", further=broken, processes=1)
     assert failed.code == 1
     assert "1 arms failed" in failed.stderr
     assert "seed 0, broken:" in failed.stderr
     assert "max_tokens = 3" in failed.stderr
     assert set(json.loads((folder / "runs/broken/study.json").read_text())["arms"]) == {"start", "more"}
+
+
+def test_an_arm_starts_from_a_training_step_and_never_from_a_shared_evaluation(tmp_path):
+    recipes = shipped()
+    study = """
+        name: s
+        seeds: [0]
+        baseline: start
+        shared: [{{stage: sft, recipe: {sft}}}, {{stage: eval, recipe: {eval}, id: look}}]
+        arms: {{start: [], more: [{{stage: rl, recipe: {rl}}}]}}
+        measure: {{stage: eval, recipe: {eval}}}
+    """
+    names = {stage: recipes[f"tiny/{stage}"] for stage in ("sft", "rl", "eval")}
+    (tmp_path / "study.yaml").write_text(dedent(study).format(**names))
+    recipe = load_recipe("compare", tmp_path / "study.yaml", [])
+    (_, rl), (_, measured) = _steps(recipe, tmp_path, Job(0, "more"))
+    assert rl.from_ == "runs/s/seed-0/sft"
+    assert measured.runs == ("runs/s/seed-0/more/rl",)
+    ((_, measured),) = _steps(recipe, tmp_path, Job(0, "start"))
+    assert measured.runs == ("runs/s/seed-0/sft",)

@@ -53,8 +53,8 @@ def test_every_step_left_what_it_should(folder):
     samples = {f"samples-{step}.jsonl" for step in ("sft", "align", "rl")}
     expected = {
         "sft": step_files,
-        "align": step_files | {"warmup", "discriminator", "showcase.jsonl", "teacher.json"},
-        "rl": step_files,
+        "align": step_files | {"warmup", "discriminator", "showcase.jsonl", "teacher.json", "rollouts.jsonl"},
+        "rl": step_files | {"rollouts.jsonl"},
         "eval": {"run.json", "recipe.yaml", "summary.json", "teacher.json", ".lock"} | samples,
     }
     for step, files in expected.items():
@@ -97,7 +97,7 @@ def test_the_final_model_is_an_ordinary_one(folder):
 def test_the_model_card_tells_where_it_came_from(folder):
     card = (folder / "runs/tiny/rl/model/README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
-    assert re.findall(r"^\d\. `prism (\w+)`", card, re.M) == ["sft", "align", "rl"]
+    assert re.findall(r"^\| [1-9] \| `prism (\w+)`", card, re.M) == ["sft", "align", "rl"]
 
 
 def test_a_checkpoint_holds_all_it_takes_to_continue_or_start_from(folder):

@@ -17,7 +17,7 @@ PAGES = sorted(
     path.relative_to(ROOT).as_posix() for folder in (".", "docs", "benchmarks") for path in (ROOT / folder).glob("*.md")
 )
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
-WITH_DRY_RUN = {"sft", "align", "rl", "eval", "drift", "collect", "run", "compare"}
+WITH_DRY_RUN = {"sft", "align", "rl", "eval", "drift", "collect", "data curate", "run", "compare", "export"}
 # These would ask an endpoint, load a model or read a file: their words are parsed, no more.
 PARSED_ONLY = (
     "teacher check",
@@ -74,6 +74,9 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     for name in ("sft", "align", "rl", "test"):
         (tmp_path / f"data/{name}.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    (tmp_path / "runs/curate/data").mkdir(parents=True)
+    (tmp_path / "runs/curate/run.json").write_text("{}")
+    (tmp_path / "runs/curate/data/rows.jsonl").write_text('{"question": "q", "answer": "a"}\n')
     return tmp_path
 
 
@@ -82,7 +85,7 @@ def run_without_work(command):
     words = shlex.split(command, comments=True)[1:]
     if " ".join(words[:2]) in PARSED_ONLY:
         words.append("--help")
-    if words[0] in WITH_DRY_RUN and "--dry-run" not in words:
+    if WITH_DRY_RUN & {words[0], " ".join(words[:2])} and "--dry-run" not in words:
         words.append("--dry-run")
     if words[:2] == ["teacher", "serve"]:
         # The options are read before the port is refused, so nothing is served.

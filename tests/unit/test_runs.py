@@ -302,7 +302,16 @@ def test_a_checkpoint_of_adapters_is_no_model(pipeline):
     Path("runs/p/align/checkpoints/checkpoint-4/adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="LoRA adapters") as caught:
         resolve_model("runs/p/align@4")
-    assert "runs/p/align" in caught.value.hint
+    assert "runs/p/align, or" in caught.value.hint
+    assert caught.value.hint.endswith("prism export runs/p/align@4")
+
+
+def test_a_finished_run_without_a_model_is_not_told_to_finish(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with start(Path("runs/p/warmup"), stage="warmup").working():
+        pass
+    with pytest.raises(CheckpointError, match="the warmup run in runs/p/warmup has no model"):
+        resolve_model("runs/p/warmup")
 
 
 def test_without_runs_the_hint_says_how_to_start(tmp_path, monkeypatch):
