@@ -72,19 +72,22 @@ def test_rows_of_which_nobody_tells_what_they_show_are_counted_not_guessed(prism
     from prism_cli.worlds import world
 
     (attributed / "rows/img").mkdir(parents=True)
-    rows = []
+    rows, truths = [], {}
     for i, example in enumerate(world("shapes").examples("test", 12, seed=3)):
         example.image.save(attributed / f"rows/img/{i}.png")
         rows.append({"id": str(i), "question": example.question, "image": f"img/{i}.png", "answer": "a wall"})
+        truths[str(i)] = example.answer
     (attributed / "rows/test.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     words = ["samples=0", "max_response_tokens=48", "batch_size=16", "--data", "rows/test.jsonl", "--attribute"]
     done = prism("eval", trained, *words, "--output", "untold", cwd=attributed)
     assert done.code == 0, done.stderr
-    causes = Counter(line["cause"] for line in lines(attributed / "untold/attribution-sft.jsonl"))
-    assert causes.total() == 12
-    assert set(causes) <= {"unknown", "format"}
-    # The world's oracle agrees with the policy against the reference.
+    untold = [line["cause"] for line in lines(attributed / "untold/attribution-sft.jsonl")]
+    assert len(untold) == 12
+    assert set(untold) <= {"unknown", "format"}
     again = prism("eval", trained, *words, "teacher={type: embedded}", "--output", "doubted", cwd=attributed)
     assert again.code == 0, again.stderr
-    causes = Counter(line["cause"] for line in lines(attributed / "doubted/attribution-sft.jsonl"))
-    assert causes["verifier"] >= 8
+    doubted = [line for line in lines(attributed / "doubted/attribution-sft.jsonl") if line["cause"] != "format"]
+    # Where the policy and the world's oracle, which knows the truth, agree against the reference, that one is doubted.
+    agreeing = {line["id"]: line["answer"] == truths[line["id"]] for line in doubted}
+    assert {line["id"]: line["cause"] == "verifier" for line in doubted} == agreeing
+    assert 0 < sum(agreeing.values()) < 12

@@ -14,7 +14,8 @@ FILES = ("model.safetensors", "head.safetensors")
 # 5 steps of 8 pairs; a checkpoint after the second and the fourth.
 LENGTH = (
     "discriminator.warmup.pairs=40 discriminator.warmup.held_out=8 discriminator.warmup.batch_size=8 "
-    "discriminator.warmup.checkpoint_every=2 discriminator.warmup.measure_every=1 discriminator.dropout=0.1"
+    "discriminator.warmup.checkpoint_every=2 discriminator.warmup.measure_every=1 discriminator.dropout=0.1 "
+    "discriminator.warmup.epochs=1 discriminator.warmup.stop_in=null"
 )
 GAME = (
     "max_steps=1 data.size=16 eval_data=null prompts_per_step=2 rollouts=4 micro_batch=8 max_response_tokens=56 "

@@ -17,7 +17,7 @@ SMALL = ["data.size=80", "samples=2"]
 ALIGN = (
     "data.size=64 eval_data=null prompts_per_step=4 rollouts=4 micro_batch=16 max_response_tokens=56 max_steps=20 "
     "checkpoint.every=3 discriminator.warmup.pairs=32 discriminator.warmup.held_out=8 discriminator.probe_every=8 "
-    "discriminator.warmup.batch_size=16"
+    "discriminator.warmup.batch_size=16 discriminator.warmup.epochs=1 discriminator.warmup.stop_in=null"
 )
 # Drift can't fall by more than 1, so the second measurement ends it: at step 8 of 20.
 STOP = "stop={min_steps: 8, every: 4, patience: 1, delta: 1}"

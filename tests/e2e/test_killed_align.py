@@ -23,7 +23,7 @@ from prism_cli.teacher.server import ServedEndpoint
 SMALL = (
     "max_steps=5 data.size=64 eval_data.size=4 prompts_per_step=2 rollouts=4 micro_batch=8 max_response_tokens=56 "
     "checkpoint.every=2 discriminator.warmup.pairs=32 discriminator.warmup.held_out=8 "
-    "discriminator.warmup.batch_size=16"
+    "discriminator.warmup.batch_size=16 discriminator.warmup.epochs=1 discriminator.warmup.stop_in=null"
 )
 FILES = ("model/model.safetensors", "discriminator/model.safetensors", "discriminator/head.safetensors")
 TIMES = ("seconds", "step_time", "teacher/wait_seconds")
