@@ -67,3 +67,29 @@ def test_a_capped_judge_stops_training_and_the_same_command_goes_on(prism, train
     audited = prism(*words, "--audit", "--json", cwd=tmp_path)
     assert audited.code == 0, audited.stderr
     assert json.loads(audited.stdout)["judge"] == "not asked"
+
+
+FAILING = """
+from pathlib import Path
+
+def broken(response, row, length):
+    if Path("run/metrics.jsonl").exists():
+        raise ValueError("no good")
+    return 0.0
+"""
+
+
+def test_a_reward_that_fails_names_itself_and_keeps_the_last_step(prism, trained, tmp_path):
+    (tmp_path / "mine.py").write_text(FAILING)
+    words = [
+        *("rl", "tiny", "--from", trained, "data.size=16", "eval_data=null", "checkpoint.evaluate_every=null"),
+        *("prompts_per_step=2", "rollouts=4", "micro_batch=8", "max_response_tokens=24", "max_steps=3"),
+        *("rewards.custom={broken: {function: mine.broken}}", "--output", "run"),
+    ]
+    done = prism(*words, cwd=tmp_path)
+    assert done.code == 1
+    assert "mine.broken" in done.stderr
+    assert "no good" in done.stderr
+    assert "training is kept up to step 1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "run/checkpoints/checkpoint-1/complete.json").is_file()
