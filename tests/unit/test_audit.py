@@ -191,6 +191,14 @@ def test_json_goes_with_the_audit(folder):
     assert CliRunner().invoke(app, ["rl", "--json"]).exit_code == 2
 
 
+@pytest.mark.parametrize("option", ["--dry-run", "--resume", "--fresh"])
+def test_what_concerns_training_does_not_go_with_the_audit(folder, option):
+    write(folder)
+    done = prism(option)
+    assert done.exit_code == 2
+    assert "--audit trains nothing" in done.stderr
+
+
 def test_training_is_refused_as_the_audit_is(capsys):
     settings = ResponseSettings(TAGGED, "Answer so.")
     recipe = load_recipe("rl")

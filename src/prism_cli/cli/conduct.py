@@ -60,6 +60,7 @@ def conduct(
         PrismError: from the stage; or `resume` and nothing to continue.
     """
     from prism_cli.recipes.identity import run_folder, to_yaml
+    from prism_cli.recipes.sources import command_of
 
     folder = run_folder(stage, recipe)
     if resume and not (folder / "run.json").is_file():
@@ -75,7 +76,7 @@ def conduct(
         if preview is not None:
             typer.echo(outlook.teacher_preview(stage, recipe, preview))
         else:
-            _print_plan(stage, [*lines, *outlook.teacher_lines(stage, recipe), ("writes to", str(folder))])
+            print_plan(command_of(stage), [*lines, *outlook.teacher_lines(stage, recipe), ("writes to", str(folder))])
         return
     module.run(recipe, *where, fresh=resume is False, command=["prism", *sys.argv[1:]])
     from prism_cli.stages import report
@@ -116,10 +117,9 @@ def print_yaml(text: str) -> None:
         sys.stdout.write(text)
 
 
-def _print_plan(stage: str, lines: list[tuple[str, str]]) -> None:
-    from prism_cli.recipes.sources import command_of
-
-    table = Table(title=f"prism {command_of(stage)} would do this", title_justify="left", show_header=False)
+def print_plan(command: str, lines: list[tuple[str, str]]) -> None:
+    """Prints on stderr what a command (its words after `prism`) would do."""
+    table = Table(title=f"prism {command} would do this", title_justify="left", show_header=False)
     for what, detail in lines:
         table.add_row(Text(what), Text(detail))
     Console(stderr=True).print(table)

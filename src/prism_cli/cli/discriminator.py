@@ -4,12 +4,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from prism_cli.cli import options
-from prism_cli.cli.conduct import conduct, resolve
+from prism_cli.cli.conduct import conduct, print_plan, resolve
 from prism_cli.cli.words import sort_words
 
 discriminator = typer.Typer(name="discriminator", help="Make a judge, warm one up.", no_args_is_help=True)
@@ -56,13 +53,10 @@ def create(
         head_std,
         check,
     )
-    if not dry_run:
+    if dry_run:
+        print_plan("discriminator create", stage.check(creation))
+    else:
         stage.create(creation)
-        return
-    table = Table(title="prism discriminator create would do this", title_justify="left", show_header=False)
-    for what, detail in stage.check(creation):
-        table.add_row(Text(what), Text(detail))
-    Console(stderr=True).print(table)
 
 
 @discriminator.command()

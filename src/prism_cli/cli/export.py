@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+
+from prism_cli.cli.conduct import print_plan
 
 
 def export(
@@ -33,10 +32,7 @@ def export(
     from prism_cli.stages import export as stage
 
     wanted = stage.Export(run, output, dtype, push_to_hub)
-    if not dry_run:
+    if dry_run:
+        print_plan("export", stage.check(wanted))
+    else:
         stage.run(wanted)
-        return
-    table = Table(title="prism export would do this", title_justify="left", show_header=False)
-    for what, detail in stage.check(wanted):
-        table.add_row(Text(what), Text(detail))
-    Console(stderr=True).print(table)
