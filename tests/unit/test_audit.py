@@ -191,7 +191,7 @@ def test_json_goes_with_the_audit(folder):
     assert CliRunner().invoke(app, ["rl", "--json"]).exit_code == 2
 
 
-@pytest.mark.parametrize("option", ["--dry-run", "--resume", "--fresh"])
+@pytest.mark.parametrize("option", ["--resume", "--fresh"])
 def test_what_concerns_training_does_not_go_with_the_audit(folder, option):
     write(folder)
     done = prism(option)

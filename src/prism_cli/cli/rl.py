@@ -32,8 +32,8 @@ def rl(
     """
     if as_json and not audit:
         raise typer.BadParameter("--json prints the audit: give --audit too")
-    if audit and (dry_run or resume is not None):
-        raise typer.BadParameter("--audit trains nothing: leave out --dry-run, --resume and --fresh")
+    if audit and resume is not None:  # --dry-run may stand beside it: an audit writes nothing either
+        raise typer.BadParameter("--audit trains nothing: leave out --resume and --fresh")
     chosen = options.given(model=model, data=data, from_=from_, output=output, max_steps=max_steps, seed=seed)
     recipe = resolve("rl", sort_words(words), chosen, "align", "sft")
     if audit:
