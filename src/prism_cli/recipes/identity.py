@@ -40,6 +40,16 @@ FREE_KEYS = (
     "trainer.run_name",
     "processes",
     "batch",
+    "launch",
+    "launch.*",
+    "generation.memory",
+    "generation.sleep",
+    "generation.tensor_parallel",
+    "generation.server",
+    # A finished evaluation may be asked why answers are wrong, or for benchmarks: its samples stay.
+    "attribution",
+    "benchmarks",
+    "benchmarks.*",
     # Which of the answers or prompts are kept: what was sampled for them stays.
     "keep",
     "band.*",

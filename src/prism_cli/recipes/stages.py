@@ -5,6 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from prism_cli.recipes.alignment import AdvantageSection, Discriminator, MoEDiscriminator, StopSection
+from prism_cli.recipes.benchmarks import BenchmarksSection
+from prism_cli.recipes.generation import Generation
+from prism_cli.recipes.launch import LaunchSection
 from prism_cli.recipes.pipelines import PipelineRecipe, StudyRecipe
 from prism_cli.recipes.section import Fraction, Section, UserPath, type_if_absent
 from prism_cli.recipes.sections import Data, ImageSection, LoRA, Model, ResponseSection
@@ -63,6 +66,8 @@ class TrainingStage(Stage):
     """Train adapters instead of all weights."""
     log_every: PositiveInt = 1
     """Steps between lines of metrics.jsonl."""
+    launch: LaunchSection = LaunchSection()
+    """Processes, nodes and sharding."""
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Further options of TRL's config (SFTConfig or GRPOConfig), by their own names."""
 
@@ -97,6 +102,8 @@ class RolloutStage(TrainingStage):
     """Longest rollout."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature of the rollouts."""
+    generation: Generation | None = None
+    """What generates the rollouts; null takes vLLM where it is installed and can serve the model, else transformers."""
     kl: NonNegativeFloat = 0.0
     """Weight of the KL divergence to the starting policy."""
     rollouts_every: PositiveInt | None = 25
@@ -138,6 +145,8 @@ class WarmupRecipe(Stage):
     """Longest response of the policy."""
     batch_size: PositiveInt = 16
     """Responses generated at once."""
+    launch: LaunchSection = LaunchSection()
+    """Processes, nodes and sharding."""
 
 
 class RLRecipe(RolloutStage):
@@ -159,6 +168,8 @@ class EvalRecipe(Section):
     """Run folders (or `RUN@step`) to evaluate; paired differences are taken between all of them."""
     data: Data | None = None
     """Held-out rows."""
+    benchmarks: BenchmarksSection | None = None
+    """Published benchmarks through lmms-eval, beside `data` or in its place."""
     teacher: Teacher | None = None
     """Who to measure the distance to; null measures no distance."""
     samples: NonNegativeInt = 4
@@ -170,7 +181,9 @@ class EvalRecipe(Section):
     max_response_tokens: PositiveInt = 8192
     """Longest response."""
     batch_size: PositiveInt = 8
-    """Responses generated at once."""
+    """Responses generated at once, by transformers."""
+    generation: Generation | None = None
+    """What generates; null takes vLLM where it is installed and can serve the model, else transformers."""
     attribution: Literal["greedy", "all"] | None = None
     """Find why answers are wrong (docs/evaluation.md): of greedy ones, or of sampled ones too. Null: don't."""
     output: UserPath | None = None
@@ -227,7 +240,9 @@ class CurateRecipe(Section):
     max_response_tokens: PositiveInt = 8192
     """Longest response."""
     batch_size: PositiveInt = 8
-    """Responses generated at once."""
+    """Responses generated at once, by transformers."""
+    generation: Generation | None = None
+    """What generates; null takes vLLM where it is installed and can serve the model, else transformers."""
     output: UserPath | None = None
     """Folder of the set; null gives runs/curate."""
     seed: NonNegativeInt = 0
@@ -268,7 +283,9 @@ class DriftRecipe(Section):
     max_response_tokens: PositiveInt = 6144
     """Longest response."""
     batch_size: PositiveInt = 8
-    """Responses generated at once."""
+    """Responses generated at once, by transformers."""
+    generation: Generation | None = None
+    """What generates; null takes vLLM where it is installed and can serve the model, else transformers."""
     output: UserPath | None = None
     """Run folder; null gives runs/drift."""
     seed: NonNegativeInt = 0
