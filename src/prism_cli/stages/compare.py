@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from prism_cli.errors import PrismError
 from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.pipelines import PipelineStep, StudyRecipe
 from prism_cli.runs import write_atomically
-from prism_cli.stages import build
+from prism_cli.stages import build, report
 from prism_cli.stages.checks import Plan
 from prism_cli.stages.run import STAGES, check_step, resolve_steps
 from prism_cli.stages.study_table import study_summary, study_table
@@ -72,10 +72,11 @@ def run(recipe: StudyRecipe, base: Path, fresh: bool = False, command: Sequence[
     )
     with study.working():
         failed = _run_all(recipe, base, folder)
-        summary = study_summary(recipe, folder)
+        summary = study_summary(recipe, folder) | {"failed": {job.name: error for job, error in failed.items()}}
         write_atomically(folder / "study.json", json.dumps(summary, indent=2))
         get_console().print(study_table(summary, get_console().width))
         if failed:
+            report.write(folder)
             told = "\n  ".join(f"{job.name}: {error}" for job, error in failed.items())
             raise PrismError(f"{len(failed)} arms failed:\n  {told}", "mend the cause and run the same command again")
     return folder
@@ -93,7 +94,11 @@ def _steps(recipe: StudyRecipe, base: Path, job: Job) -> list[tuple[Any, Any]]:
     if job.arm == SHARED:
         return resolve_steps(recipe.shared, base, seed_folder, job.seed)
     folder, steps = seed_folder / job.arm, recipe.arms[job.arm]
-    earlier = _folders(recipe.shared, seed_folder, *TRAINING)
+    earlier = {
+        f"{other}/{id}": path
+        for other in recipe.arms_before(job.arm)
+        for id, path in _folders(recipe.arms[other], seed_folder / other, *TRAINING).items()
+    } | _folders(recipe.shared, seed_folder, *TRAINING)
     warmed = _folders(recipe.shared, seed_folder, "warmup")
     trained = earlier | _folders(steps, folder, *TRAINING)
     last = {list(trained)[-1]: list(trained.values())[-1]}
@@ -107,10 +112,11 @@ def _folders(steps: Sequence[PipelineStep], folder: Path, *stages: str) -> dict[
 
 
 def _run_all(recipe: StudyRecipe, base: Path, folder: Path) -> dict[Job, str]:
-    """Runs all jobs, an arm once its seed's shared steps are done; gives the failed ones with their errors."""
+    """Runs all jobs, an arm once what it starts from is done; gives the failed ones with their errors."""
     failed: dict[Job, str] = {}
-    done = 0
-    bar, moved = build.progress_callback("arms", len(recipe.seeds) * (1 + len(recipe.arms)))
+    done: set[Job] = set()
+    waiting = [Job(seed, arm) for seed in recipe.seeds for arm in (SHARED, *recipe.arms)]
+    bar, moved = build.progress_callback("arms", len(waiting))
     # A new interpreter a worker: a forked one would inherit torch's threads and locks. Ctrl-C ends it at once.
     pool = ProcessPoolExecutor(
         _processes(recipe),
@@ -118,23 +124,21 @@ def _run_all(recipe: StudyRecipe, base: Path, folder: Path) -> dict[Job, str]:
         initializer=signal.signal,
         initargs=(signal.SIGINT, signal.SIG_DFL),
     )
-
-    def start(jobs: Iterable[Job]) -> dict[Future[str | None], Job]:
-        return {pool.submit(_work, recipe, base, folder, job): job for job in jobs}
-
+    running: dict[Future[str | None], Job] = {}
     try:
         with bar:
-            running = start(Job(seed, SHARED) for seed in recipe.seeds)
-            while running:
+            while waiting or running:
+                for job in [job for job in waiting if done.issuperset(_before(recipe, job))]:
+                    waiting.remove(job)
+                    running[pool.submit(_work, recipe, base, folder, job)] = job
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     job, error = running.pop(future), future.result()
-                    arms = [Job(job.seed, arm) for arm in recipe.arms] if job.arm == SHARED else []
                     if error:
                         failed[job] = error
+                        waiting = _without_those_after(recipe, waiting, job)
                     else:
-                        running |= start(arms)
-                    done += 1 + (len(arms) if error else 0)
-                    moved(done)
+                        done.add(job)
+                    moved(len(recipe.seeds) * (1 + len(recipe.arms)) - len(waiting) - len(running))
                     bar.console.print(f"{job.name}: {'failed' if error else 'done'}", markup=False, highlight=False)
     except BrokenProcessPool:
         raise PrismError(
@@ -143,6 +147,21 @@ def _run_all(recipe: StudyRecipe, base: Path, folder: Path) -> dict[Job, str]:
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return failed
+
+
+def _before(recipe: StudyRecipe, job: Job) -> list[Job]:
+    """What a job starts from."""
+    arms = [] if job.arm == SHARED else [SHARED, *recipe.arms_before(job.arm)]
+    return [Job(job.seed, arm) for arm in arms]
+
+
+def _without_those_after(recipe: StudyRecipe, waiting: Sequence[Job], failed: Job) -> list[Job]:
+    """The waiting jobs that can still be done; arms stand after those they start from."""
+    gone = {failed}
+    for job in waiting:
+        if gone.intersection(_before(recipe, job)):
+            gone.add(job)
+    return [job for job in waiting if job not in gone]
 
 
 def _work(recipe: StudyRecipe, base: Path, folder: Path, job: Job) -> str | None:

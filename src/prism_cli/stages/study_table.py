@@ -113,11 +113,13 @@ def _metric(pairs: list[tuple[list[list[float]], list[list[float]]]]) -> dict[st
 
 
 def _seconds(recipe: StudyRecipe, folder: Path, arm: str) -> float:
-    """What the arm's own training steps took, and the shared warm-ups of judges it plays against."""
+    """What an arm's training steps took, with those it starts from beyond the shared ones and the shared warm-ups of
+    judges it plays against."""
     judges = {step.judge for step in recipe.arms[arm]} & {step.id or step.stage for step in recipe.shared}
     paths = [*(folder / arm).glob("*/run.json"), *(folder / str(judge) / "run.json" for judge in judges)]
     manifests = [read_manifest(path.parent) for path in paths]
-    return sum(manifest.get("seconds", 0.0) for manifest in manifests if manifest["stage"] != "eval")
+    own = sum(manifest.get("seconds", 0.0) for manifest in manifests if manifest["stage"] != "eval")
+    return own + sum(_seconds(recipe, folder, other) for other in recipe.arms_before(arm))
 
 
 def _teacher(folder: Path, seeds: list[int], arm: str) -> dict[str, float]:
