@@ -128,7 +128,8 @@ def test_a_second_epoch_sees_the_same_pairs_again(policy, rows, tmp_path):
     recipe = RECIPE.model_copy(update={"discriminator": section})
     made = pairs(policy, rows, Desk(policy, rows), tmp_path / "samples.jsonl")
     reader = PartReader(policy.processor, policy.grammar)
-    account = warm(recipe, build_judge(recipe, policy, ("perception", "reasoning")), made, reader, tmp_path)
+    judge = build_judge(recipe, policy, ("perception", "reasoning"))
+    _, account = warm(recipe, judge, made, reader, tmp_path, tmp_path / "judge")
     assert account == {"pairs": 12, "steps": 4, "stopped": None}
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     first, second, again, last = (line["discriminator/loss/reasoning"] for line in lines)

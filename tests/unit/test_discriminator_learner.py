@@ -1,6 +1,8 @@
 import copy
 import multiprocessing
+import os
 import random
+import socket
 
 import pytest
 import torch
@@ -74,8 +76,15 @@ def test_scores_come_in_the_order_of_rollouts_and_parts():
 def gradients(kind, micro_batch, comparisons=None, **options):
     one = learner(kind, micro_batch=micro_batch, learning_rate=0.0, max_grad_norm=1e9, **options)
     torch.manual_seed(3)
+    found = {}
+
+    def keep(*_):
+        found.update((name, weight.grad.clone()) for name, weight in one.discriminator.named_parameters())
+
+    one.optimizer.register_step_pre_hook(keep)
     one.score_and_update(comparisons or batch())
-    return {name: weight.grad for name, weight in one.discriminator.named_parameters()}
+    assert all(weight.grad is None for weight in one.discriminator.parameters())
+    return found
 
 
 @pytest.mark.parametrize("kind", ["dense", "moe"])
@@ -217,6 +226,25 @@ def test_loading_without_an_optimiser_is_refused(tmp_path):
         one.load(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["dense", "moe"])
+def test_in_bfloat16_layers_are_computed_so_and_scores_and_weights_are_not(kind):
+    exact, half = learner(kind), learner(kind, bf16=True)
+    half.discriminator.recompute_activations()
+    seen = []
+    for module in half.discriminator.body.modules():
+        if hasattr(module, "down_proj"):
+            inner = module.down_proj if kind == "dense" else module
+            inner.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    a, b = exact.score_and_update(batch()), half.score_and_update(batch())
+    assert kind == "moe" or set(seen) == {torch.bfloat16}
+    assert b.scores.dtype == torch.float32
+    assert torch.allclose(a.scores, b.scores, atol=0.02, equal_nan=True)
+    assert not torch.equal(a.scores.nan_to_num(), b.scores.nan_to_num())
+    assert {weight.dtype for weight in half.discriminator.state_dict().values()} == {torch.float32}
+    norms = (one.metrics["discriminator/grad_norm"] for one in (a, b))
+    assert next(norms) == pytest.approx(next(norms), rel=0.1)
+
+
 def test_learning_works_where_gradients_are_switched_off():
     one = learner()
     before = weights(one)
@@ -272,9 +300,9 @@ def test_the_learning_rate_rises_then_falls_on_the_cosine():
     assert rates == pytest.approx([0, 1e-3, 0.5e-3])
 
 
-def work(rank, folder):
+def work(rank, port, folder):
     """What one of two processes does."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     one, whole = learner(), batch()
     # Rank 1 holds a single rollout of the first step, and nothing well-formed in the second.
     for mine in ([0, 1, 2, 3], [4]), ([0, 1, 2, 3, 4], []):
@@ -288,7 +316,9 @@ def work(rank, folder):
 def test_two_processes_take_the_step_that_one_would(tmp_path):
     # Forked: importing what is imported here would take them longer than their work.
     fork = multiprocessing.get_context("fork")
-    workers = [fork.Process(target=work, args=(rank, tmp_path), daemon=True) for rank in (0, 1)]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    workers = [fork.Process(target=work, args=(rank, port, tmp_path), daemon=True) for rank in (0, 1)]
     for worker in workers:
         worker.start()
     for worker in workers:

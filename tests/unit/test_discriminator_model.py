@@ -113,7 +113,7 @@ def test_scores_and_gradients_equal_the_models_own_one_sequence_at_a_time(kind, 
     (own * weights).sum().backward()
     expected = gradients(judge)
     if checkpointing:
-        judge.body.train().gradient_checkpointing_enable()
+        judge.recompute_activations()
     packed = judge(judge.inputs(prompts, rows))
     assert packed.tolist() == pytest.approx(own.tolist(), abs=1e-5)
     (packed * weights).sum().backward()
@@ -221,11 +221,14 @@ def test_image_tokens_without_an_image_are_refused():
         scores(judge, [one], [(0, stray)])
 
 
-def test_dropout_acts_in_score_dropped_alone():
+def test_dropout_acts_in_its_factors_alone():
     judge = discriminator(dropout=0.5).train()
     hidden = torch.randn(8, 64)
     assert torch.equal(judge.score(hidden), judge.score(hidden))
-    assert not torch.equal(judge.score_dropped(hidden), judge.score_dropped(hidden))
+    factors = judge.dropout_factors(8)
+    assert set(factors.unique().tolist()) == {0, 2}
+    assert not torch.equal(factors, judge.dropout_factors(8))
+    assert discriminator(dropout=0.0).dropout_factors(8) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

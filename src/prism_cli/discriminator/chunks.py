@@ -17,8 +17,8 @@ class Chunk(NamedTuple):
     Attributes:
         rollouts: (C,) places in the batch.
         taught: (A,) prompts with a well-formed teacher answer.
-        rows: All parts, K of each teacher answer, then K of each rollout; in one packed row, or in several when the
-            rollouts are more than a micro-batch.
+        rows: All parts with the prompt each continues, K of each teacher answer, then K of each rollout; to be read in
+            one packed row, or in several when the rollouts are more than a micro-batch.
         compared: (C,) bool, rollouts with a teacher answer beside them.
         teacher_row: (C,) long, the place in `taught` of that answer.
         equal: (C, K) bool, parts of the same text as the teacher's.
@@ -26,7 +26,7 @@ class Chunk(NamedTuple):
 
     rollouts: list[int]
     taught: list[int]
-    rows: list[ScoreInputs]
+    rows: list[list[tuple[int, list[int]]]]
     compared: Tensor
     teacher_row: Tensor
     equal: Tensor
@@ -58,7 +58,7 @@ def _chunk(discriminator: Discriminator, batch: Comparisons, rollouts: list[int]
     texts = [(p, parts[name]) for p, parts in [*answers.items(), *beside] for name in names]
     # Cut evenly into as many rows as the rollouts fill micro-batches.
     width = math.ceil(len(texts) / math.ceil(len(rollouts) / micro_batch))
-    rows = [_row(discriminator, batch, texts[start : start + width]) for start in range(0, len(texts), width)]
+    rows = [texts[start : start + width] for start in range(0, len(texts), width)]
     equal = [[p in answers and parts[name] == answers[p][name] for name in names] for p, parts in beside]
     return Chunk(
         rollouts=rollouts,
@@ -70,7 +70,7 @@ def _chunk(discriminator: Discriminator, batch: Comparisons, rollouts: list[int]
     )
 
 
-def _row(discriminator: Discriminator, batch: Comparisons, texts: list[tuple[int, list[int]]]) -> ScoreInputs:
-    """One packed row; a prompt stands in every row that holds one of its parts."""
+def packed_row(discriminator: Discriminator, batch: Comparisons, texts: list[tuple[int, list[int]]]) -> ScoreInputs:
+    """A chunk's row as it is read, pictures and all; a prompt stands in every row that holds one of its parts."""
     prompts = sorted({p for p, _ in texts})
     return discriminator.inputs([batch.prompts[p] for p in prompts], [(prompts.index(p), ids) for p, ids in texts])

@@ -1,7 +1,8 @@
 """The discriminator: a Qwen3-VL body and a linear head that gives each part of a response one score."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen3VLModel, Qwen3VLMoeModel
+from transformers.integrations import deepspeed as transformers_deepspeed
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import load_balancing_loss_func
 
 from prism_cli.discriminator.inputs import PromptInputs, ScoreInputs, build_score_inputs, without_images
@@ -22,6 +25,18 @@ from prism_cli.packing import packed_positions, use_packing
 HEAD_STD = 0.02
 SETTINGS = ("kind", "parts", "readout", "dropout", "readout_id")
 BODY_CLASSES = {"moe": Qwen3VLMoeModel, "dense": Qwen3VLModel, "text_only": Qwen3VLModel}
+
+
+@contextmanager
+def whole_models() -> Iterator[None]:
+    """Models loaded or built here are whole on every process, even while a policy under ZeRO-3 is being trained."""
+    # transformers shards whatever is made while such a trainer's settings live.
+    found = transformers_deepspeed._hf_deepspeed_config_weak_ref
+    transformers_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        transformers_deepspeed._hf_deepspeed_config_weak_ref = found
 
 
 class Reading(NamedTuple):
@@ -36,6 +51,15 @@ class Reading(NamedTuple):
     balance: Tensor | None
 
 
+class Head(nn.Linear):
+    """A linear layer that computes in float32: in bfloat16 a group's scores would lie a few roundings apart."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(R, 1) of (R, H)."""
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(input.float(), self.weight.float())
+
+
 class Discriminator(nn.Module):
     """Scores `[prompt with image | part | read-out token]`; all parts share the body and the head.
 
@@ -45,7 +69,7 @@ class Discriminator(nn.Module):
         readout_id: The fixed token appended to every part; part of the text form, saved with the weights.
         kind: `text_only` is a dense body that gets the prompt without its image.
         readout: Judge the state at the read-out token (`last`), or the mean over the part's tokens (`mean`).
-        dropout: In the head, and only in `score_dropped`.
+        dropout: In the head, and only where its factors are drawn (`dropout_factors`).
         head_std: Standard deviation of the head's initial weights. Scores start at about head_std · √width, and a part
             whose scores start near zero learns slowly beside one whose don't.
 
@@ -74,7 +98,7 @@ class Discriminator(nn.Module):
         self.readout_id, self.kind, self.readout, self.dropout = readout_id, kind, readout, dropout
         use_packing(self.body)
         width = self.body.config.text_config.hidden_size
-        self.head = nn.Linear(width, 1, bias=False, device=body.device, dtype=body.dtype)
+        self.head = Head(width, 1, bias=False, device=body.device, dtype=body.dtype)
         nn.init.normal_(self.head.weight, std=head_std)
         # Untouched by any loss: weight decay alone must not move it.
         self.body.visual.requires_grad_(kind != "text_only")
@@ -96,12 +120,14 @@ class Discriminator(nn.Module):
         """Scores (R,) float32, without dropout."""
         return self.score(self.read(batch).hidden)
 
-    def read(self, batch: ScoreInputs, balance: bool = False) -> Reading:
+    def read(self, batch: ScoreInputs, balance: bool = False, look: bool = False) -> Reading:
         """One pass of the body; prompts and their images are computed once, however many parts follow them.
 
         Args:
             batch: From `inputs`.
             balance: Also give the load-balancing loss (`moe` only).
+            look: Without a picture compute a blank one, which changes nothing, so that processes that share the vision
+                tower's weights all come by it.
 
         Raises:
             DataError: image tokens and images do not match.
@@ -116,6 +142,8 @@ class Discriminator(nn.Module):
                 raise DataError(f"a prompt has {int(is_image.sum())} image tokens for {len(features)} image features")
             embeddings = embeddings.masked_scatter(is_image.unsqueeze(-1), features.to(embeddings.dtype))
             vision = {"visual_pos_masks": is_image, "deepstack_visual_embeds": output.deepstack_features}
+        elif look:
+            embeddings = embeddings + 0 * self._seen_in_a_blank(embeddings.device).to(embeddings.dtype)
         router = {"output_router_logits": True} if balance else {}
         output = self.body.language_model(
             inputs_embeds=embeddings,
@@ -127,6 +155,14 @@ class Discriminator(nn.Module):
         )
         hidden = self._at_readout(output.last_hidden_state[0], batch)
         return Reading(hidden, self._balance(output.router_logits, batch.packing.copies) if balance else None)
+
+    def _seen_in_a_blank(self, device: torch.device) -> Tensor:
+        """() sum of all that the vision tower makes of the smallest picture."""
+        config = self.body.config.vision_config
+        side, channels = config.spatial_merge_size, getattr(config, "in_channels", 3)
+        pixels = torch.zeros(side**2, channels * config.temporal_patch_size * config.patch_size**2, device=device)
+        output = self.body.get_image_features(pixels, torch.tensor([[1, side, side]], device=device))
+        return torch.stack([seen.sum() for seen in (*output.pooler_output, *output.deepstack_features)]).sum()
 
     def positions(self, batch: ScoreInputs) -> Tensor:
         """The model's own multimodal positions (3, 1, T): time, height, width; parts count on from their prompt."""
@@ -140,23 +176,33 @@ class Discriminator(nn.Module):
         )[0]
         kept = [alone[:, p, :n] for p, n in enumerate(batch.prompt_lengths)]
         prompt_of = batch.packing.prompt_of.tolist()
-        return packed_positions(kept, batch.part_lengths, prompt_of).to(self.device)
+        # Not self.device: a sharded judge would fetch the weight it asks.
+        return packed_positions(kept, batch.part_lengths, prompt_of).to(batch.input_ids.device)
 
     def score(self, hidden: Tensor) -> Tensor:
         """Scores (R,) float32 of read-outs (R, H), without dropout: the rewards."""
-        return self.head(hidden).squeeze(-1).float()
+        return self.head(hidden).squeeze(-1)
 
-    def score_dropped(self, hidden: Tensor) -> Tensor:
-        """Scores (R,) float32 of read-outs (R, H), with dropout: for the loss."""
-        return self.score(F.dropout(hidden, self.dropout))
+    def dropout_factors(self, count: int) -> Tensor | None:
+        """(count, H) factors of dropout for that many read-outs, drawn anew; None where there is none."""
+        width = self.body.config.text_config.hidden_size
+        return F.dropout(torch.ones(count, width, device=self.device), self.dropout) if self.dropout else None
+
+    def recompute_activations(self) -> None:
+        """Keeps no layer's activations for the backward pass, which computes them again: slower, for less memory."""
+        self.body.gradient_checkpointing_enable({"use_reentrant": False})
+        for module in self.body.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = True  # what it asks; the modules in it stay in eval mode
 
     def _at_readout(self, states: Tensor, batch: ScoreInputs) -> Tensor:
-        """(R, H) of the row's states (T, H)."""
+        """(R, H) float32 of the row's states (T, H)."""
         if self.readout == "last":
-            return states[batch.packing.ends]
-        lengths = torch.tensor(batch.part_lengths, device=states.device)
+            return states[batch.packing.ends].float()
+        lengths = torch.tensor(batch.part_lengths, device=states.device, dtype=torch.long)
         part_of = torch.arange(len(lengths), device=states.device).repeat_interleave(lengths)
-        spoken = states[sum(batch.prompt_lengths) :].index_fill(0, batch.packing.ends - sum(batch.prompt_lengths), 0)
+        states = states[sum(batch.prompt_lengths) :].float()
+        spoken = states.index_fill(0, batch.packing.ends - sum(batch.prompt_lengths), 0)
         sums = states.new_zeros(len(lengths), states.shape[1]).index_add(0, part_of, spoken)
         return sums / (lengths - 1).unsqueeze(1)
 
@@ -193,7 +239,9 @@ class Discriminator(nn.Module):
                 f"{folder} does not say how its judge is read ({SETTINGS_FILE} is missing)",
                 hint="name it as discriminator.path of a recipe, which says it",
             )
-        body, found = BODY_CLASSES[settings["kind"]].from_pretrained(folder, dtype="auto", output_loading_info=True)
+        with whole_models():
+            opened = BODY_CLASSES[settings["kind"]].from_pretrained(folder, dtype="auto", output_loading_info=True)
+        body, found = opened
         if lost := sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]):
             raise CheckpointError(
                 f"{folder}: {len(lost)} weights of the body are missing or of another shape, such as {lost[0]}",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prism_cli import processes
 from prism_cli.discriminator.model import Discriminator
 
 
@@ -28,11 +29,14 @@ class RouterLoads:
 
     def metrics(self) -> dict[str, float]:
         """`discriminator/router_load/<part>/<expert>`: share of the part's tokens that visit the expert, averaged over
-        layers; top-k over E experts spreads evenly at k/E. Empty where nothing was read."""
+        layers and processes, which all call this; top-k over E experts spreads evenly at k/E. Empty where nothing was
+        read."""
+        everyones = processes.gather((self._visits, self._tokens))
+        visits, tokens = (torch.stack(counts).sum(0) for counts in zip(*everyones, strict=True))
         return {
-            f"discriminator/router_load/{part}/{expert}": float(self._visits[k, expert] / self._tokens[k])
+            f"discriminator/router_load/{part}/{expert}": float(visits[k, expert] / tokens[k])
             for k, part in enumerate(self.parts)
-            if self._tokens[k]
+            if tokens[k]
             for expert in range(self.experts)
         }
 

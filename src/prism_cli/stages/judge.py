@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from prism_cli.discriminator.learner import DiscriminatorLearner
@@ -9,7 +10,7 @@ from prism_cli.discriminator.model import Discriminator
 from prism_cli.discriminator.saved import saved_judge
 from prism_cli.discriminator.upcycle import Upcycling, dense_body, upcycle
 from prism_cli.errors import RecipeError
-from prism_cli.models import Policy, load_pretrained
+from prism_cli.models import Policy, device, load_pretrained
 from prism_cli.recipes.alignment import MoEDiscriminator
 from prism_cli.recipes.stages import AlignRecipe, WarmupRecipe
 from prism_cli.stages.judge_folder import model_folder, refuse_unsupported
@@ -86,20 +87,39 @@ def is_warm(path: str) -> bool:
     return saved_judge(model_folder(path)).warm
 
 
-def learner_for(section: Any, discriminator: Discriminator, **schedule: Any) -> DiscriminatorLearner:
-    """The learner of the game, or of the warm-up when its schedule is given."""
+def learner_for(
+    recipe: AlignRecipe | WarmupRecipe, discriminator: Discriminator, whole: bool = False, **schedule: Any
+) -> DiscriminatorLearner:
+    """The learner of the game, or of the warm-up when its schedule is given; every process makes one.
+
+    On a GPU it computes as the policy does: in bfloat16, each layer's activations twice.
+
+    Args:
+        recipe: Of the stage.
+        discriminator: Trained in place, on the accelerator if there is one.
+        whole: Keep a whole discriminator on each process, whatever `launch.zero` says.
+        schedule: Options of the learner that take the place of the recipe's.
+    """
+    section, launch = recipe.discriminator, recipe.launch
+    on_gpu = torch.accelerator.is_available()
+    if on_gpu:
+        discriminator.recompute_activations()
+    zero = None if whole else launch.zero
     options = {
         "learning_rate": section.learning_rate,
         "balance": section.balance if isinstance(section, MoEDiscriminator) else 0.0,
         **schedule,
     }
     return DiscriminatorLearner(
-        discriminator,
+        discriminator if zero else discriminator.to(device()),  # an engine moves what it shards
         weight_decay=section.weight_decay,
         score_clip=section.score_clip,
         score_penalty=section.score_penalty,
         max_grad_norm=section.max_grad_norm,
         micro_batch=section.micro_batch,
+        zero=zero,
+        offload=launch.offload and zero is not None,
+        bf16=on_gpu,
         **options,
     )
 

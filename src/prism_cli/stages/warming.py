@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich import get_console
 
+from prism_cli import processes
 from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.discriminator.model import Discriminator
 from prism_cli.recipes.alignment import MoEDiscriminator, WarmupSection
@@ -21,29 +24,40 @@ from prism_cli.trainers.on_policy_distill import PartReader
 
 # Published value; the game itself has none unless the recipe sets one.
 WARMUP_BALANCE = 0.01
-METRICS, CHECKPOINT = "metrics.jsonl", "warmup.pt"
+METRICS = "metrics.jsonl"
 ACCURACY = "held_out/discriminator/accuracy/"
 
 
 def warm(
-    recipe: AlignRecipe | WarmupRecipe, judge: Discriminator, pairs: Pairs, reader: PartReader, folder: Path
-) -> dict[str, Any]:
-    """Trains the judge on pairs, from the folder's last checkpoint if there is one; gives an account of it.
+    recipe: AlignRecipe | WarmupRecipe,
+    judge: Discriminator,
+    pairs: Pairs,
+    reader: PartReader,
+    folder: Path,
+    result: Path,
+) -> tuple[Discriminator, dict[str, Any]]:
+    """Trains the judge on pairs, from the folder's last checkpoint if there is one; gives it with an account of it.
+
+    On several processes all call it, each with all pairs, and each reads its share of a step's.
 
     Args:
         recipe: Of the stage.
-        judge: As it is before any step; trained in place.
+        judge: As it is before any step; not to be used after.
         pairs: The first `held_out` are measured on.
         reader: Encodes prompts.
         folder: Gets metrics.jsonl, and checkpoints while it lasts.
+        result: Folder that the judge is saved in.
     """
     section = recipe.discriminator.warmup
     steps = section.epochs * math.ceil((len(pairs.rows) - section.held_out) / section.batch_size)
     trained = [weight for weight in judge.parameters() if weight.requires_grad]
     adapters = _adapters(section, judge)
+    # Adapters are merged into weights that are all here; their optimiser is too small to shard.
+    whole = adapters is not None
     learner = learner_for(
-        recipe.discriminator,
+        recipe,
         judge,
+        whole,
         learning_rate=section.learning_rate,
         schedule="cosine",
         warmup_steps=round(steps * section.warmup_fraction),
@@ -55,8 +69,13 @@ def warm(
         adapters.merge_and_unload()
         for weight in trained:
             weight.requires_grad_()
-    _say(line := _last_line(folder), why)
-    return {"pairs": len(pairs.rows), "steps": line["step"], "stopped": why if line["step"] < steps else None}
+    learner.save_discriminator(result)
+    learner.close()
+    processes.barrier()
+    if recipe.launch.zero and not whole:
+        judge = Discriminator.from_pretrained(result)  # what was sharded is whole there
+    _say(line := processes.from_main(lambda: _last_line(folder)), why)
+    return judge, {"pairs": len(pairs.rows), "steps": line["step"], "stopped": why if line["step"] < steps else None}
 
 
 def _learn(
@@ -73,16 +92,16 @@ def _learn(
     kept = _Kept(folder, learner)
     done, why = kept.restore(), None
     bar, moved = progress_callback("warm-up: training the discriminator", steps)
-    with bar, open(folder / METRICS, "a", encoding="utf-8") as log:
+    with bar, open(folder / METRICS if processes.is_main() else os.devnull, "a", encoding="utf-8") as log:
         for step in range(done + 1, steps + 1):
-            # Dropout draws anew each step, so a step after a restart is the same.
-            torch.manual_seed(seed * 1_000_000 + step)
+            # Dropout draws anew each step and on each process, so a step after a restart is the same.
+            torch.manual_seed((seed * 1_000_000 + step) * processes.world_size() + processes.rank())
             place = (step - 1) % (steps // section.epochs) * section.batch_size
-            batch = train.select(place, place + section.batch_size)
+            batch = _share(train.select(place, place + section.batch_size))
             line = {"step": step, **learner.score_and_update(batch.comparisons(reader)).metrics}
             if step % section.measure_every == 0 or step == steps:
-                line |= _measured(learner, held_out, reader)
-                why = _reached(section, learner.discriminator.parts, line)
+                line |= _measured(learner, _share(held_out), reader)
+                why = processes.from_main(partial(_reached, section, learner.discriminator.parts, line))
             log.write(f"{json.dumps(line)}\n")
             log.flush()
             moved(step)
@@ -91,6 +110,12 @@ def _learn(
             if step % section.checkpoint_every == 0:
                 kept.save(step)
     return why
+
+
+def _share(pairs: Pairs) -> Pairs:
+    """This process's share of pairs that all processes have."""
+    count, rank, world = len(pairs.rows), processes.rank(), processes.world_size()
+    return pairs.select(count * rank // world, count * (rank + 1) // world)
 
 
 def _measured(learner: DiscriminatorLearner, pairs: Pairs, reader: PartReader) -> dict[str, float]:
@@ -144,7 +169,7 @@ def _adapters(section: WarmupSection, judge: Discriminator) -> Any:
 
 
 class _Kept:
-    """The last checkpoint of a warm-up: what is trained, optimiser and schedule.
+    """The last checkpoint of a warm-up: what is trained, optimiser and schedule. Every process calls its methods.
 
     Args:
         folder: Of the warm-up.
@@ -155,31 +180,38 @@ class _Kept:
         self._folder, self._learner = folder, learner
 
     def restore(self) -> int:
-        """Continues from the last checkpoint and drops the metrics after it; gives its step, 0 without one."""
-        checkpoint = Run(self._folder, {}).last_checkpoint()
+        """Continues from the last checkpoint and drops the metrics after it; gives its step, 0 without one.
+
+        Raises:
+            CheckpointError: it is sharded otherwise than the learner.
+        """
+        checkpoint = processes.from_main(lambda: Run(self._folder, {}).last_checkpoint())
         step = 0
         if checkpoint is not None:
             step = checkpoint_step(checkpoint)
-            judge = self._learner.discriminator
-            state = torch.load(checkpoint / CHECKPOINT, weights_only=True, map_location=judge.device)
-            judge.load_state_dict(state["weights"], strict=False)
-            self._learner.load_state_dict(state["learner"])
+            self._learner.load_trained(checkpoint)
+        processes.from_main(lambda: self._begin(checkpoint, step))
+        return step
+
+    def _begin(self, checkpoint: Path | None, step: int) -> None:
+        if checkpoint is not None:
             get_console().print(f"continuing from {checkpoint}", markup=False)
         path = self._folder / METRICS
         lines = path.read_text(encoding="utf-8").splitlines(True)[:step] if path.is_file() else []
         write_atomically(path, "".join(lines))
-        return step
 
     def save(self, step: int) -> None:
         """Keeps a step; the one before goes when this is complete."""
         checkpoints = self._folder / "checkpoints"
         new = checkpoints / f"checkpoint-{step}"
         new.mkdir(parents=True, exist_ok=True)
-        named = self._learner.discriminator.named_parameters()
-        weights = {name: weight.detach() for name, weight in named if weight.requires_grad}
-        torch.save({"weights": weights, "learner": self._learner.state_dict()}, new / CHECKPOINT)
+        self._learner.save_trained(new)
+        processes.barrier()
+        processes.from_main(lambda: self._complete(new, step))
+
+    def _complete(self, new: Path, step: int) -> None:
         write_atomically(new / COMPLETE, json.dumps({"step": step}))
-        for old in checkpoints.glob("checkpoint-*"):
+        for old in new.parent.glob("checkpoint-*"):
             if old != new:
                 (old / COMPLETE).unlink(missing_ok=True)
                 shutil.rmtree(old)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prism_cli import processes
 from prism_cli.discriminator.inputs import Comparisons
 from prism_cli.discriminator.learner import DiscriminatorLearner, Judgement
 from prism_cli.discriminator.router import router_loads
@@ -82,16 +83,17 @@ class WatchedLearner:
         """As the learner does; the metrics also hold `discriminator/valid_fraction`, `discriminator/router_load/…`, and
         on their steps `drift/<part>` and `shortcuts/<probe>/<part>`."""
         self.steps += 1
-        probed = math.ceil(PROBED_PROMPTS / len(batch.prompts)) if self.probe_every else 0
+        prompts, valid, rollouts = map(sum, zip(*processes.gather(_counts(batch)), strict=True))
+        probed = math.ceil(PROBED_PROMPTS / prompts) if self.probe_every else 0
         probing = self.probe_every is not None and -self.steps % self.probe_every < probed
         # Before the update, so that both readings are by the same weights.
         swapped = self._swapped(batch) if probing else None
         with router_loads(self.discriminator) as loads:
             judged = self.learner.score_and_update(batch)
-        metrics = {"discriminator/valid_fraction": _valid_fraction(batch), **loads.metrics()}
+        metrics = {"discriminator/valid_fraction": valid / rollouts, **loads.metrics()}
         if probing or self.stop:
             kept = max(self.stop.every if self.stop else 0, probed)
-            self._window = [*self._window, self._pairs(batch, judged, swapped)][-kept:]
+            self._window = [*self._window, self._everyones(self._pairs(batch, judged, swapped))][-kept:]
         if self.stop and self.steps % self.stop.every == 0:
             metrics |= self._measure_drift(self.stop)
         if self.probe_every and self.steps % self.probe_every == 0:
@@ -99,10 +101,19 @@ class WatchedLearner:
         return judged._replace(metrics={**judged.metrics, **metrics})
 
     def save(self, folder: Path) -> None:
-        """Writes the learner, and what was seen and measured; call it on one process."""
+        """Writes the learner, and what was seen and measured; call it on every process."""
         self.learner.save(folder)
-        state = {"steps": self.steps, "flat": self.flat, "measured": self._measured, "window": self._window}
-        (folder / WATCH_FILE).write_text(json.dumps(state), encoding="utf-8")
+        if processes.is_main():  # all have seen the same
+            state = {"steps": self.steps, "flat": self.flat, "measured": self._measured, "window": self._window}
+            (folder / WATCH_FILE).write_text(json.dumps(state), encoding="utf-8")
+
+    def save_discriminator(self, folder: Path) -> None:
+        """As the learner does."""
+        self.learner.save_discriminator(folder)
+
+    def close(self) -> None:
+        """As the learner does."""
+        self.learner.close()
 
     def load(self, folder: Path) -> None:
         """Continues from a folder that `save` wrote.
@@ -137,6 +148,15 @@ class WatchedLearner:
                 prompt = self.steps * 100_000 + p
                 found.append(Pair(prompt, teacher, policy, _scores(judged, n, p) or [], beside))
         return found
+
+    def _everyones(self, pairs: list[Pair]) -> list[Pair]:
+        """The pairs of all processes. A group may lie across them: there a prompt is known by its answer."""
+        if not processes.together():
+            return pairs
+        numbers: dict[tuple[str, ...], int] = {}
+        found = [pair for share in processes.gather(pairs) for pair in share]
+        firsts = [numbers.setdefault(tuple(pair.teacher), len(numbers)) for pair in found]
+        return [pair._replace(prompt=self.steps * 100_000 + n) for pair, n in zip(found, firsts, strict=True)]
 
     def _measure_drift(self, stop: DriftStop) -> dict[str, float]:
         """`drift/<part>` of the rollouts since the last measurement; absent with too few prompts."""
@@ -180,10 +200,10 @@ class WatchedLearner:
         return _wins([(pair.swapped or [])[k] for pair in pairs], prompts)
 
 
-def _valid_fraction(batch: Comparisons) -> float:
-    """Share of rollouts that are compared: well-formed, and so is their prompt's teacher answer."""
+def _counts(batch: Comparisons) -> tuple[int, int, int]:
+    """Prompts; rollouts that are compared, because they and their prompt's teacher answer are well-formed; rollouts."""
     paired = [parts and batch.teacher[p] for parts, p in zip(batch.rollouts, batch.prompt_of, strict=True)]
-    return sum(map(bool, paired)) / len(paired)
+    return len(batch.prompts), sum(map(bool, paired)), len(paired)
 
 
 def _wins(scores: Sequence[Sequence[float]], prompts: Sequence[int]) -> list[list[float]]:
