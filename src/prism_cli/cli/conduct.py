@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prism_cli.cli.words import Words
-from prism_cli.errors import CheckpointError
+from prism_cli.errors import CheckpointError, RecipeError
 
 
 def resolve(stage: str, words: Words, chosen: dict[str, Any], *earlier: str) -> Any:
@@ -43,8 +43,9 @@ def conduct(
     resume: bool | None,
     base: Path | None = None,
     preview: int | None = None,
+    sbatch: Path | None = None,
 ) -> None:
-    """Runs a stage, or prints what it would do.
+    """Runs a stage, in processes of its own where its recipe says so, or prints what it would do.
 
     With `dry_run` that is its recipe (stdout) and its plan (stderr), with `preview` what its teacher would be asked.
 
@@ -55,12 +56,12 @@ def conduct(
         resume: True insists on a run to continue, False starts over, None does what fits.
         base: Folder of a pipeline's file.
         preview: Print so many of the first requests its teacher would get, and do nothing else.
+        sbatch: Write a Slurm batch script that runs the command, and do nothing else.
 
     Raises:
         PrismError: from the stage; or `resume` and nothing to continue.
     """
     from prism_cli.recipes.identity import run_folder, to_yaml
-    from prism_cli.recipes.sources import command_of
 
     folder = run_folder(stage, recipe)
     if resume and not (folder / "run.json").is_file():
@@ -69,21 +70,82 @@ def conduct(
     if dry_run:
         print_yaml(to_yaml(recipe))
     module = import_module(f"prism_cli.stages.{stage}")  # here, because a wrong recipe should not wait for it
-    if dry_run or preview is not None:
+    if dry_run or preview is not None or sbatch is not None:
         lines = module.check(recipe, *where)
         from prism_cli.stages import outlook
 
         if preview is not None:
             typer.echo(outlook.teacher_preview(stage, recipe, preview))
+        elif sbatch is not None and not dry_run:
+            _write_sbatch(stage, recipe, base, sbatch, resume)
         else:
-            print_plan(command_of(stage), [*lines, *outlook.teacher_lines(stage, recipe), ("writes to", str(folder))])
+            lines = [*lines, *outlook.teacher_lines(stage, recipe), ("writes to", str(folder))]
+            _print_launch_plan(stage, recipe, lines, elsewhere=sbatch is not None)
         return
-    module.run(recipe, *where, fresh=resume is False, command=["prism", *sys.argv[1:]])
+    if not _work(stage, recipe, module, where, resume is False):
+        return
     from prism_cli.stages import report
 
     page = report.write(folder)
     get_console().print(f"[bold green]finished[/] {escape(str(folder))}", highlight=False, soft_wrap=True)
     get_console().print(f"report   {escape(str(page))}", highlight=False, soft_wrap=True)
+
+
+def _work(stage: str, recipe: Any, module: Any, where: tuple[Path, ...], fresh: bool) -> bool:
+    """Runs the stage here or in processes of its own; whether this process tells how it went."""
+    from prism_cli import processes
+    from prism_cli.stages import launch, launched
+
+    typed = launched.command()
+    if launch.needed(recipe):
+        module.check(recipe)
+        return launch.run(stage, recipe, fresh, typed)
+    module.run(recipe, *where, fresh=fresh, command=typed)
+    return processes.is_main() and not launched.by_prism()
+
+
+def _print_launch_plan(stage: str, recipe: Any, lines: list[tuple[str, str]], elsewhere: bool) -> None:
+    """Prints the plan, and below it, on a line to be copied, what would start its processes.
+
+    Args:
+        stage: The command.
+        recipe: Its recipe.
+        lines: The plan so far.
+        elsewhere: Another machine is to run it, so this one's GPUs don't matter.
+    """
+    from prism_cli.recipes.sources import command_of
+    from prism_cli.stages import launch
+
+    several = launch.needed(recipe)
+    if several:
+        lines = [*lines, *([("processes", launch.describe(recipe))] if elsewhere else launch.check(recipe))]
+    print_plan(command_of(stage), lines)
+    if several:
+        typed = [word for word in sys.argv[1:] if word != "--dry-run"]
+        console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+        console.print("prism starts the processes itself, as this would:")
+        console.print(launch.shown(typed, recipe.launch))
+
+
+def _write_sbatch(stage: str, recipe: Any, base: Path | None, file: Path, resume: bool | None) -> None:
+    """Writes the batch script of the command that was typed."""
+    from prism_cli.recipes.identity import run_folder
+    from prism_cli.stages import sbatch
+
+    if resume is not None:
+        raise RecipeError("--sbatch: the job continues whenever it is started", "leave out --resume and --fresh")
+    recipes = [recipe]
+    if stage == "run":
+        from prism_cli.stages.run import resolve_steps
+
+        steps = resolve_steps(recipe.steps, base or Path(), run_folder(stage, recipe), recipe.seed)
+        recipes = [step for _, step in steps]
+    launches = [step.launch for step in recipes if hasattr(step, "launch")]
+    typed = sys.argv[1:]
+    where = next(index for index, word in enumerate(typed) if word.partition("=")[0] == "--sbatch")
+    del typed[where : where + (1 if "=" in typed[where] else 2)]
+    sbatch.write(file, stage, launches, typed)
+    get_console().print(f"written {file}: look at its first lines, then hand it in with sbatch", markup=False)
 
 
 def start_from_newest(recipe: Any, *stages: str) -> dict[str, str]:

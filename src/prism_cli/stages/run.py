@@ -12,7 +12,7 @@ from prism_cli.recipes.load import load_step
 from prism_cli.recipes.pipelines import PipelineRecipe, PipelineStep
 from prism_cli.recipes.sources import command_of
 from prism_cli.recipes.stages import EvalRecipe
-from prism_cli.stages import align, build, eval, report, rl, sft, warmup
+from prism_cli.stages import align, build, eval, launch, report, rl, sft, warmup
 from prism_cli.stages.checks import Plan
 
 STAGES = {"sft": sft, "warmup": warmup, "align": align, "rl": rl, "eval": eval}
@@ -33,7 +33,8 @@ def check(recipe: PipelineRecipe, base: Path) -> Plan:
         check_step(step, resolved)
         sources = resolved.runs if isinstance(resolved, EvalRecipe) else (resolved.from_,)
         names = ", ".join(Path(source).name for source in sources if source)
-        plan.append((step.id or step.stage, f"prism {command_of(step.stage)}" + (f" from {names}" if names else "")))
+        how = f", processes: {launch.describe(resolved)}" if launch.needed(resolved) else ""
+        plan.append((step.id or step.stage, f"prism {command_of(step.stage)}{f' from {names}' if names else ''}{how}"))
     return plan
 
 
@@ -53,10 +54,18 @@ def run(recipe: PipelineRecipe, base: Path, fresh: bool = False, command: Sequen
     with whole.working():
         for number, (step, resolved) in enumerate(steps, start=1):
             console.rule(f"[bold]{step.id or step.stage}[/bold]  {number} of {len(steps)}", align="left")
-            STAGES[step.stage].run(resolved, fresh=False, command=command)
+            run_step(step, resolved, command)
             free_memory()
             report.write(folder)
     return folder
+
+
+def run_step(step: PipelineStep, resolved: Any, command: Sequence[str] = ()) -> None:
+    """Runs or continues a step, in processes of its own where its recipe wants several."""
+    if launch.needed(resolved):
+        launch.run(step.stage, resolved, False, command)
+    else:
+        STAGES[step.stage].run(resolved, fresh=False, command=command)
 
 
 def check_step(step: PipelineStep, resolved: Any) -> None:
@@ -69,6 +78,13 @@ def check_step(step: PipelineStep, resolved: Any) -> None:
         resolved = resolved.model_copy(
             update={"discriminator": resolved.discriminator.model_copy(update={"path": None})}
         )
+    if launch.needed(resolved):
+        if resolved.launch.nodes > 1:
+            raise RecipeError(
+                f"step {step.id or step.stage!r} wants {resolved.launch.nodes} nodes, and a pipeline runs on one",
+                "run its stages by their own commands, one after another (docs/launch.md)",
+            )
+        launch.check(resolved)
     STAGES[step.stage].check(resolved, pending=True)
 
 

@@ -1,0 +1,123 @@
+"""The side of a process that prism's launcher started: it ends with its launcher, and tells it how it failed.
+
+Launcher and processes share a folder, named in PRISM_LAUNCHED: `command.json` holds what the user typed, and a process
+that fails leaves `failed-<rank>.json`. Processes that somebody else's launcher started (torchrun) have no such folder.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from prism_cli import processes
+from prism_cli.errors import PrismError
+
+FOLDER = "PRISM_LAUNCHED"
+INTERRUPTED = 130
+PATIENCE = 10.0  # seconds that the first process may take to notice a failure
+SAVING = 600.0  # seconds that it may take to finish a step and write what is left of a checkpoint
+SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+
+
+class Failure(NamedTuple):
+    """Why a process failed, as it told.
+
+    Attributes:
+        rank: Which process.
+        at: When, in seconds since 1970.
+        exit_code: What it left with.
+        message: What `error:` says.
+        hint: What `hint:` says, or None.
+        trace: The traceback of a bug, or None.
+    """
+
+    rank: int
+    at: float
+    exit_code: int
+    message: str
+    hint: str | None = None
+    trace: str | None = None
+
+
+def by_prism() -> bool:
+    """Whether prism's own launcher started this process; it then does what concerns all of them."""
+    return FOLDER in os.environ
+
+
+def command() -> list[str]:
+    """What the user typed."""
+    if not by_prism():
+        return ["prism", *sys.argv[1:]]
+    return json.loads((Path(os.environ[FOLDER]) / "command.json").read_text(encoding="utf-8"))
+
+
+def speaks(error: PrismError | KeyboardInterrupt) -> bool:
+    """Whether this process is the one that prints how it ended; a launcher of prism's own is told instead."""
+    if not by_prism():
+        return processes.world_size() == 1 or processes.tells_of_failure()
+    if isinstance(error, PrismError):
+        _tell(Failure(processes.rank(), time.time(), error.exit_code, str(error), error.hint))
+        _leave_after_first(PATIENCE)
+    else:
+        _tell(Failure(processes.rank(), time.time(), exit_code(error), "interrupted"))
+        _leave_after_first(SAVING)
+    return False
+
+
+def exit_code(interrupt: KeyboardInterrupt) -> int:
+    """What an interrupted process leaves with: 130, and after SIGTERM its own."""
+    return getattr(interrupt, "exit_code", INTERRUPTED)
+
+
+def _leave_after_first(seconds: float) -> None:
+    """Waits until the node's first process has told too: with the first that leaves, torch ends the others."""
+    first = Path(os.environ[FOLDER]) / f"failed-{processes.rank() - processes.local_rank()}.json"
+    end = time.monotonic() + seconds
+    while not first.exists() and first.parent.is_dir() and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+class Working:
+    """Around all that a started process does: it is killed with its launcher, and a bug's traceback goes there."""
+
+    def __enter__(self) -> None:
+        _die_with_launcher()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if isinstance(error, Exception):
+            trace = "".join(traceback.format_exception(error))
+            told = f"{type(error).__name__}: {error}"
+            _tell(Failure(processes.rank(), time.time(), 1, told, None, trace))
+            raise SystemExit(1)
+
+
+def failures(folder: Path) -> list[Failure]:
+    """What the processes told, the earliest first."""
+    told = [Failure(**json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("failed-*.json")]
+    return sorted(told, key=lambda failure: (failure.at, failure.rank))
+
+
+def _tell(failure: Failure) -> None:
+    folder = Path(os.environ[FOLDER])
+    path = folder / f"failed-{failure.rank}.json"
+    if not folder.is_dir() or path.exists():
+        return  # the launcher has left, or this is what the first failure led to
+    whole = path.with_suffix(".part")
+    told: dict[str, Any] = failure._asdict()
+    whole.write_text(json.dumps(told), encoding="utf-8")
+    whole.rename(path)
+
+
+def _die_with_launcher() -> None:
+    """Has the kernel end this process when its launcher is gone, however it went."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != int(json.loads((Path(os.environ[FOLDER]) / "launcher.json").read_text(encoding="utf-8"))):
+        raise SystemExit(1)  # it went before the kernel was told
