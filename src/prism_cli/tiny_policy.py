@@ -38,12 +38,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_processor(vocabulary: Sequence[str], pixels: int) -> Qwen3VLProcessor:
+def tiny_processor(vocabulary: Sequence[str], pixels: int, patch: int = PATCH) -> Qwen3VLProcessor:
     """Gives a processor that knows these words and scales pictures to `pixels` pixels.
 
     Args:
         vocabulary: Every word the world and its instruction use.
         pixels: Picture size after resizing; 48·48 gives 9 visual tokens.
+        patch: Side of a patch of the vision tower, in pixels.
     """
     words = ["[UNK]", "system", "user", "assistant", *dict.fromkeys(vocabulary)]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(dict.fromkeys(words))}, unk_token="[UNK]"))
@@ -59,7 +60,7 @@ def tiny_processor(vocabulary: Sequence[str], pixels: int) -> Qwen3VLProcessor:
         clean_up_tokenization_spaces=False,
     )
     size = {"shortest_edge": pixels, "longest_edge": pixels}
-    images = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": MERGE, "size": size}
+    images = {"patch_size": patch, "temporal_patch_size": 2, "merge_size": MERGE, "size": size}
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(**images),
         tokenizer=fast,
@@ -96,7 +97,12 @@ def tiny_model(
             "max_position_embeddings": 1024,
             "initializer_range": 0.08,
             # Rotary sections (time, height, width) share the 16 frequencies of a 32-wide head.
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [6, 5, 5],
+                "mrope_interleaved": True,  # transformers knows; vLLM must be told
+            },
             "pad_token_id": tokenizer.pad_token_id,
         },
         vision_config={

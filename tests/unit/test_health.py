@@ -23,6 +23,7 @@ from prism_cli.trainers.rollout_health import (
     far_from_start,
     format_collapse,
     format_milked,
+    generator_gap,
     length_drift,
     nothing_to_learn,
     unscored,
@@ -116,6 +117,7 @@ def test_mostly_malformed_responses_are_a_format_collapse():
         (cut_responses, "completions/clipped_ratio", 0.2, "26% of the responses are cut"),
         (far_from_start, "kl", 0.5, "is 0.56 nats a token from where it started"),
         (unscored, "rewards/unscored_fraction", 0.2, "26% of the responses could not be scored"),
+        (generator_gap, "sampling/sampling_logp_difference/mean", 0.05, "vLLM and the trainer differ by 0.11 nats"),
     ],
 )
 def test_five_steps_above_a_limit_are_a_warning_and_one_odd_step_is_none(detector, name, limit, said):

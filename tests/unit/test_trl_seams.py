@@ -8,7 +8,8 @@ from accelerate.data_loader import DataLoaderShard
 from transformers import ProcessorMixin, Trainer, TrainerCallback
 from transformers.models.qwen3_vl import Qwen3VLModel, Qwen3VLProcessor
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
-from trl.trainer.utils import RepeatSampler
+from trl.generation.vllm_generation import VLLMGeneration
+from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 SEAMS = [
     (GRPOTrainer._generate_and_score_completions, ["self", "inputs"]),
@@ -22,6 +23,8 @@ SEAMS = [
         RepeatSampler.__init__,
         ["self", "data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed"],
     ),
+    (VLLMGeneration.sync_weights, ["self"]),
+    (VLLMGeneration.generate, ["self", "prompts", "images", "num_generations", "profiler"]),
     (Trainer._save_checkpoint, ["self", "model", "trial"]),
     (Trainer._load_best_model, ["self"]),
     (
@@ -98,6 +101,17 @@ def test_a_generation_is_about_the_rows_it_is_given():
         *("pixel_values", "image_grid_thw", "num_images", "token_type_ids", "mm_token_type_ids", "tool_mask"),
         *("pixel_attention_mask", "spatial_shapes", "image_sizes", "image_position_ids", "num_tiles"),
     }
+
+
+def test_vllm_is_started_by_the_name_we_put_another_in_place_of():
+    source = inspect.getsource(VLLMGeneration._init_vllm)
+    assert "self.llm = LLM(" in source
+    assert "seed=accelerator.process_index // self.tensor_parallel_size" in source
+
+
+def test_all_log_probabilities_have_the_heads_bias():
+    """There tokens that are never sampled are taken out of the policy's distribution, as they are out of vLLM's."""
+    assert "weight, bias = lm_head.weight, lm_head.bias" in inspect.getsource(add_fused_lm_head)
 
 
 def test_the_token_mean_is_over_the_number_of_tokens_in_the_batch():

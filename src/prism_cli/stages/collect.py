@@ -20,6 +20,7 @@ from prism_cli.stages import build, checks
 from prism_cli.stages.checks import Plan
 from prism_cli.stages.collecting import Answer, Answers, BatchAnswers, DirectAnswers, Stopped, collect_open, useless
 from prism_cli.stages.collection_card import card
+from prism_cli.stages.generation import chosen_engine, sampler
 from prism_cli.stages.grammar import grammar_ahead, response_settings
 from prism_cli.stages.teaching import teaching
 
@@ -202,18 +203,13 @@ def _policy_texts(recipe: CollectRecipe, run: Run, rows: "Dataset") -> dict[tupl
     from prism_cli.stages.policy_samples import kept_samples
 
     assert recipe.from_ is not None, "pairs are collected with a run in `from`"
-    policy = load_policy(resolve_model(recipe.from_)[0])
-    sampled = kept_samples(
-        policy,
-        rows,
-        [index for index in range(len(rows)) for _ in range(recipe.samples)],
-        run.folder / "samples.jsonl",
-        max_tokens=recipe.max_response_tokens,
-        temperature=recipe.temperature,
-        seed=recipe.seed,
-        batch_size=GENERATED_AT_ONCE,
-        label="sampling the policy",
-    )
+    folder = resolve_model(recipe.from_)[0]
+    policy = load_policy(folder)
+    wanted = [index for index in range(len(rows)) for _ in range(recipe.samples)]
+    sizes = {"max_tokens": recipe.max_response_tokens, "batch_size": GENERATED_AT_ONCE}
+    how = {"temperature": recipe.temperature, "seed": recipe.seed, "label": "sampling the policy"}
+    with sampler(chosen_engine(recipe, policy), policy, folder, **sizes) as sample:
+        sampled = kept_samples(sample, rows, wanted, run.folder / "samples.jsonl", **how)
     texts = [policy.processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in sampled]
     return dict(zip(((id, sample) for id in rows["id"] for sample in range(recipe.samples)), texts, strict=True))
 

@@ -18,6 +18,7 @@ from prism_cli.stages import build, checks
 from prism_cli.stages.checks import Plan
 from prism_cli.stages.curating import SAMPLES, Rate, pass_rates, refuse_other_rows, weights_of
 from prism_cli.stages.curation_card import card
+from prism_cli.stages.generation import check_generation
 from prism_cli.stages.grammar import response_settings
 from prism_cli.stages.lineage import lineage_of
 
@@ -37,7 +38,7 @@ def check(recipe: CurateRecipe) -> Plan:
     if recipe.from_ is None:
         raise RecipeError("`prism data curate` has no policy to sample", "give --from RUN, the run that RL starts from")
     plan = [("samples", str(resolve_model(recipe.from_)[0])), *checks.check_data(recipe.data, "data curate")]
-    plan += [("a prompt", f"{recipe.samples} samples at temperature {recipe.temperature:g}")]
+    plan += [*check_generation(recipe), ("a prompt", f"{recipe.samples} samples at temperature {recipe.temperature:g}")]
     return [*plan, ("keeps", kept_in_words(recipe))]
 
 

@@ -12,6 +12,7 @@ from prism_cli.responses import Grammar
 from prism_cli.rewards.accuracy import is_correct
 from prism_cli.runs import Run, resolve_model
 from prism_cli.stages.build import progress_callback
+from prism_cli.stages.generation import chosen_engine, sampler
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -98,25 +99,23 @@ def _sampled(
 ) -> Iterator[tuple[list[list[str]], list[list[int]]]]:
     """Texts and lengths in tokens of the responses to each prompt of a lot, from the row `begin` on."""
     from prism_cli.models import load_policy
-    from prism_cli.stages.policy_samples import sampled_lots
+    from prism_cli.stages.policy_samples import at_once, sampled_lots
 
     assert recipe.from_ is not None, "check refuses a recipe without a run"
-    samples = recipe.samples
-    for responses in sampled_lots(
-        load_policy(resolve_model(recipe.from_)[0]),
-        rows,
-        [row for row in range(begin, len(rows)) for _ in range(samples)],
-        lot * samples,
-        max_tokens=recipe.max_response_tokens,
-        temperature=recipe.temperature,
-        seed=recipe.seed * 1_000_000 + begin * samples,
-        batch_size=recipe.batch_size,
-    ):
-        by_prompt = [responses[start : start + samples] for start in range(0, len(responses), samples)]
-        yield (
-            [[response.text for response in of_prompt] for of_prompt in by_prompt],
-            [[len(response.token_ids) for response in of_prompt] for of_prompt in by_prompt],
-        )
+    samples, folder = recipe.samples, resolve_model(recipe.from_)[0]
+    wanted = [row for row in range(begin, len(rows)) for _ in range(samples)]
+    seed = recipe.seed * 1_000_000 + begin * samples
+    policy = load_policy(folder)
+    sizes = {"max_tokens": recipe.max_response_tokens, "batch_size": recipe.batch_size}
+    engine = chosen_engine(recipe, policy)
+    together = max(lot, at_once(engine) // samples if engine.engine == "vllm" else 0) * samples
+    with sampler(engine, policy, folder, **sizes) as sample:
+        for responses in sampled_lots(sample, rows, wanted, together, temperature=recipe.temperature, seed=seed):
+            by_prompt = [responses[start : start + samples] for start in range(0, len(responses), samples)]
+            yield (
+                [[response.text for response in of_prompt] for of_prompt in by_prompt],
+                [[len(response.token_ids) for response in of_prompt] for of_prompt in by_prompt],
+            )
 
 
 def _texts_of(rows: "Dataset") -> Iterator[dict[str, Any]]:

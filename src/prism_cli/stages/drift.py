@@ -17,6 +17,7 @@ from prism_cli.stages import build, checks
 from prism_cli.stages.checks import Plan
 from prism_cli.stages.connections import NOWHERE
 from prism_cli.stages.eval import run_names
+from prism_cli.stages.generation import check_generation, chosen_engine, sampler
 from prism_cli.stages.grammar import grammar_ahead
 from prism_cli.stages.teaching import TeacherDesk, teaching
 
@@ -38,6 +39,7 @@ def check(recipe: DriftRecipe) -> Plan:
     plan = [("measures", reference) for reference in recipe.runs]
     plan += checks.check_data(recipe.data, "drift")
     plan += checks.check_teacher(_kept_teacher(recipe.teacher), "drift", grammar_ahead(recipe))
+    plan += check_generation(recipe)
     return [*plan, ("a prompt", f"{recipe.samples} samples at temperature {recipe.temperature}")]
 
 
@@ -57,9 +59,10 @@ def run(recipe: DriftRecipe, fresh: bool = False, command: Sequence[str] = ()) -
             settings = {"prompts": len(answers), "samples": recipe.samples, "temperature": recipe.temperature}
             result = {"settings": settings, "runs": runs}
             write_atomically(run.folder / RESULT, json.dumps(result, indent=2))
-    from prism_cli.report.summary_table import summary_table
+    from prism_cli.report.summary_table import side_by_side, summary_table
 
-    get_console().print(summary_table(json.loads((run.folder / RESULT).read_text(encoding="utf-8"))))
+    console, found = get_console(), json.loads((run.folder / RESULT).read_text(encoding="utf-8"))
+    console.print(side_by_side(summary_table(found), console.width))
     return run.folder
 
 
@@ -175,21 +178,17 @@ def _measure(
 def _responses(recipe: DriftRecipe, name: str, reference: str, run: Run) -> tuple[Grammar, list[list[str]]]:
     """The run's grammar, and its responses to each row; kept in the folder as they come."""
     from prism_cli.models import free_memory, load_policy
-    from prism_cli.stages.policy_samples import kept_samples
+    from prism_cli.stages.policy_samples import at_once, kept_samples
 
-    policy = load_policy(resolve_model(reference)[0])
+    folder = resolve_model(reference)[0]
+    policy = load_policy(folder)
     rows = build.load_data(recipe.data, policy)
-    sampled = kept_samples(
-        policy,
-        rows,
-        [row for row in range(len(rows)) for _ in range(recipe.samples)],
-        run.folder / f"responses-{name}.jsonl",
-        max_tokens=recipe.max_response_tokens,
-        temperature=recipe.temperature,
-        seed=recipe.seed,
-        batch_size=recipe.batch_size,
-        label=f"drift {name}",
-    )
+    wanted = [row for row in range(len(rows)) for _ in range(recipe.samples)]
+    path, sizes = run.folder / f"responses-{name}.jsonl", {"max_tokens": recipe.max_response_tokens}
+    how = {"temperature": recipe.temperature, "seed": recipe.seed, "label": f"drift {name}"}
+    engine = chosen_engine(recipe, policy)
+    with sampler(engine, policy, folder, **sizes, batch_size=recipe.batch_size) as sample:
+        sampled = kept_samples(sample, rows, wanted, path, **how, lot=at_once(engine))
     texts = [policy.processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in sampled]
     grammar = policy.grammar
     del policy

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich import get_console
 
+from prism_cli import processes
 from prism_cli.data.lengths import refuse_over_long
 from prism_cli.discriminator.inputs import Comparisons, Parts
 from prism_cli.errors import DataError, PrismError
@@ -14,7 +15,8 @@ from prism_cli.evaluation.sampling import multimodal
 from prism_cli.models import Policy
 from prism_cli.recipes.stages import AlignRecipe, WarmupRecipe
 from prism_cli.stages import build
-from prism_cli.stages.policy_samples import kept_samples
+from prism_cli.stages.generation import TRANSFORMERS, chosen_engine, sampler
+from prism_cli.stages.policy_samples import at_once, kept_samples
 from prism_cli.stages.teaching import TeacherDesk
 from prism_cli.trainers.on_policy_distill import PartReader
 
@@ -79,20 +81,25 @@ def sampled_pairs(
     # Each row is asked once, however many pairs it is in: a request holds its pictures.
     asked = list(dict.fromkeys(wanted))
     desk.prefetch([ids[i] for i in asked])
-    sampled = kept_samples(
-        policy,
-        rows,
-        wanted,
-        path,
-        max_tokens=recipe.max_response_tokens,
-        temperature=warmup.temperature,
-        seed=recipe.seed,
-        batch_size=_at_once(recipe),
-        label="warm-up: sampling the policy",
-    )
+    sizes = {"max_tokens": recipe.max_response_tokens, "batch_size": _at_once(recipe)}
+    how: dict = {"temperature": warmup.temperature, "label": "warm-up: sampling the policy"}
+    # A vLLM beside the trainer's would have to be told each process's device.
+    engine = chosen_engine(recipe, policy) if processes.world_size() == 1 else TRANSFORMERS
+    # Each process samples a share and keeps it in a file of its own.
+    rank, world = processes.rank(), processes.world_size()
+    kept = path if world == 1 else path.with_name(f"{path.stem}-{rank}-of-{world}{path.suffix}")
+    how |= {"seed": recipe.seed * world + rank}
+    with sampler(engine, policy, policy.model.name_or_path, **sizes) as sample:
+        share = kept_samples(sample, rows, wanted[rank::world], kept, **how, lot=at_once(engine))
+    sampled = _interleaved(processes.gather(share))
     answers = dict(zip(asked, map(reader.text, desk.answers([ids[i] for i in asked])), strict=True))
     taught = [answers[i] for i in wanted]
     return _usable(Pairs(rows, wanted, taught, [reader.tokens(token_ids) for token_ids in sampled]), warmup.held_out)
+
+
+def _interleaved(shares: list[list[list[int]]]) -> list[list[int]]:
+    """Of shares that took each a row in turn, all in order."""
+    return [responses[i] for i in range(len(shares[0])) for responses in shares if i < len(responses)]
 
 
 def _at_once(recipe: AlignRecipe | WarmupRecipe) -> int:
@@ -109,7 +116,8 @@ def read_pairs(recipe: AlignRecipe | WarmupRecipe, policy: Policy, reader: PartR
     """
     warmup = recipe.discriminator.warmup
     assert warmup.data is not None, "pairs are read where the recipe names a file"
-    rows = build.load_data(warmup.data, policy)
+    with processes.main_first():
+        rows = build.load_data(warmup.data, policy)
     for column, whose in (("teacher_response", "teacher_…"), ("student_response", "student_…")):
         lacking = [id for id, text in zip(rows["id"], rows[column], strict=True) if not text]
         if lacking:

@@ -5,54 +5,52 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prism_cli.evaluation.sampling import Sampled, multimodal, sample_responses
-from prism_cli.models import Policy, device, placeholder_ids
+from prism_cli.errors import DataError
+from prism_cli.evaluation.sampling import Sampled, multimodal
 from prism_cli.runs import write_atomically
 from prism_cli.stages.build import progress_callback
+from prism_cli.stages.generation import Engine, Sample
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 SAMPLED_AT_ONCE = 128
+# vLLM works on hundreds at a time, and at a lot's end waits for the longest.
+SAMPLED_AT_ONCE_BY_VLLM = 8 * SAMPLED_AT_ONCE
+
+
+def at_once(engine: Engine) -> int:
+    """How many responses an engine is asked for at a time; what is kept of them is kept together."""
+    return SAMPLED_AT_ONCE_BY_VLLM if engine.engine == "vllm" else SAMPLED_AT_ONCE
 
 
 def kept_samples(
-    policy: Policy,
+    sample: Sample,
     rows: "Dataset",
     wanted: Sequence[int],
     path: Path,
     *,
-    max_tokens: int,
     temperature: float,
     seed: int,
-    batch_size: int,
     label: str,
+    lot: int = SAMPLED_AT_ONCE,
 ) -> list[list[int]]:
     """The policy's responses, (M,) token ids; kept batch by batch, so that a kill loses one batch at most.
 
     Args:
-        policy: Who is sampled.
+        sample: Who is sampled, and how (`generation.sampler`).
         rows: The prompts.
         wanted: (M,) the row of each response; a row may stand several times.
         path: JSON lines of token ids, continued where a killed command left it.
-        max_tokens: Longest response.
         temperature: Sampling temperature.
         seed: Of the sampling.
-        batch_size: Responses generated at once.
         label: Words of the progress bar.
+        lot: Responses asked for at a time.
     """
     done = whole_lines(path)
     bar, moved = progress_callback(label, len(wanted))
-    lots = sampled_lots(
-        policy,
-        rows,
-        wanted[len(done) :],
-        SAMPLED_AT_ONCE,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        seed=seed * 1_000_000 + len(done),
-        batch_size=batch_size,
-    )
+    left, first_seed = wanted[len(done) :], seed * 1_000_000 + len(done)
+    lots = sampled_lots(sample, rows, left, lot, temperature=temperature, seed=first_seed)
     with bar, open(path, "a", encoding="utf-8") as file:
         moved(len(done))
         for responses in lots:
@@ -64,42 +62,36 @@ def kept_samples(
 
 
 def sampled_lots(
-    policy: Policy,
+    sample: Sample,
     rows: "Dataset",
     wanted: Sequence[int],
     at_once: int,
     *,
-    max_tokens: int,
     temperature: float,
     seed: int,
-    batch_size: int,
 ) -> Iterator[list[Sampled]]:
     """The policy's responses by lots, each with a seed of its own: one sampled after a restart is the same.
 
     Args:
-        policy: Who is sampled.
+        sample: Who is sampled, and how.
         rows: The prompts.
         wanted: (M,) the row of each response; a row may stand several times.
         at_once: Responses a lot.
-        max_tokens: Longest response.
         temperature: Sampling temperature.
         seed: Of the first lot; the others add how many responses came before them.
-        batch_size: Responses generated at once.
+
+    Raises:
+        DataError: a prompt is longer than the engine takes.
     """
-    policy.model.to(device())
     for start in range(0, len(wanted), at_once):
         lot = wanted[start : start + at_once]
         found = {i: rows[i] for i in dict.fromkeys(lot)}
-        yield sample_responses(
-            policy.model,
-            policy.processor,
-            [multimodal(found[i]["prompt"], found[i]["images"]) for i in lot],
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed + start,
-            suppress=placeholder_ids(policy.processor),
-            batch_size=batch_size,
-        )
+        conversations = [multimodal(found[i]["prompt"], found[i]["images"]) for i in lot]
+        responses = sample(conversations, temperature=temperature, seed=seed + start)
+        for i, response in zip(lot, responses, strict=True):
+            if response.failed:
+                raise DataError(f"row {found[i]['id']}: {response.failed}", "shorten it, or drop the row")
+        yield responses
 
 
 def whole_lines(path: Path) -> list[list[int]]:

@@ -22,6 +22,7 @@ from prism_cli.trainers.rollout_health import (
     far_from_start,
     format_collapse,
     format_milked,
+    generator_gap,
     length_drift,
     nothing_to_learn,
     unscored,
@@ -33,7 +34,7 @@ Detector = Callable[[History], HealthWarning | None]
 
 def rollout_detectors() -> list[Detector]:
     """What can go wrong wherever a policy rolls out."""
-    return [length_drift, format_collapse, cut_responses, entropy_collapse, far_from_start]
+    return [length_drift, format_collapse, cut_responses, entropy_collapse, far_from_start, generator_gap]
 
 
 def align_detectors(parts: Sequence[str]) -> list[Detector]:

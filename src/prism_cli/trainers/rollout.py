@@ -1,6 +1,7 @@
 """What align and RL share on TRL's GRPOTrainer: rollouts read by the declared grammar, no placeholder token."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from prism_cli.trainers.arguments import trl_config
 from prism_cli.trainers.packed_logps import PackedLogps, whole_groups
 from prism_cli.trainers.prompts import EpochSampler
 from prism_cli.trainers.rollout_log import RolloutLog
+from prism_cli.trainers.vllm_rollouts import VLLMRollouts, end, mend, never_says, suppressing
 
 RewardFunction = Callable[..., Any]
 
@@ -32,6 +34,7 @@ class RolloutTrainer(GRPOTrainer):
         held_out: Rows of the same shape for the evaluation, or None.
         callbacks: Watchers; a `RolloutLog` among them is given rollouts to keep.
         lora: A peft config, or None to train all weights.
+        vllm: How vLLM makes the rollouts, or None for transformers.
     """
 
     def __init__(
@@ -43,21 +46,39 @@ class RolloutTrainer(GRPOTrainer):
         held_out: Dataset | None,
         callbacks: Sequence[TrainerCallback],
         lora: Any = None,
+        vllm: VLLMRollouts | None = None,
     ):
         self.grammar = policy.grammar
-        generation = {**arguments.get("generation_kwargs", {}), "suppress_tokens": placeholder_ids(policy.processor)}
-        super().__init__(
-            model=policy.model,
-            reward_funcs=list(reward_funcs),
-            args=trl_config(GRPOConfig, {**arguments, "generation_kwargs": generation}),
-            train_dataset=train,
-            eval_dataset=held_out,
-            processing_class=policy.processor,
-            callbacks=list(callbacks),
-            peft_config=lora,
-        )
+        placeholders = placeholder_ids(policy.processor)
+        unsaid = {"suppress_tokens": placeholders} if vllm is None else suppressing(policy, placeholders)
+        generation = {**arguments.get("generation_kwargs", {}), **unsaid}
+        arguments = {**({} if vllm is None else vllm.arguments), **arguments, "generation_kwargs": generation}
+        args = trl_config(GRPOConfig, arguments)
+        with nullcontext() if vllm is None else vllm.started_for(policy.processor, args.bf16, args.seed):
+            super().__init__(
+                model=policy.model,
+                reward_funcs=list(reward_funcs),
+                args=args,
+                train_dataset=train,
+                eval_dataset=held_out,
+                processing_class=policy.processor,
+                callbacks=list(callbacks),
+                peft_config=lora,
+            )
+        if vllm is not None:
+            mend(self.vllm_generation, policy.processor)
+            for model in filter(None, (self.model, self.ref_model)):
+                never_says(model, placeholders)
         self.packed_logps = PackedLogps(self.accelerator)
         self.rollout_log = next((one for one in callbacks if isinstance(one, RolloutLog)), None)
+
+    def train(self, *args, **kwargs):
+        """TRL's; a vLLM of its own ends with it."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.use_vllm:
+                end(self.vllm_generation)
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         packed = self.packed_logps(model, *args, **kwargs)
