@@ -1,0 +1,138 @@
+"""`prism plan`: memory, time and teacher calls of a stage or a pipeline before anything is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prism_cli.errors import RecipeError
+from prism_cli.planning.effort import Effort, effort
+from prism_cli.planning.job import GB, Device, Job
+from prism_cli.planning.ladder import Change, smallest_fit
+from prism_cli.planning.memory import Moment, host_bytes, peaks
+from prism_cli.recipes.identity import run_folder
+from prism_cli.recipes.pipelines import PipelineRecipe
+from prism_cli.stages.job import PLANNED, Start, job_of, start_of
+from prism_cli.stages.outlook import teacher_lines
+
+USUAL_GB = 80.0
+# Peak in bfloat16 without sparsity, by the makers' data sheets, in 10¹² operations a second.
+PEAKS = {"H100": 989.0, "H200": 989.0, "H800": 989.0, "B200": 2250.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0}
+USUAL_TFLOPS = 989.0
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage will take.
+
+    Attributes:
+        step: Its name.
+        stage: Its command.
+        job: What was planned for.
+        phases: Phase → its largest moment, on one device.
+        change: What to append where it doesn't fit; None where it fits, or where nothing on the ladder helps.
+        effort: Time, or None.
+        teacher: What asking the teacher takes, as lines.
+    """
+
+    step: str
+    stage: str
+    job: Job
+    phases: dict[str, Moment]
+    change: Change | None
+    effort: Effort | None
+    teacher: list[tuple[str, str]]
+
+    @property
+    def peak(self) -> float:
+        """Bytes on a device at the worst moment."""
+        return max(moment.total for moment in self.phases.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is there."""
+        return self.peak <= self.job.device.memory
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as plain values; gigabytes are 10⁹ bytes."""
+        return {
+            "step": self.step,
+            "stage": self.stage,
+            "devices": self.job.launch.world,
+            "gpu_memory_gb": round(self.job.device.memory / GB, 3),
+            "peak_gb": round(self.peak / GB, 3),
+            "fits": self.fits,
+            "phases": {
+                phase: {name: round(size / GB, 3) for name, size in moment.parts.items()}
+                for phase, moment in self.phases.items()
+            },
+            "host_gb": round(host_bytes(self.job) / GB, 3),
+            "overrides": list(self.change.overrides) if self.change else [],
+            "peak_gb_with_overrides": round(max(m.total for m in peaks(self.change.job).values()) / GB, 3)
+            if self.change
+            else None,
+            "hours": round(self.effort.seconds / 3600, 1) if self.effort and self.effort.seconds else None,
+            "seconds_a_step": {name: round(value, 1) for name, value in self.effort.step.items()}
+            if self.effort
+            else None,
+            "tflops": self.job.device.tflops,
+            "teacher": dict(self.teacher),
+        }
+
+
+def here(gpu_memory: float | None, tflops: float | None) -> Device:
+    """The GPU to plan for: the one there is, unless said otherwise, else a usual one.
+
+    Args:
+        gpu_memory: Gigabytes, or None.
+        tflops: Its peak, or None.
+    """
+    import torch
+
+    name, memory = "", USUAL_GB * GB
+    if torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(0)
+        name, memory = found.name, float(found.total_memory)
+    known = next((value for word, value in PEAKS.items() if word in name), USUAL_TFLOPS)
+    return Device(True, memory if gpu_memory is None else gpu_memory * GB, tflops or known)
+
+
+def plan(stage: str, recipe: Any, device: Device, base: Path | None = None) -> list[StagePlan]:
+    """What a stage, or each training step of a pipeline, will take.
+
+    Args:
+        stage: sft, warmup, align, rl or run.
+        recipe: Its recipe.
+        device: What it will run on.
+        base: Folder of a pipeline's file.
+
+    Raises:
+        RecipeError: a stage that isn't planned, or a model without a config.
+    """
+    if not isinstance(recipe, PipelineRecipe):
+        if not isinstance(recipe, PLANNED):
+            raise RecipeError(
+                f"`prism plan` plans training, not {stage}", "name a recipe of sft, warmup, align, rl or a pipeline"
+            )
+        return [_planned(stage, stage, recipe, device, start_of(recipe))]
+    from prism_cli.stages.run import resolve_steps
+
+    assert base is not None, "a pipeline's steps lie beside its file"
+    found: list[StagePlan] = []
+    starts: dict[str, Start] = {}
+    for step, resolved in resolve_steps(recipe.steps, base, run_folder("run", recipe), recipe.seed):
+        if not isinstance(resolved, PLANNED):
+            continue
+        name = step.id or step.stage
+        # What it starts from is an earlier step, known by its folder.
+        earlier = starts.get(Path(resolved.from_).name) if resolved.from_ else None
+        starts[name] = start_of(resolved, earlier)
+        found.append(_planned(name, step.stage, resolved, device, starts[name]))
+    return found
+
+
+def _planned(name: str, stage: str, recipe: Any, device: Device, start: Start) -> StagePlan:
+    job = job_of(stage, recipe, device, start)
+    phases = peaks(job)
+    fits = max(moment.total for moment in phases.values()) <= device.memory
+    change = None if fits else smallest_fit(job)
+    return StagePlan(name, stage, job, phases, change, effort(job), teacher_lines(stage, recipe))

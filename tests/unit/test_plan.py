@@ -1,0 +1,304 @@
+"""Memory and time of a stage, planned: the formulae against torch's own count, and numbers a person can check."""
+
+import dataclasses
+import io
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from prism_cli.cli.app import app
+from prism_cli.discriminator.upcycle import Upcycling
+from prism_cli.errors import PrismError
+from prism_cli.model_configs import config_folder
+from prism_cli.planning.activations import Arithmetic, text_layer, vision_layer
+from prism_cli.planning.effort import effort
+from prism_cli.planning.job import GB, Adapters, Device, Generation, Job, Judge, Launch
+from prism_cli.planning.ladder import smallest_fit
+from prism_cli.planning.memory import host_bytes, moments, peak, peaks
+from prism_cli.planning.shapes import shape_of
+from prism_cli.recipes.load import load_recipe
+from prism_cli.stages.build import LANGUAGE_LAYERS
+from prism_cli.stages.memory import fitting
+from prism_cli.trainers.memory import MemoryWatch
+
+FLOAT32 = Arithmetic(4, autocast=False, checkpointing=False)
+MIXED = Arithmetic(4, autocast=True, checkpointing=False)
+BFLOAT16 = Arithmetic(2, autocast=False, checkpointing=False)
+
+
+@pytest.fixture(scope="module")
+def configs():
+    from transformers import AutoConfig
+
+    return {size: AutoConfig.from_pretrained(config_folder(f"Qwen/Qwen3-VL-{size}-Instruct")) for size in ("2B", "4B")}
+
+
+@pytest.fixture(scope="module")
+def policy(configs):
+    return shape_of(configs["4B"], LANGUAGE_LAYERS)
+
+
+@pytest.fixture(scope="module")
+def body(configs):
+    return shape_of(Upcycling().config(configs["2B"]), LANGUAGE_LAYERS, body=True)
+
+
+@pytest.fixture
+def sft(policy):
+    return Job(
+        stage="sft", device=Device(True, 80 * GB, 989.0), policy=policy, weight_bytes=4, checkpointing=True,
+        autocast=True, launch=Launch(), adapters=None, micro_batch=2, passes=1, prompt=8192, response=0, pixels=2**20,
+        group=1, reference=False, generation=None, judge=None, steps=100, packed=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def align(sft, body):
+    return dataclasses.replace(
+        sft, stage="align", launch=Launch(8, 1, 3), micro_batch=1, passes=8, prompt=2048, response=6144, group=16,
+        packed=True, generation=Generation(8, 2048, 6144, vllm=0.3), judge=Judge(body, 1, 2, True, True),
+    )  # fmt: skip
+
+
+def test_a_models_sizes_are_read_off_its_class_without_weights(policy, body):
+    assert policy.weights == pytest.approx(4.44e9, rel=0.01)
+    assert policy.vision.weights == pytest.approx(0.415e9, rel=0.01)
+    assert policy.embedding == 151_936 * 2560  # tied: once
+    # Four copies of 28 layers' MLPs (3 · 2048 · 6144) in place of one.
+    assert body.experts == 4 * 28 * 3 * 2048 * 6144
+    assert body.embedding == 151_936 * 2048
+    assert not body.head
+    # q, o (2560 ↔ 4096), k, v (→ 1024), three of the MLP (2560 ↔ 9728), a rank.
+    assert policy.adapters[0] == 36 * (2 * (2560 + 4096) + 2 * (2560 + 1024) + 3 * (2560 + 9728))
+
+
+@pytest.mark.parametrize("how", [FLOAT32, MIXED, BFLOAT16], ids=["float32", "autocast", "bfloat16"])
+@pytest.mark.parametrize("experts", [0, 2])
+def test_what_a_text_layer_keeps_is_what_torch_saves(how, experts):
+    from tests.tiny import tiny_policy
+
+    config = tiny_policy()[0].config
+    model = _text(config, experts).to(torch.float32 if how.weight_bytes == 4 else torch.bfloat16)
+    layer, count = model.layers[0], 509
+    tower = shape_of(Upcycling(top_k=2).config(config) if experts else config, LANGUAGE_LAYERS, bool(experts)).text
+    states = torch.randn(1, count, tower.hidden, dtype=layer.input_layernorm.weight.dtype)
+    turns = model.rotary_emb(states, torch.arange(count)[None, None].expand(3, 1, -1))
+    kept = _saved(layer, states, how.autocast, position_embeddings=turns, attention_mask=None)
+    assert text_layer(tower, how) == pytest.approx(kept / count, rel=0.05)
+
+
+@pytest.mark.parametrize("how", [FLOAT32, MIXED, BFLOAT16], ids=["float32", "autocast", "bfloat16"])
+def test_what_a_layer_of_the_eyes_keeps_is_what_torch_saves(how):
+    from tests.tiny import tiny_policy
+
+    model, count = tiny_policy()[0], 509
+    eyes = _eyes(model.config).to(torch.float32 if how.weight_bytes == 4 else torch.bfloat16)
+    states = torch.randn(count, 32, dtype=eyes.patch_embed.proj.weight.dtype)
+    place = torch.arange(count)
+    turns = eyes.rotary_pos_emb(states, torch.stack([place, place], 1))
+    ends = torch.tensor([0, count])
+    kept = _saved(eyes.blocks[0], states, how.autocast, cu_seqlens=ends, position_embeddings=turns)
+    assert vision_layer(shape_of(model.config, LANGUAGE_LAYERS).vision, how) == pytest.approx(kept / count, rel=0.05)
+
+
+def _text(config, experts):
+    from transformers import Qwen3VLModel, Qwen3VLMoeModel
+
+    if experts:
+        return Qwen3VLMoeModel._from_config(Upcycling(top_k=experts).config(config)).language_model
+    return Qwen3VLModel._from_config(config).language_model
+
+
+def _eyes(config):
+    from transformers import Qwen3VLModel
+
+    return Qwen3VLModel._from_config(config).visual
+
+
+def _saved(layer, states, autocast, **inputs):
+    """Bytes torch keeps for the backward pass, the layer's own weights, their copies and its inputs left out."""
+    given = [
+        *layer.parameters(),
+        *(t for value in inputs.values() for t in (value if isinstance(value, tuple) else [value])),
+    ]
+    own = {t.untyped_storage().data_ptr() for t in given if isinstance(t, torch.Tensor)}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address comes twice
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+    ):
+        layer(states.requires_grad_(), **inputs)
+    sizes = {weight.numel() for weight in layer.parameters() if weight.ndim > 1}
+    copies = sum(n for n, tensor in kept.values() if autocast and tensor.dtype == torch.bfloat16 and tensor.ndim == 2
+                 and tensor.numel() in sizes)  # fmt: skip
+    return sum(n for n, _ in kept.values()) - copies
+
+
+def test_adamw_in_mixed_precision_takes_sixteen_bytes_a_weight(sft, policy):
+    step = next(moment for moment in moments(sft) if moment.name == "optimizer step")
+    states = step.total - step.parts["CUDA and holes"]
+    assert states == 16 * policy.weights
+
+
+def test_zero_shards_all_sixteen_bytes_at_stage_3_and_all_but_the_weights_at_stage_2(sft, policy):
+    def states(zero):
+        job = dataclasses.replace(sft, launch=Launch(8, 1, zero))
+        step = next(moment for moment in moments(job) if moment.name == "optimizer step")
+        return sum(step.parts[f"policy {name}"] for name in ("weights", "gradients", "optimizer"))
+
+    assert states(3) == 16 * policy.weights / 8
+    assert states(2) == (2 + 14 / 8) * policy.weights
+
+
+def test_offloaded_states_lie_in_main_memory(sft, policy):
+    job = dataclasses.replace(sft, launch=Launch(1, 1, 2, offload=True))
+    assert peaks(job)["update"].parts.get("policy optimizer") is None
+    assert host_bytes(job) == 16 * policy.weights  # moments, float32 weights, and float32 gradients for a step
+
+
+def test_logits_are_counted_in_tiles_and_not_as_a_whole(sft):
+    # All logits of 16,384 tokens would be 10 GB in float32; TRL never holds them.
+    forward = next(moment for moment in moments(sft) if moment.name == "forward")
+    assert forward.parts["logits"] == 4096 * 32768 * 2
+
+
+def test_without_checkpointing_every_layer_keeps_what_it_needs(sft):
+    whole = dataclasses.replace(sft, checkpointing=False)
+    ratio = peaks(whole)["update"].parts["activations"] / peaks(sft)["update"].parts["activations"]
+    assert ratio > 10
+
+
+def test_transformers_keeps_a_cache_of_all_rollouts_and_vllm_its_share(align):
+    plain = dataclasses.replace(align, generation=Generation(8, 2048, 6144))
+    cache = peaks(plain)["generation"].parts["KV cache"]
+    # 8 rollouts · 8,192 tokens · 36 layers · 1,024 keys and values in bfloat16, and one layer once more.
+    assert cache == pytest.approx(8 * 8192 * 36 * 1024 * (2 + 2) * (1 + 1 / 36))
+    assert peaks(align)["generation"].parts["vLLM"] == 0.3 * 80 * GB
+    assert "vLLM" not in peaks(align)["update"].parts
+    awake = dataclasses.replace(align, generation=dataclasses.replace(align.generation, sleeps=False))
+    assert peaks(awake)["update"].parts["vLLM"] == 0.3 * 80 * GB
+
+
+def test_vllm_is_not_planned_to_fit_into_less_than_its_weights_and_one_rollout(align, policy):
+    scant = dataclasses.replace(align, generation=Generation(8, 2048, 6144, vllm=0.05))
+    one_rollout = 8192 * 36 * 1024 * (2 + 2)
+    assert peaks(scant)["generation"].parts["vLLM"] == 2 * policy.weights + one_rollout
+
+
+def test_a_judges_gradients_are_gone_while_rollouts_are_made(align):
+    whole = peaks(dataclasses.replace(align, launch=Launch()))
+    assert "judge gradients" in whole["judge"].parts
+    assert not any("judge gradients" in whole[phase].parts for phase in ("generation", "update"))
+
+
+def test_every_phase_of_align_is_planned_and_the_warm_up_has_no_policy_optimizer(align):
+    found = peaks(align)
+    assert list(found) == ["warm-up", "generation", "judge", "update"]
+    assert "policy optimizer" not in found["warm-up"].parts
+    assert "judge optimizer" in found["update"].parts
+
+
+def test_what_fits_is_left_alone(sft):
+    assert smallest_fit(dataclasses.replace(sft, device=Device(True, 200 * GB))).overrides == ()
+
+
+def test_the_ladder_takes_fewer_rows_before_sharding_and_lora_last(sft):
+    def overrides(gigabytes, **changes):
+        job = dataclasses.replace(sft, device=Device(True, gigabytes * GB), **changes)
+        found = smallest_fit(job)
+        assert found is None or peak(found.job) <= gigabytes * GB
+        return found and found.overrides
+
+    assert overrides(95, micro_batch=16)[0].startswith("batch_size=")
+    assert overrides(30, launch=Launch(8))[0] == "launch.zero=2"
+    assert "launch.offload=true" in overrides(30)
+    assert overrides(1) is None
+
+
+def test_fewer_rows_keep_the_step(sft):
+    job = dataclasses.replace(sft, micro_batch=16, device=Device(True, 95 * GB))
+    found = smallest_fit(job)
+    assert found.job.micro_batch * found.job.passes == 16
+
+
+def test_adapters_leave_out_what_is_frozen(sft, policy):
+    job = dataclasses.replace(sft, adapters=Adapters(16))
+    step = next(moment for moment in moments(job) if moment.name == "optimizer step").parts
+    assert step["policy optimizer"] == 8 * 16 * policy.adapters[0]
+    quarter = dataclasses.replace(job, adapters=Adapters(16, four_bits=True))
+    whole, rounded = (peaks(one)["update"].parts["policy weights"] for one in (job, quarter))
+    assert whole - rounded == pytest.approx((4 - 0.52) * policy.linear)
+
+
+def test_time_follows_from_the_arithmetic(sft, policy):
+    # 8 · N · tokens (forward, backward, forward again), at 35 % of 989 · 10¹²; attention and pictures add some.
+    language = policy.text.weights + policy.embedding
+    least = 8 * language * 2 * 8192 / (0.35 * 989e12)
+    assert least < effort(sft).step["update"] < 1.5 * least
+
+
+class Trainer:
+    """Runs out of memory in its seventh step, for real."""
+
+    class state:
+        global_step = 6
+
+    def training_step(self):
+        return torch.empty(10**15)
+
+
+def test_running_out_of_memory_says_where_how_much_and_what_to_turn():
+    recipe = load_recipe("sft", "tiny/sft", ["batch_size=8"])
+    with pytest.raises(PrismError) as caught, fitting("sft", recipe):
+        Trainer().training_step()
+    assert str(caught.value).startswith("out of memory in the update of step 7: 4,000,000.0 GB more asked for, ")
+    assert str(caught.value).endswith(" free")
+    assert caught.value.hint.startswith("batch_size=4 gradient_accumulation=2 (")
+
+
+def test_the_measured_peak_is_told_beside_the_plan_after_the_second_step():
+    said, kept, state = io.StringIO(), {}, SimpleNamespace(global_step=0, is_world_process_zero=True)
+    watch = MemoryWatch(0.5 * GB, 0.0, Console(file=said), lambda **values: kept.update(values))
+    watch.on_train_begin(None, state, None)
+    for state.global_step in (1, 2):
+        torch.ones(100_000_000)  # 0.4 GB, gone at once
+        watch.on_step_end(None, state, None)
+        assert bool(kept) == (state.global_step == 2)
+    assert 0.4 <= kept["memory"]["peak_gb"] < 0.5
+    assert kept["memory"]["planned_gb"] == 0.5
+    assert said.getvalue().startswith("memory: 0.4 GB measured over the first 2 steps, 0.5 planned")
+    watch.on_log(None, state, None, logs := {})
+    assert logs["memory/peak_gb"] == kept["memory"]["peak_gb"]
+
+
+def test_other_errors_pass_through():
+    with pytest.raises(RuntimeError, match="shapes differ"), fitting("sft", None):
+        raise RuntimeError("shapes differ")
+
+
+def test_a_pipeline_is_planned_step_by_step_from_config_files():
+    done = CliRunner().invoke(app, ["plan", "tiny", "--gpu-memory", "80", "--json"])
+    assert done.exit_code == 0, done.output
+    steps = json.loads(done.stdout)
+    assert [step["step"] for step in steps] == ["sft", "align", "rl"]
+    assert all(step["fits"] for step in steps)
+    assert set(steps[1]["phases"]) >= {"generation", "judge", "update"}
+
+
+def test_what_does_not_fit_is_said_with_what_to_append():
+    words = ["plan", "tiny/sft", "--gpu-memory", "1.04", "batch_size=512"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1, done.output
+    assert "does not fit" in done.output
+    assert "with: batch_size=" in done.output
