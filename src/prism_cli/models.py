@@ -22,6 +22,11 @@ from prism_cli.runs import write_atomically
 SMALL = 10_000_000
 VISION_TOWERS = (r".*\bvisual\b", r".*\bvision_\w+")  # regular expressions, from the start of a module's name
 PLACEHOLDER_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+# What processors and tokenizers of other families call theirs.
+PLACEHOLDER_NAMES = (
+    *("image_token", "video_token", "boi_token", "eoi_token", "start_image_token", "end_image_token"),
+    *("context_image_token", "fake_image_token", "global_image_token"),
+)
 
 
 @dataclass(frozen=True)
@@ -207,17 +212,26 @@ def merge_adapter(policy: Policy, folder: Path) -> Policy:
 # Reading and generating -----------------------------------------------------------------------------------------------
 
 
-def set_pixel_budget(processor: ProcessorMixin, min_pixels: int, max_pixels: int) -> None:
-    """Sets how many pixels an image has after resizing; saved with the processor."""
+def set_pixel_budget(processor: ProcessorMixin, min_pixels: int, max_pixels: int) -> bool:
+    """Sets how many pixels an image has after resizing; saved with the processor.
+
+    Returns:
+        Whether it could: families that scale every picture to one size have no budget, and keep their size.
+    """
+    if not hasattr(processor.image_processor, "merge_size"):  # of those that cut pictures of any size into patches
+        return False
     for images in (processor.image_processor, getattr(processor, "video_processor", None)):
         if images is not None:
             images.size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    return True
 
 
 def placeholder_ids(processor: ProcessorMixin) -> list[int]:
     """Tokens that generation must never emit: each stands for an image or video the next forward would look for."""
     vocabulary = processor.tokenizer.get_vocab()
-    return [vocabulary[token] for token in PLACEHOLDER_TOKENS if token in vocabulary]
+    named = [getattr(holder, name, None) for name in PLACEHOLDER_NAMES for holder in (processor, processor.tokenizer)]
+    tokens = dict.fromkeys([*PLACEHOLDER_TOKENS, *(token for token in named if isinstance(token, str))])
+    return [vocabulary[token] for token in tokens if token in vocabulary]
 
 
 def fit_threads(model: PreTrainedModel) -> None:

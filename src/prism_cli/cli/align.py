@@ -2,6 +2,7 @@
 
 from prism_cli.cli import options
 from prism_cli.cli.conduct import conduct, resolve
+from prism_cli.cli.shrink import shrunk
 from prism_cli.cli.words import sort_words
 
 
@@ -19,6 +20,8 @@ def align(
     max_steps: options.MaxStepsOption = None,
     seed: options.SeedOption = None,
     dry_run: options.DryRunOption = False,
+    shrink: options.ShrinkOption = False,
+    sbatch: options.SbatchOption = None,
     resume: options.ResumeOption = None,
 ) -> None:
     """Align the policy's own rollouts to a teacher's answers, of which only the text is needed.
@@ -38,5 +41,7 @@ def align(
         max_steps=max_steps,
         seed=seed,
     )
-    recipe = resolve("align", sort_words(words), chosen, "sft")
-    conduct("align", recipe, dry_run, resume, preview=teacher_preview)
+    recipe = resolve("align", sort_words(words), chosen, *(() if shrink else ("sft",)))
+    if shrink:
+        recipe = shrunk("align", recipe, write=not dry_run and teacher_preview is None)
+    conduct("align", recipe, dry_run, resume, preview=teacher_preview, sbatch=sbatch)

@@ -2,6 +2,7 @@
 
 from prism_cli.cli import options
 from prism_cli.cli.conduct import conduct, resolve
+from prism_cli.cli.shrink import shrunk
 from prism_cli.cli.words import sort_words
 
 
@@ -17,6 +18,7 @@ def collect(
     teacher_preview: options.PreviewOption = None,
     seed: options.SeedOption = None,
     dry_run: options.DryRunOption = False,
+    shrink: options.ShrinkOption = False,
     resume: options.ResumeOption = None,
 ) -> None:
     """Collect a teacher's answers to prompts as demonstrations for `prism sft`.
@@ -36,4 +38,6 @@ def collect(
         seed=seed,
     )
     recipe = resolve("collect", sort_words(words), chosen)
+    if shrink:
+        recipe = shrunk("collect", recipe, write=not dry_run and teacher_preview is None)
     conduct("collect", recipe, dry_run, resume, preview=teacher_preview)

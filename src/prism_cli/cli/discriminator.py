@@ -7,6 +7,7 @@ import typer
 
 from prism_cli.cli import options
 from prism_cli.cli.conduct import conduct, print_plan, resolve
+from prism_cli.cli.shrink import shrunk
 from prism_cli.cli.words import sort_words
 
 discriminator = typer.Typer(name="discriminator", help="Make a judge, warm one up.", no_args_is_help=True)
@@ -76,6 +77,7 @@ def warmup(
     teacher_preview: options.PreviewOption = None,
     seed: options.SeedOption = None,
     dry_run: options.DryRunOption = False,
+    shrink: options.ShrinkOption = False,
     resume: options.ResumeOption = None,
 ) -> None:
     """Train a judge to tell the teacher's answers from the policy's, part by part, for later align runs.
@@ -95,5 +97,7 @@ def warmup(
         teacher__max_usd=max_teacher_usd,
         seed=seed,
     )
-    recipe = resolve("warmup", sort_words(words), chosen, "sft")
+    recipe = resolve("warmup", sort_words(words), chosen, *(() if shrink else ("sft",)))
+    if shrink:
+        recipe = shrunk("warmup", recipe, write=not dry_run and teacher_preview is None)
     conduct("warmup", recipe, dry_run, resume, preview=teacher_preview)

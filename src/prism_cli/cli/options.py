@@ -57,6 +57,20 @@ SeedOption = Annotated[int | None, typer.Option("--seed", metavar="N", help="See
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Check, print the whole recipe and the plan, and write nothing.")
 ]
+ShrinkOption = Annotated[
+    bool,
+    typer.Option(
+        "--shrink",
+        help="Run the recipe small: a thin random model of the same kind, rows and teacher of the picture world, two "
+        "steps. Fetches nothing; a minute or two on a CPU.",
+    ),
+]
+SbatchOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--sbatch", metavar="FILE", help="Check, write a Slurm batch script that runs this command, and run nothing."
+    ),
+]
 ResumeOption = Annotated[
     bool | None,
     typer.Option(

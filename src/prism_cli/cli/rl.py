@@ -6,6 +6,7 @@ import typer
 
 from prism_cli.cli import options
 from prism_cli.cli.conduct import conduct, resolve
+from prism_cli.cli.shrink import shrunk
 from prism_cli.cli.words import sort_words
 
 
@@ -23,6 +24,8 @@ def rl(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the audit as JSON and nothing else.")] = False,
     dry_run: options.DryRunOption = False,
+    shrink: options.ShrinkOption = False,
+    sbatch: options.SbatchOption = None,
     resume: options.ResumeOption = None,
 ) -> None:
     """Reinforce verified final answers: GRPO, DAPO or GSPO.
@@ -35,11 +38,13 @@ def rl(
     if audit and resume is not None:  # --dry-run may stand beside it: an audit writes nothing either
         raise typer.BadParameter("--audit trains nothing: leave out --resume and --fresh")
     chosen = options.given(model=model, data=data, from_=from_, output=output, max_steps=max_steps, seed=seed)
-    recipe = resolve("rl", sort_words(words), chosen, "align", "sft")
+    recipe = resolve("rl", sort_words(words), chosen, *(() if shrink else ("align", "sft")))
+    if shrink:
+        recipe = shrunk("rl", recipe, write=not dry_run)
     if audit:
         _audit(recipe, as_json)
     else:
-        conduct("rl", recipe, dry_run, resume)
+        conduct("rl", recipe, dry_run, resume, sbatch=sbatch)
 
 
 def _audit(recipe: Any, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from prism_cli.cli import options
 from prism_cli.cli.conduct import conduct, resolve
+from prism_cli.cli.shrink import shrunk
 from prism_cli.cli.words import sort_words
 
 
@@ -19,6 +20,8 @@ def sft(
     max_steps: options.MaxStepsOption = None,
     seed: options.SeedOption = None,
     dry_run: options.DryRunOption = False,
+    shrink: options.ShrinkOption = False,
+    sbatch: options.SbatchOption = None,
     resume: options.ResumeOption = None,
 ) -> None:
     """Fine-tune on demonstrations: those in the data, or a teacher's answers to its prompts.
@@ -38,4 +41,6 @@ def sft(
         seed=seed,
     )
     recipe = resolve("sft", sort_words(words), chosen)
-    conduct("sft", recipe, dry_run, resume, preview=teacher_preview)
+    if shrink:
+        recipe = shrunk("sft", recipe, write=not dry_run and teacher_preview is None)
+    conduct("sft", recipe, dry_run, resume, preview=teacher_preview, sbatch=sbatch)

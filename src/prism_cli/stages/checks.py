@@ -2,16 +2,20 @@
 
 from pathlib import Path
 
-from prism_cli.errors import DataError, RecipeError
+from prism_cli.errors import CheckpointError, DataError, RecipeError
+from prism_cli.model_configs import model_config
 from prism_cli.recipes.sections import Data, FileData, MixtureData, MixtureSource, TinyModel, WorldData
 from prism_cli.recipes.stages import RolloutStage, Stage, TrainingStage
 from prism_cli.recipes.teachers import DatasetTeacher, EmbeddedTeacher, OpenAITeacher, Teacher
 from prism_cli.responses import Grammar
 from prism_cli.runs import resolve_model
+from prism_cli.stages import tracking
 from prism_cli.stages.asking import PERCEPTION, asking
 from prism_cli.trainers.arguments import RolloutBatch
 
 Plan = list[tuple[str, str]]
+# Families whose tokens a judge reads; the first is the one it is made of.
+JUDGED = ("qwen3_vl", "qwen3_vl_moe")
 
 
 def check_start(recipe: Stage, stage: str, pending: bool) -> Plan:
@@ -23,9 +27,10 @@ def check_start(recipe: Stage, stage: str, pending: bool) -> Plan:
         pending: The run in `from` is an earlier step of the same pipeline, so it need not exist yet.
 
     Raises:
-        RecipeError: neither `model` nor `from`.
+        RecipeError: neither `model` nor `from`, or a family of models that the stage can't use.
         CheckpointError: the run in `from` has no model.
     """
+    _check_family(recipe, pending)
     if recipe.from_ is not None:
         return [("starts from", recipe.from_ if pending else str(resolve_model(recipe.from_)[0]))]
     if recipe.model is None:
@@ -38,6 +43,37 @@ def check_start(recipe: Stage, stage: str, pending: bool) -> Plan:
     if recipe.model.path.startswith((".", "/")) and not Path(recipe.model.path).is_dir():
         raise RecipeError(f"model.path: no folder {recipe.model.path}", "give a model folder or a hub id")
     return [("starts from", recipe.model.path)]
+
+
+def _check_family(recipe: Stage, pending: bool) -> None:
+    """Refuses models that no judge reads; of one on the hub, whose config is not here, it is told when it loads."""
+    judge = getattr(recipe, "discriminator", None)
+    start = None if pending and recipe.from_ is not None else _start_folder(recipe)
+    family = _family(start)
+    if judge is not None and family is not None and family not in JUDGED:
+        raise RecipeError(
+            f"{start} is a {family} model, and no judge reads its tokens: judges are made of a dense Qwen3-VL",
+            "align a Qwen3-VL; `prism sft` and `prism rl` train this one (docs/models.md, Families)",
+        )
+    if judge is not None and judge.path is None and (dense := _family(judge.base or start)) not in (None, JUDGED[0]):
+        raise RecipeError(
+            f"no judge can be made of {judge.base or start}, a {dense} model",
+            "name a dense Qwen3-VL in discriminator.base, such as Qwen/Qwen3-VL-2B-Instruct",
+        )
+
+
+def _start_folder(recipe: Stage) -> str | None:
+    if recipe.from_ is None:
+        return getattr(recipe.model, "path", None)
+    try:
+        return str(resolve_model(recipe.from_)[0])
+    except CheckpointError:
+        return None  # told by who needs it
+
+
+def _family(model: str | None) -> str | None:
+    """A model's `model_type`, where its config is here."""
+    return (model_config(model) or {}).get("model_type") if model is not None else None
 
 
 def check_data(section: Data | None, stage: str, field: str = "data") -> Plan:
@@ -136,8 +172,10 @@ def check_training(recipe: TrainingStage) -> None:
     """Finds combinations that can't train.
 
     Raises:
-        RecipeError: a best checkpoint without an evaluation at every checkpoint, or the reverse.
+        RecipeError: a best checkpoint without an evaluation at every checkpoint, or the reverse; weights in 4 bits that
+            are to be sharded.
     """
+    _check_shards(recipe)
     checkpoint = recipe.checkpoint
     if checkpoint.evaluate_every is not None and recipe.eval_data is None:
         raise RecipeError(
@@ -148,11 +186,20 @@ def check_training(recipe: TrainingStage) -> None:
             "checkpoint.best_by compares checkpoints, so each must be evaluated",
             "set checkpoint.evaluate_every to the value of checkpoint.every",
         )
+    tracking.check(recipe.trainer)
     if isinstance(recipe, RolloutStage):
         rollout_batch(recipe)
 
 
-def rollout_batch(recipe: RolloutStage, processes: int = 1) -> RolloutBatch:
+def _check_shards(recipe: TrainingStage) -> None:
+    if recipe.launch.zero == 3 and recipe.lora is not None and recipe.lora.bits is not None:
+        raise RecipeError(
+            "launch.zero 3 shards weights, and lora.bits holds them in 4 bits, which can't be sharded",
+            "set launch.zero=2: frozen weights in 4 bits are small enough for each GPU; or leave lora.bits out",
+        )
+
+
+def rollout_batch(recipe: RolloutStage) -> RolloutBatch:
     """How a step's rollouts are cut up.
 
     Raises:
@@ -162,12 +209,14 @@ def rollout_batch(recipe: RolloutStage, processes: int = 1) -> RolloutBatch:
         recipe.prompts_per_step,
         recipe.rollouts,
         recipe.micro_batch,
-        processes,
+        recipe.launch.world_size,
         recipe.max_response_tokens,
         recipe.temperature,
     )
     try:
         batch.arguments()
     except ValueError as error:
-        raise RecipeError(str(error), "choose a micro_batch that divides prompts_per_step × rollouts") from None
+        raise RecipeError(
+            str(error), "change micro_batch, launch.processes, prompts_per_step or rollouts so that they divide"
+        ) from None
     return batch
