@@ -10,8 +10,9 @@ from tests.tiny import tiny_policy
 from prism_cli.errors import RecipeError
 from prism_cli.evaluation.attribution import Reread, Tried, Wrong, cause_of, holds, retry, worth_rereading
 from prism_cli.evaluation.sampling import multimodal, sample_responses
+from prism_cli.report.summary_table import causes_table
 from prism_cli.responses import Grammar, Part
-from prism_cli.stages.attribution import caption_block, summed_up, table
+from prism_cli.stages.attribution import caption_block, summed_up
 
 TRUE, SEEN = "2 4", "2 3"  # the true sum is 6
 
@@ -160,10 +161,10 @@ def test_shares_come_with_intervals_by_decoding_and_source(tmp_path):
     assert everywhere["holds"]["blind"]["value"] == pytest.approx(2 / 3)
     assert maps["causes"]["format"]["value"] == 0.0
     assert charts["holds"]["swapped"]["n"] == 1
-    shown = table([everywhere, charts, maps])
+    shown = causes_table([everywhere, charts, maps])
     assert [str(column.header) for column in shown.columns[1:]] == ["sft, greedy", "sft, charts", "sft, maps"]
     # What never occurs has no line.
-    assert shown.columns[0]._cells[1:] == ["perception", "reasoning", "format"]
+    assert list(shown.columns[0].cells)[1:] == ["perception", "reasoning", "format"]
 
 
 def test_responses_without_a_block_of_their_own_for_what_is_seen_are_refused():

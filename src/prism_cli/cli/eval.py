@@ -1,19 +1,22 @@
 """`prism eval`."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from rich import get_console, reconfigure
 
 from prism_cli.cli import options
 from prism_cli.cli.conduct import conduct, resolve
-from prism_cli.cli.words import sort_words
+from prism_cli.cli.shrink import shrunk
+from prism_cli.cli.words import Words, sort_words
 
 RunsAndWords = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="RUN|RECIPE|KEY=VALUE",
         help="Run folders, RUN@N for the checkpoint N; a recipe file or the name of a shipped one; values that replace "
-        "the recipe's. A folder with a run.json is a run.",
+        "the recipe's. A folder with a run.json is a run; that of an earlier evaluation stands for its recipe.",
         show_default=False,
     ),
 ]
@@ -31,19 +34,42 @@ def eval_(
     attribute: Annotated[
         bool, typer.Option("--attribute", help="Find out by intervention why the greedy answers are wrong.")
     ] = False,
+    benchmarks: Annotated[
+        str | None,
+        typer.Option("--benchmarks", metavar="TASKS", help="Published benchmarks through lmms-eval, by commas."),
+    ] = None,
+    power: Annotated[
+        float | None,
+        typer.Option(
+            "--power",
+            metavar="POINTS",
+            min=0.01,
+            help="Also tell how many questions a difference of so many points takes, by how much they scattered here.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON on stdout and nothing else.")
+    ] = False,
     seed: options.SeedOption = None,
     dry_run: options.DryRunOption = False,
+    shrink: options.ShrinkOption = False,
     resume: options.ResumeOption = None,
 ) -> None:
     """Measure one or several runs on the same questions, with intervals, and their differences.
 
-    Without RECIPE it takes ./eval.yaml if there is one, else the defaults.
+    Without RECIPE it takes ./eval.yaml if there is one, else the defaults. An earlier evaluation's folder continues it:
+    with more runs, more samples, or a question more, such as --attribute.
     """
-    sorted_words = sort_words(words, with_runs=True)
+    from prism_cli.recipes.identity import run_folder
+
+    if as_json:
+        reconfigure(stderr=True)
+    sorted_words, earlier = _earlier(sort_words(words, with_runs=True))
     chosen = options.given(
         runs=sorted_words.runs or None,
         data=data,
-        output=output,
+        output=output or earlier,
+        benchmarks__tasks=None if benchmarks is None else benchmarks.split(","),
         teacher__endpoint=teacher_endpoint,
         teacher__model=teacher_model,
         teacher__max_calls=max_teacher_calls,
@@ -53,4 +79,30 @@ def eval_(
     if attribute and not any(word.startswith("attribution=") for word in sorted_words.overrides):
         sorted_words.overrides.append("attribution=greedy")
     recipe = resolve("eval", sorted_words, chosen)
+    if shrink:
+        recipe = shrunk("eval", recipe, write=not dry_run and teacher_preview is None)
     conduct("eval", recipe, dry_run, resume, preview=teacher_preview)
+    if dry_run or teacher_preview is not None:
+        return
+    from prism_cli.stages.eval_summary import SUMMARY, power_table
+
+    folder = run_folder("eval", recipe)
+    if power is not None:
+        get_console().print(power_table(folder, power))
+    if as_json:
+        typer.echo((folder / SUMMARY).read_text(encoding="utf-8"))
+
+
+def _earlier(words: Words) -> tuple[Words, str | None]:
+    """The words with an earlier evaluation among the runs replaced by its recipe and its runs; and its folder."""
+    from prism_cli.runs import read_manifest
+
+    manifests: dict[str, Any] = {run: read_manifest(Path(run.partition("@")[0])) for run in words.runs}
+    folder = next((run for run, manifest in manifests.items() if manifest["stage"] == "eval"), None)
+    if folder is None or words.recipe is not None:
+        return words, None
+    more = [run for run in words.runs if run != folder]
+    recipe, runs = str(Path(folder) / "recipe.yaml"), manifests[folder]["recipe"]["runs"]
+    return words._replace(
+        recipe=recipe, runs=[*runs, *(run for run in more if run not in runs)] if more else []
+    ), folder

@@ -1,6 +1,7 @@
 """Intervals that know that the samples of one question are not independent."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,18 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
+    n: int
+
+
+class Spread(NamedTuple):
+    """Scatter over questions.
+
+    Attributes:
+        deviation: Standard deviation of a question's value.
+        n: Questions it rests on.
+    """
+
+    deviation: float
     n: int
 
 
@@ -62,6 +75,40 @@ def paired_difference(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]
     pairs = [(one, other) for one, other in zip(a, b, strict=True) if len(one) and len(other)]
     differences = _finite([math.fsum(y) / len(y) - math.fsum(x) / len(x) for x, y in pairs])
     return _student(differences, level)
+
+
+def pass_at(k: int, right: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Per question the chance that at least one of k samples is right, estimated without bias from all n ≥ k of them.
+
+    1 − C(n − c, k) / C(n, k) with c of n right (Chen et al. 2021, arXiv 2107.03374, equation 1). One value a question,
+    none where there are fewer samples than k.
+
+    Args:
+        k: Samples one may take.
+        right: Per question, 1 or 0 for each of its samples.
+    """
+    counts = [(len(values), round(sum(values))) for values in right]
+    return [[1 - math.comb(n - c, k) / math.comb(n, k)] if n >= k else [] for n, c in counts]
+
+
+def spread_of(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]] | None = None) -> Spread:
+    """How far questions scatter: of one run's means, or of two runs' paired differences.
+
+    Args:
+        a: Per question, the values of its samples.
+        b: The same questions in the same order, or None.
+
+    Raises:
+        ValueError: fewer than two questions have values.
+    """
+    if b is None:
+        means = [math.fsum(x) / len(x) for x in a if len(x)]
+    else:
+        both = [(x, y) for x, y in zip(a, b, strict=True) if len(x) and len(y)]
+        means = [math.fsum(y) / len(y) - math.fsum(x) / len(x) for x, y in both]
+    if len(means) < 2:
+        raise ValueError("fewer than two questions have values")
+    return Spread(statistics.stdev(_finite(means)), len(means))
 
 
 def _student(means: list[float], level: float) -> Interval:

@@ -16,10 +16,18 @@ class Sampled(NamedTuple):
     Attributes:
         text: Decoded, special tokens dropped.
         token_ids: The completion's tokens up to its end token, that included.
+        failed: Why the engine gave none, where one request failed and others did not; else None.
     """
 
     text: str
     token_ids: list[int]
+    failed: str | None = None
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a response."""
+    eos = model.generation_config.eos_token_id
+    return [eos] if isinstance(eos, int) else list(eos or [tokenizer.eos_token_id])
 
 
 def multimodal(messages: Sequence[dict[str, str]], images: Sequence[Any]) -> list[dict[str, Any]]:
@@ -89,8 +97,7 @@ def sample_responses(
         on_batch: Called with the number of responses done.
     """
     tokenizer = processor.tokenizer
-    eos = model.generation_config.eos_token_id
-    ends = [eos] if isinstance(eos, int) else list(eos or [tokenizer.eos_token_id])
+    ends = end_tokens(model, tokenizer)
     # All of them, since what is left unset is taken from the model's own settings and the library's (top_k = 50): the
     # policy's distribution is what is measured, and what its rollouts are drawn from.
     sampling: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.0}

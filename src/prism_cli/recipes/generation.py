@@ -11,12 +11,14 @@ class TransformersEngine(Section):
     """transformers generates: works everywhere, slowly."""
 
     engine: Literal["transformers"]
+    """It has no further settings."""
 
 
 class VLLMEngine(Section):
     """vLLM generates; while training, with the policy's weights of that step."""
 
     engine: Literal["vllm"]
+    """Needs `pip install 'prism-cli[vllm]'`."""
     mode: Literal["colocate", "server"] = "colocate"
     """`colocate`: in the training processes, on their GPUs. `server`: a `trl vllm-serve` on GPUs of its own (training
     only)."""
@@ -31,8 +33,8 @@ class VLLMEngine(Section):
     server: str | None = None
     """Base URL of the server, such as http://127.0.0.1:8000; for `mode: server`."""
     importance_correction: bool = True
-    """Weigh each rollout's gradient by how much likelier the trainer finds it than vLLM did (truncated importance
-    sampling)."""
+    """Weigh each token's gradient by how much likelier the trainer finds it than vLLM did, 3 times at most (truncated
+    importance sampling)."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further options of vLLM's `LLM`, by their own names."""
 

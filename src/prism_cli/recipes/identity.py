@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ FREE_KEYS = (
     "rewards.max_wrong",
     *(
         f"{asked}.{key}"
-        for asked in ("teacher", "rewards.judge")
+        for asked in ("teacher", "rewards.judge", "judge")
         for key in (
             "endpoint",
             "api_key_env",
@@ -78,7 +78,7 @@ def to_yaml(recipe: Section) -> str:
     return stream.getvalue()
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def differences(old: dict[str, Any], new: dict[str, Any], growing: Sequence[str] = ()) -> list[str]:
     """The keys that make `new` another run than `old`, one line each: `seed: 0 there, 1 now`.
 
     Keys in FREE_KEYS never count, nor does a larger `max_steps`, nor what a pipeline sets in a step: the step
@@ -87,8 +87,17 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     Args:
         old: The recipe of the run there, from `to_dict`.
         new: The recipe now.
+        growing: Keys that may have a larger number, or a list with more in it.
     """
+    grown = {key for key in growing if _grown(old.get(key), new.get(key))}
+    old, new = ({key: value for key, value in one.items() if key not in grown} for one in (old, new))
     return [f"{key}: {_show(a)} there, {_show(b)} now" for key, a, b in _changed("", old, new) if not _free(key, a, b)]
+
+
+def _grown(old: Any, new: Any) -> bool:
+    if isinstance(old, list) and isinstance(new, list):
+        return all(one in new for one in old)
+    return isinstance(old, int) and isinstance(new, int) and new >= old
 
 
 def _changed(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -33,6 +33,7 @@ FLAGS = {
     "band": "--band",
     "seed": "--seed",
     "runs": "RUN",
+    "benchmarks.tasks": "--benchmarks",
 }
 
 

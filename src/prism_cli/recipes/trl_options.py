@@ -53,6 +53,13 @@ _OWNED_BY_ROLLOUTS = _OWNED_BY_ALL | {
     "max_completion_length": "max_response_tokens",
     "temperature": "temperature",
     "beta": "kl",
+    "vllm_mode": "generation.mode",
+    "vllm_gpu_memory_utilization": "generation.memory",
+    "vllm_enable_sleep_mode": "generation.sleep",
+    "vllm_tensor_parallel_size": "generation.tensor_parallel",
+    "vllm_max_model_length": "generation.max_model_tokens",
+    "vllm_server_base_url": "generation.server",
+    "vllm_importance_sampling_correction": "generation.importance_correction",
 }
 OWNED = {
     "sft": _OWNED_BY_ALL
@@ -88,7 +95,7 @@ FIXED = {
     "save_only_model": "checkpoints hold what resuming needs",
     "remove_unused_columns": "the stage needs every column",
     "logging_nan_inf_filter": "a non-finite loss must be seen",
-    "use_vllm": "generation is by transformers",
+    "use_vllm": "generation.engine says what generates",
     "completion_only_loss": "the loss is on the response alone",
     "hub_token": "log in with `hf auth login`; a recipe is copied into model cards",
 }

@@ -101,7 +101,8 @@ class Accuracy:
             return
         found = {one: left_open(one) for one, score in self._scores.items() if not score}
         asked = list(dict.fromkeys(question for question in found.values() if question is not None))
-        verdicts = dict(zip(asked, self._ask(asked) if asked else (), strict=True))
+        # Asked even about nothing: where several processes train, the others may have something to ask.
+        verdicts = dict(zip(asked, self._ask(asked), strict=True))
         for one, question in found.items():
             if question is not None:
                 verdict = verdicts[question]

@@ -76,12 +76,13 @@ def judge_lines(judge: AnswerJudge, recipe: RLRecipe) -> Plan:
 
 
 @contextmanager
-def asking_judge(section: AnswerJudge, run_folder: Path) -> Iterator[Ask]:
+def asking_judge(section: AnswerJudge, run_folder: Path, key: str = "rewards.judge") -> Iterator[Ask]:
     """A function that has answers judged, all at a time; what is kept costs nothing.
 
     Args:
         section: Whom to ask.
         run_folder: Whose spending counts; its judge.json has the sums.
+        key: The section's place in the recipe, for messages.
 
     Raises:
         TeacherError: it can't be reached; later, it failed for good or never gives a verdict.
@@ -93,13 +94,13 @@ def asking_judge(section: AnswerJudge, run_folder: Path) -> Iterator[Ask]:
         usage, run = run_folder / USAGE, f"{run_folder.resolve()} {read_manifest(run_folder).get('created', '')}"
         budget = budget_of(section, spent_before(usage, store.spent(run)), run)
         stack.callback(lambda: write_atomically(usage, json.dumps(budget.summary(), indent=2)))
-        with _of_the_judge():
+        with _of_the_judge(key):
             model = model_of(section, store)
             # A name of its own: short verdicts say nothing about what a teacher of the same model costs.
             named = section.model_copy(update={"name": section.name or f"{model}, judge of answers"})
             kept = {"attempts": section.attempts, "check": _not_a_verdict}
             client = client_of(named, shown_endpoint(section), model, store, budget, **kept)
-        judge = _Judge(client)
+        judge = _Judge(client, key)
         stack.callback(judge.say)
 
         def close(kind: type[BaseException] | None, *_: object) -> None:
@@ -112,22 +113,23 @@ def asking_judge(section: AnswerJudge, run_folder: Path) -> Iterator[Ask]:
 class _Judge:
     """Puts answers to a client, and counts."""
 
-    def __init__(self, client: EndpointClient):
+    def __init__(self, client: EndpointClient, key: str):
+        self._key = key
         self._model, self._teacher = client.model, EndpointTeacher(client)
         self._judged, self._failed = 0, Counter[str]()
 
     def ask(self, answers: Sequence[Asked]) -> list[bool | None]:
         """Verdicts in order, None where there is none."""
         requests = [EndpointRequest(judge_messages(one), row=f"answer {one.answer[:40]!r}") for one in answers]
-        with _of_the_judge():
+        with _of_the_judge(self._key):
             found = self._teacher.answers(requests)
         self._judged += len(answers)
         self._failed.update(said.reason for said in found if isinstance(said, Failed))
         if self._failed.total() == self._judged >= HOPELESS:
             raise TeacherError(
-                f"rewards.judge: {self._model} gave no verdict on any of {self._judged} answers ({self._reasons()})",
+                f"{self._key}: {self._model} gave no verdict on any of {self._judged} answers ({self._reasons()})",
                 "see what it writes: prism teacher log; a verdict is YES or NO and not a word more, and a model that "
-                "reasons first needs a larger rewards.judge.max_tokens",
+                f"reasons first needs a larger {self._key}.max_tokens",
             )
         return [None if isinstance(said, Failed) else read_verdict(said.text) for said in found]
 
@@ -147,18 +149,18 @@ def _not_a_verdict(text: str) -> str | None:
 
 
 @contextmanager
-def _of_the_judge() -> Iterator[None]:
+def _of_the_judge(key: str) -> Iterator[None]:
     """Errors that speak of the teacher speak of the judge."""
     try:
         yield
     except (BudgetError, TeacherError) as error:
         kind: type[PrismError] = BudgetError if isinstance(error, BudgetError) else TeacherError
-        raise kind(f"rewards.judge: {error}", _for_the_judge(error.hint)) from error
+        raise kind(f"{key}: {error}", _for_the_judge(error.hint, key)) from error
 
 
-def _for_the_judge(hint: str | None) -> str | None:
+def _for_the_judge(hint: str | None, key: str) -> str | None:
     if hint is None:
         return None
     hint = re.sub(r"--max-teacher-\w+ \((teacher\.\w+)\)", r"\1", hint)
     hint = re.sub(r"--teacher-(endpoint|model)", r"teacher.\1", hint)
-    return re.sub(r"\bteacher\.(?=\w)", "rewards.judge.", hint)
+    return re.sub(r"\bteacher\.(?=\w)", f"{key}.", hint)

@@ -16,7 +16,6 @@ from prism_cli.stages.teaching import teaching
 if TYPE_CHECKING:
     from datasets import Dataset
     from PIL import Image
-    from rich.table import Table
 
     from prism_cli.evaluation.attribution import Reread, Retry, Tried, Wrong
     from prism_cli.models import Policy
@@ -66,6 +65,13 @@ def caption_block(grammar: Grammar) -> CaptionBlock:
     return CaptionBlock(part.tags[0], Grammar({name: Part(part.tags, 1.0)}, None))
 
 
+def complete(recipe: EvalRecipe, name: str, folder: Path) -> bool:
+    """Whether attribution-<run>.jsonl has a cause for every wrong answer that is asked about."""
+    path = folder / f"attribution-{name}.jsonl"
+    wrong = _wrong_places(_lines(folder / f"samples-{name}.jsonl"), all_of_them=recipe.attribution == "all")
+    return path.exists() and len(_lines(path)) >= len(list(wrong))
+
+
 def attribute(
     recipe: EvalRecipe,
     name: str,
@@ -86,11 +92,15 @@ def attribute(
     from prism_cli.models import device, load_policy
     from prism_cli.rewards.accuracy import is_correct
 
+    path = run.folder / f"attribution-{name}.jsonl"
+    samples = _lines(run.folder / f"samples-{name}.jsonl")
+    places = list(_wrong_places(samples, all_of_them=recipe.attribution == "all"))
+    if not places:
+        write_atomically(path, "")
+        return
     policy = load_policy(resolve_model(reference)[0])
     policy.model.to(device())
     rows = build.load_data(recipe.data, policy)
-    samples = _lines(run.folder / f"samples-{name}.jsonl")
-    places = list(_wrong_places(samples, all_of_them=recipe.attribution == "all"))
     cases = _cases(policy, rows, samples, places, taught(policy, rows))
     tried = _tried(recipe, name, policy, rows, places, cases, run.folder / f"retries-{name}.jsonl")
     reread = _reread(recipe, policy, rows, places, cases, tried, run)
@@ -101,7 +111,7 @@ def attribute(
         read = reread[i]._asdict() if i in reread else None
         line |= {"answer": case.answer, **answers._asdict(), "reread": read}
         found.append(line | {"holds": holds(case, answers, is_correct)})
-    write_atomically(run.folder / f"attribution-{name}.jsonl", "".join(f"{json.dumps(line)}\n" for line in found))
+    write_atomically(path, "".join(f"{json.dumps(line)}\n" for line in found))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -170,6 +180,7 @@ def _tried(
             file.writelines(f"{json.dumps(one._asdict())}\n" for one in found)
             file.flush()
             done += [one._asdict() for one in found]
+        moved(len(done))
     return [Tried(**one) for one in done]
 
 
@@ -298,26 +309,3 @@ def _shares(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     causes = {cause: share(lines, lambda line, cause=cause: line["cause"] == cause) for cause in CAUSES}
     held = {way: share(tried, lambda line, way=way: line["holds"][way]) for way in HOLDS} if tried else {}
     return {"wrong": len(lines), "causes": causes, "holds": held}
-
-
-def table(found: Sequence[Mapping[str, Any]]) -> "Table":
-    """Causes as shares of wrong answers for the terminal: a column a run, or a data source of it."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    heads = [escape(f"{one['run']}, {one['source'] or one['decoding']}") for one in found]
-    shown = Table(
-        "wrong because of", *heads, caption="share of wrong answers in points, 95 % interval", box=box.SIMPLE_HEAD
-    )
-    for column in shown.columns[1:]:
-        column.justify = "right"
-    shown.add_row("[dim]wrong answers[/dim]", *(str(one["wrong"]) for one in found))
-    for cause in found[0]["causes"] if found else ():
-        cells = [one["causes"][cause] for one in found]
-        if any(cell["value"] for cell in cells):
-            shown.add_row(
-                cause,
-                *(f"{cell['value']:.1%} ({cell['low']:.1%} to {cell['high']:.1%})".replace("%", "") for cell in cells),
-            )
-    return shown
