@@ -13,9 +13,16 @@ from rich.console import Console
 
 from prism_cli.errors import CheckpointError
 from prism_cli.report import summary_table, write_report
+from prism_cli.report.causes import causes
 from prism_cli.report.curves import plots
+from prism_cli.report.drawing import ticks
+from prism_cli.report.folder import read_steps
+from prism_cli.report.gallery import chosen
+from prism_cli.report.pictures import forest, tiles
+from prism_cli.report.progress import progress
 from prism_cli.report.quantities import clear_winner, metric, spread
-from prism_cli.report.verdicts import verdicts
+from prism_cli.report.tables import Cell, comparison, run_before
+from prism_cli.report.verdicts import headlines, verdicts
 from prism_cli.responses import Grammar, Part
 from prism_cli.rewards.accuracy import is_correct
 
@@ -175,6 +182,11 @@ class Page(HTMLParser):
         return [attrs for name, attrs in self.elements if name == tag]
 
 
+def words(page: Page) -> str:
+    """Its text, one blank between any two pieces."""
+    return " ".join(" ".join(page.pieces).split())
+
+
 def read(path: Path) -> Page:
     return Page(path)
 
@@ -184,27 +196,30 @@ def test_a_finished_pipeline_is_told_in_order(tmp_path):
     assert path == tmp_path / "demo" / "report.html"
     text = read(path).text
     headings = [
-        "What was done",
-        "What it showed",
         "Stages compared",
+        "What it showed",
+        "Distance to the teacher",
+        "What was done",
         "Teacher",
         "Learning curves",
-        "Responses",
+        "Before and after",
         "Rollouts",
     ]
+    text = text[text.index("Rollouts") + 1 :]  # behind the links to the sections
     places = [text.index(heading) for heading in headings]
     assert places == sorted(places)
-    for said in ("1 h 1 min", "torch 2.11.0", "learning_rate: 1.0e-6", "runs/demo/sft", "238 412", "+0.44", "−0.31"):
+    for said in ("1 h 1 min", "torch 2.11.0", "learning_rate: 1.0e-6", "demo/sft", "238 412", "+0.44", "−0.31"):
         assert said in text
-    assert text.index("trainer:") < text.index("Stages compared")
+    assert text.index("trainer:") < text.index("Learning curves")
 
 
 def test_responses_are_split_and_judged_by_the_given_callables(tmp_path):
     run = build_run(tmp_path / "demo")
     text = (
         read(write_report(run, parse=GRAMMAR.parse, is_correct=is_correct))
-        .text.partition("Responses")[2]
-        .partition("Rollouts")[0]
+        .text.partition("Sampled before and after")[2]
+        .partition("What is at b2?")[2]
+        .partition("What the policy wrote")[0]
     )
     assert "a1: red square" in text
     assert "<caption> a1" not in text
@@ -221,8 +236,10 @@ def test_the_page_asks_nothing_of_the_network(tmp_path):
     assert [attrs["src"][:10] for attrs in page.all("img")] == ["data:image"] * 4
     assert not page.all("link")
     assert all("src" not in attrs for attrs in page.all("script"))
-    assert page.all("meta")[1]["content"].startswith("default-src 'none'; img-src data:;")
-    assert sum("Plotly.newPlot" in script for script in page.scripts) == 1
+    allowed = page.all("meta")[1]["content"]
+    assert allowed.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-")
+    assert "connect-src" not in allowed
+    assert len(page.scripts) == 1
 
 
 def test_hostile_text_stays_text_everywhere(tmp_path):
@@ -246,13 +263,15 @@ def test_hostile_text_stays_text_everywhere(tmp_path):
     assert all(not name.startswith("on") for _, attrs in page.elements for name in attrs)
     assert page.text.count("alert(1)") >= 35
     assert "{{ 7*7 }}" in page.text  # nothing is rendered twice
-    figures = [json.loads(script) for script in page.scripts if script.startswith("{")]
-    names = [series["name"] for figure in figures for series in figure["data"]]
-    # plotly itself reads tags in names, so they must reach it escaped.
-    assert len(names) == 2
-    assert all("<" not in name and "&lt;/script&gt;" in name for name in names)
-    assert len(page.scripts) == len(figures) + 3
+    names = [curve["name"] for plot in plotted(page) for curve in plot["curves"]]
+    assert names == [f"reward/{HOSTILE}", HOSTILE]
+    assert len(page.scripts) == 1
     assert [attrs["data-step"] for attrs in page.all("div") if "data-step" in attrs] == [HOSTILE, "2"]
+
+
+def plotted(page: Page) -> list[dict]:
+    """The numbers behind each plot, as the script reads them."""
+    return [json.loads(attrs["data-plot"]) for attrs in page.all("svg")]
 
 
 @pytest.mark.parametrize(
@@ -274,17 +293,10 @@ def test_a_run_in_progress_shows_what_there_is(tmp_path):
     page = read(write_report(step))
     assert "Learning curves" in page.text
     assert "can't be read" not in page.text  # the last line is still being written
-    (series,) = json.loads(next(script for script in page.scripts if script.startswith("{")))["data"]
-    assert series["y"] == [2.0, None]
+    ((curve,),) = [plot["curves"] for plot in plotted(page)]
+    assert curve == {"name": "loss", "x": [1, 2], "y": [2.0, None]}
     (step / "metrics.jsonl").write_text('{"step": 1, "lo\n{"step": 2, "loss": 2.0}\n')
     assert "metrics.jsonl line 1 can't be read" in read(write_report(step)).text
-
-
-def test_without_curves_no_script_is_allowed_to_run(tmp_path):
-    add_step(tmp_path, "sft", 0, None)
-    page = read(write_report(tmp_path))
-    assert not page.scripts
-    assert "script-src 'none'" in page.all("meta")[1]["content"]
 
 
 def test_steps_stand_in_the_order_they_were_made(tmp_path):
@@ -343,7 +355,7 @@ def test_lopsided_intervals_are_written_out():
 
 def test_malformed_fractions_are_drawn_as_well_formed_shares():
     (plot,) = plots([{"step": 1, "responses/malformed_fraction": 0.25}])
-    assert (plot.title, plot.figure["data"][0]["y"]) == ("Well-formed share", [0.75])
+    assert (plot.title, plot.curves[0].y) == ("Well-formed share", [0.75])
 
 
 def test_what_belongs_to_no_known_plot_is_folded_by_room_and_evaluation_is_marked():
@@ -351,7 +363,7 @@ def test_what_belongs_to_no_known_plot_is_folded_by_room_and_evaluation_is_marke
         [{"step": 1, "loss": 1, "eval/loss": 2, "clip/low": 3}, {"step": 2, "loss": 1, "eval/loss": 2, "clip/low": 3}]
     )
     assert [(plot.title, plot.folded) for plot in made] == [("Loss", False), ("clip", True)]
-    assert [series["mode"] for series in made[0].figure["data"]] == ["lines", "markers"]
+    assert [curve.held_out for curve in made[0].curves] == [False, True]
 
 
 def test_the_terminal_table_groups_greedy_then_sampled():
@@ -398,13 +410,33 @@ def test_less_drift_is_better():
     assert clear_winner(metric("drift/perception"), [far, near]) == 1
 
 
-def test_verdicts_beside_accuracy_and_captions_are_folded(tmp_path):
+def test_verdicts_beside_accuracy_against_the_run_before_are_folded(tmp_path):
     text = read(write_report(build_run(tmp_path / "demo"))).text
-    assert (
-        text.index("caption distance by 0.040")
-        < text.index("Other metrics: 1")
-        < text.index("raised sampled perception")
-    )
+    places = [
+        text.index(said)
+        for said in (
+            "rl raised sampled accuracy by 20.3 points against align",
+            "align changed greedy accuracy",
+            "Other comparisons: 2",
+            "raised sampled perception",
+            "caption distance by 0.040 against sft",
+        )
+    ]
+    assert places == sorted(places)
+
+
+def test_of_many_runs_each_is_said_to_have_gained_before_any_is_said_twice():
+    runs = [{"id": f"r{i}", "metrics": {}} for i in range(9)]
+    pairs = [
+        {"a": f"r{a}", "b": f"r{b}", "metric": f"accuracy/{how}", "difference": 0.1, "low": 0.05, "high": 0.2}
+        for how in ("greedy", "sampled") for a in range(9) for b in range(a + 1, 9)
+    ]  # fmt: skip
+    summary = {"runs": runs, "pairs": pairs}
+    before = {f"r{i}": "r0" for i in range(1, 9)} | {"r2": "r1"}
+    said = headlines(summary, before, list(verdicts(summary)))
+    assert [(one.metric, one.runs) for one in said] == [
+        ("accuracy/sampled", (before[f"r{i}"], f"r{i}")) for i in range(1, 9)
+    ]
 
 
 # Rollouts -------------------------------------------------------------------------------------------------------------
@@ -419,7 +451,7 @@ def test_rollouts_are_turned_step_by_step_and_split_into_their_parts(tmp_path):
     run = build_run(tmp_path / "demo")
     page = read(write_report(run, parse=GRAMMAR.parse, is_correct=is_correct))
     assert [attrs["data-step"] for attrs in page.all("div") if "data-step" in attrs] == ["1", "25", "50"]
-    (slider,) = page.all("input")
+    (slider,) = [attrs for attrs in page.all("input") if attrs["type"] == "range"]
     assert (slider["min"], slider["max"], slider["value"]) == ("0", "2", "2")
     shown = marks(page)
     assert shown.count("Right answer blue circle or circle") == 3
@@ -428,8 +460,6 @@ def test_rollouts_are_turned_step_by_step_and_split_into_their_parts(tmp_path):
     # Without scripts all steps stand below each other, each under its heading, and nothing to turn them is shown.
     assert [step for step in ("Step 1", "Step 25", "Step 50") if step in shown] == ["Step 1", "Step 25", "Step 50"]
     assert [attrs for attrs in page.all("div") if attrs.get("class") == "turn"] == [{"class": "turn", "hidden": None}]
-    allowed = page.all("meta")[1]["content"]
-    assert allowed.count("'sha256-") == 3
 
 
 @pytest.mark.parametrize(
@@ -525,7 +555,7 @@ def test_held_out_pairs_of_a_warm_up_stand_in_the_plot_of_what_they_measure():
     lines = [{"step": s, **{f"{where}discriminator/accuracy/a": 0.8 for where in ("", "held_out/")}} for s in (1, 2)]
     (plot,) = plots(lines)
     assert not plot.folded
-    assert [series["mode"] for series in plot.figure["data"]] == ["lines", "markers"]
+    assert [curve.held_out for curve in plot.curves] == [False, True]
 
 
 STUDY = {
@@ -566,7 +596,263 @@ def test_a_study_shows_its_arms_beside_the_baseline(tmp_path):
     study = add_step(tmp_path, "compare", 0, None)
     (study / "study.json").write_text(json.dumps(STUDY))
     (study / "seed-0").mkdir()
-    shown = " ".join(" ".join(read(write_report(study)).pieces).split())
+    shown = words(read(write_report(study)))
     assert "Arms compared" in shown
-    assert "align_rl, 55 s 70.9 −1.5 ± 3.4 ✓ 41.0 +1.5 rl, 77 s 72.4 –" in shown
+    assert "Gain in greedy accuracy over rl, points align_rl −1.5 ± 3.4" in shown
+    assert "align_rl 55 s 70.9 −1.5 ± 3.4 ✓ 41.0 +1.5 rl baseline 1 min 17 s 72.4 –" in shown
     assert "Means over 2 seeds" in shown
+
+
+def test_a_failed_arm_stands_on_the_page_with_its_error(tmp_path):
+    study = add_step(tmp_path, "compare", 0, None)
+    (study / "study.json").write_text(json.dumps(STUDY | {"failed": {"seed 1, rl": f"out of memory {HOSTILE}"}}))
+    page = read(write_report(study))
+    shown = words(page)
+    assert "1 failed seed 1, rl out of memory </script>" in shown
+    assert "seed 1, rl failed" in shown
+    (study / "study.json").write_text(json.dumps({"study": "x", "arms": {}, "failed": {"seed 0, rl": "no data"}}))
+    assert "seed 0, rl no data" in words(read(write_report(study)))
+
+
+def test_a_cost_and_a_lacking_seed_stand_beside_their_arm(tmp_path):
+    study = add_step(tmp_path, "compare", 0, None)
+    align = STUDY["arms"]["align_rl"] | {"seeds": [1], "teacher": {"usd": 1.5}}
+    (study / "study.json").write_text(json.dumps(STUDY | {"arms": STUDY["arms"] | {"align_rl": align}}))
+    shown = words(read(write_report(study)))
+    assert "align_rl 1 of 2 seeds 55 s $1.50 70.9" in shown
+    assert "rl baseline 1 min 17 s – 72.4" in shown
+
+
+def test_a_study_that_is_going_says_how_far_it_is(tmp_path):
+    recipe = {"arms": {"rl": [{"stage": "rl"}], "sft": [], "later": [{"stage": "rl"}]}, "seeds": [0, 1], "shared": [1]}
+    study = add_step(tmp_path, "compare", 0, None, recipe=recipe, status="running")
+    add_step(study / "seed-0", "sft", 1, None)
+    add_step(study / "seed-0" / "rl", "rl", 2, None)
+    add_step(study / "seed-0" / "rl", "eval", 3, None)
+    add_step(study / "seed-1" / "rl", "rl", 2, None)
+    add_step(study / "seed-0" / "sft", "eval", 4, None, status="running")
+    (study / "study.json").write_text(json.dumps({"failed": {"seed 1, sft": "no data"}}))
+    (step,) = read_steps(study)
+    assert dict(progress(step).arms) == {
+        "shared steps": [("finished", "done"), ("", "")],
+        "rl": [("finished", "done"), ("between", "rl done")],
+        "sft": [("running", "eval running"), ("failed", "failed")],
+        "later": [("", ""), ("", "")],
+    }
+    shown = words(read(write_report(study)))
+    assert "1 of 6 are done: 3 arms, 2 seeds." in shown
+    assert "later waiting waiting" in shown
+
+
+def test_an_interval_far_wider_than_the_others_is_cut():
+    spans = [(0.1, 0.09, 0.11), (0.12, 0.11, 0.13), (0.11, -3.0, 3.0)]
+    rows = [(str(at), {"value": at, "low": low, "high": high}, Cell("")) for at, low, high in spans]
+    bars = forest(metric("accuracy/greedy"), "", rows, 0.1).bars
+    assert [bar.cut for bar in bars] == ["", "", "left right"]
+    assert bars[1].high - bars[1].low > 20
+    assert all(0 <= bar.low <= bar.at <= bar.high <= 100 for bar in bars)
+
+
+def test_a_study_may_lack_anything(tmp_path):
+    study = add_step(tmp_path, "compare", 0, None)
+    for odd in ({"arms": {"a": {}}}, {"arms": {"a": {"metrics": {"accuracy/greedy": {}}}}, "seeds": 5}, {"arms": 5}):
+        (study / "study.json").write_text(json.dumps(odd))
+        assert "What was done" in read(write_report(study)).text
+    odd_recipes = ({"arms": {"a": 5}, "seeds": [0], "shared": 5}, {"arms": 5}, {"arms": {"a": []}, "seeds": 0})
+    for number, recipe in enumerate(odd_recipes):
+        study = add_step(tmp_path / str(number), "compare", 0, None, recipe=recipe)
+        (study / "study.json").write_text(json.dumps({"failed": 5}))
+        assert "What was done" in read(write_report(study)).text
+
+
+# What evaluations say -------------------------------------------------------------------------------------------------
+
+
+def test_each_run_stands_beside_the_one_it_started_from():
+    table = comparison("eval", SUMMARY, {"align": "sft", "rl": "align"}, lambda shown: shown.quantity == "accuracy")
+    assert [(column.name, column.before) for column in table.columns] == [
+        ("sft", ""),
+        ("align", "sft"),
+        ("rl", "align"),
+    ]
+    greedy, sampled = table.lines
+    assert [cell.value for cell in greedy.cells] == ["54.0", "55.0", "73.0"]
+    assert [(cell.change, cell.kind) for cell in greedy.cells[:2]] == [("", ""), ("+1.0 ± 3.1", "noise")]
+    assert (sampled.cells[2].change, sampled.cells[2].kind) == ("+20.3 17.8 to 22.9", "better")
+    # Where a stage between was not measured, the nearest before it is taken.
+    assert run_before("rl", ["sft", "rl"], {"rl": "align", "align": "sft"}) == "sft"
+    assert run_before("rl", ["sft", "rl"], {"rl": "rl"}) == ""
+    # A road of its own is not compared with its neighbour in the table.
+    apart = comparison("eval", SUMMARY, {"align": "sft", "rl": "sft"}, lambda shown: shown.name == "accuracy/sampled")
+    assert apart.lines[0].cells[2].change == ""
+
+
+def test_the_last_run_stands_in_large_with_its_gain_over_the_first():
+    pair = {"a": "sft", "b": "rl", "metric": "accuracy/sampled", "difference": 0.22, "low": 0.195, "high": 0.245}
+    first, *others = tiles(SUMMARY | {"pairs": [pair]})
+    assert first == ("sampled accuracy", "60.0 %", "+22.0 ± 2.5", "better", "sft → rl")
+    assert [(tile.value, tile.change, tile.road) for tile in others] == [("73.0 %", "", "rl"), ("63.0 %", "", "rl")]
+
+
+ATTRIBUTION = [
+    {"run": "sft", "decoding": "greedy", "source": None, "wrong": 40, "causes": {
+        "perception": {"value": 0.25, "low": 0.14, "high": 0.40, "n": 40},
+        "reasoning": {"value": 0.75, "low": 0.60, "high": 0.86, "n": 40},
+        "verifier": {"value": 0.0, "low": 0.0, "high": 0.09, "n": 40},
+    }},
+    {"run": "sft", "decoding": "greedy", "source": "charts", "wrong": 4, "causes": {"perception": {"value": 1.0}}},
+]  # fmt: skip
+
+
+def test_causes_are_bars_that_fill_their_width(tmp_path):
+    found = causes("eval", ATTRIBUTION)
+    assert found.names == ["perception", "reasoning"]
+    assert [(piece.cause, piece.width) for piece in found.bars[0].pieces] == [("perception", 25.0), ("reasoning", 75.0)]
+    assert [bar.whole for bar in found.bars] == [True, False]
+    assert [entry[:2] for entry in found.legend] == [("perception", 0), ("reasoning", 1)]
+    # A cause has its colour on every page, whatever else was found.
+    only = causes("eval", [{"run": "rl", "wrong": 1, "causes": {"format": {"value": 1.0}}}])
+    assert (only.legend[0][1], only.bars[0].pieces[0].number) == (3, 3)
+    step = add_step(tmp_path, "eval", 0, None)
+    (step / "summary.json").write_text(json.dumps(SUMMARY | {"attribution": [*ATTRIBUTION, {"odd": 1}, 5]}))
+    shown = words(read(write_report(tmp_path)))
+    assert "Why answers are wrong" in shown
+    assert "sft greedy 40 25.0 14.0 to 40.0 75.0 60.0 to 86.0" in shown
+    assert "sft greedy, charts 4 100.0 –" in shown
+
+
+def test_benchmarks_are_shown_with_what_failed(tmp_path):
+    step = add_step(tmp_path, "eval", 0, None)
+    one = {"run": "rl", "task": "mmmu", "metric": "accuracy", "value": 0.52, "low": 0.49, "high": 0.55}
+    found = [one | {"questions": 900, "failed": 3}, one | {"run": "sft", "value": 0.4, "low": 0.37, "high": 0.43}, 5]
+    (step / "summary.json").write_text(json.dumps({"runs": [], "pairs": [], "benchmarks": found}))
+    shown = words(read(write_report(tmp_path)))
+    assert "mmmu points accuracy 52.0 ±3.0 3 failed 40.0 ±3.0" in shown
+
+
+def test_what_was_measured_beside_a_run_stands_on_its_page(tmp_path):
+    sft = add_step(tmp_path / "demo", "sft", 0, None, finished="2026-11-23T10:05:00.123+00:00")
+    source = {"run": "elsewhere/demo/sft", "checkpoint": None, "finished": "2026-11-23T10:05:00.123+00:00"}
+    drift = add_step(tmp_path, "drift", 9, None, **{"from": {"runs": [source]}})
+    cells = {"drift/perception": {"value": 0.73, "low": 0.7, "high": 0.76, "n": 64}}
+    (drift / "drift.json").write_text(json.dumps({"runs": [{"id": "sft", "metrics": cells}]}))
+    shown = words(read(write_report(tmp_path / "demo")))
+    assert "sft, perception 0.730 ±0.030" in shown
+    # Done again since, it is another run.
+    manifest = json.loads((sft / "run.json").read_text())
+    (sft / "run.json").write_text(json.dumps(manifest | {"finished": "2026-11-23T11:00:00.000+00:00"}))
+    assert "sft, perception" not in read(write_report(tmp_path / "demo")).text
+
+
+# Responses side by side -----------------------------------------------------------------------------------------------
+
+
+def add_samples(folder: Path, run: str, answers: list[str | None]) -> None:
+    """One greedy response a question whose right answer is red; None is malformed."""
+    lines = []
+    for number, answer in enumerate(answers):
+        text = "<caption> a" if answer is None else response("a", "b", answer)
+        verdict = {"accuracy": float(answer == "red"), "well_formed": float(answer is not None)}
+        lines.append({"id": f"q{number}", "greedy": {"text": text, **verdict, "length": 9}, "samples": []})
+    (folder / f"samples-{run}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def build_gallery(run: Path) -> Path:
+    """An evaluation of two runs on four questions: gained, lost, malformed then right, right twice."""
+    folder = add_step(run, "eval", 0, None)
+    summary = {"runs": [{"id": "sft", "metrics": {}}, {"id": "rl", "metrics": {}}], "pairs": []}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    add_samples(folder, "sft", ["blue", "red", None, "red"])
+    add_samples(folder, "rl", ["red", "blue", "red", "red"])
+    asked = [
+        {"id": f"q{i}", "source": "ab"[i % 2], "question": f"Which colour, {i}?", "answers": ["red"],
+         "images": [picture()], "teacher": response("a", "taught", "red")}
+        for i in range(4)
+    ]  # fmt: skip
+    (folder / "questions.jsonl").write_text("".join(json.dumps(one) + "\n" for one in asked))
+    wrong = {"id": "q1", "decoding": "greedy", "number": 0, "cause": "perception"}
+    (folder / "attribution-rl.jsonl").write_text(json.dumps(wrong) + "\n")
+    return folder
+
+
+def test_runs_answer_the_same_question_side_by_side(tmp_path):
+    page = read(write_report(build_gallery(tmp_path / "run"), parse=GRAMMAR.parse))
+    sides = [attrs for attrs in page.all("div") if "data-run" in attrs]
+    found = [(s["data-run"], s["data-verdicts"], s["data-cause"]) for s in sides if s["data-run"]]
+    assert sorted(found) == sorted([
+        ("sft", "wrong", ""), ("rl", "right gained", ""),
+        ("sft", "right", ""), ("rl", "wrong lost", "perception"),
+        ("sft", "malformed", ""), ("rl", "right gained", ""),
+        ("sft", "right", ""), ("rl", "right", ""),
+    ])  # fmt: skip
+    assert [s["data-run"] for s in sides].count("") == 4  # the teacher's answers
+    assert {attrs["data-source"] for attrs in page.all("article")} == {"a", "b"}
+    assert page.text.count("taught") == 4
+    assert len(page.all("img")) == 4
+
+
+def test_without_its_questions_an_evaluation_names_them_by_id(tmp_path):
+    folder = build_gallery(tmp_path / "run")
+    (folder / "questions.jsonl").unlink()
+    assert "Question q3" in read(write_report(folder, parse=GRAMMAR.parse)).text
+
+
+def test_of_many_questions_those_are_chosen_where_runs_differ():
+    lines = [{"id": f"q{i}", "greedy": {"accuracy": float(i == 77), "well_formed": 1.0}} for i in range(100)]
+    other = [{"id": f"q{i}", "greedy": {"accuracy": 0.0, "well_formed": 1.0}} for i in range(100)]
+    assert chosen({"a": lines, "b": other}, 3) == ["q77", "q0", "q1"]
+
+
+def test_a_failed_request_is_no_wrong_answer(tmp_path):
+    folder = build_gallery(tmp_path / "run")
+    (folder / "samples-rl.jsonl").write_text(json.dumps({"id": "q0", "greedy": {"failed": HOSTILE}, "samples": []}))
+    page = read(write_report(folder, parse=GRAMMAR.parse))
+    assert "no response: </script>" in page.text
+    (side,) = [attrs for attrs in page.all("div") if attrs.get("data-run") == "rl"]
+    assert side["data-verdicts"] == ""
+
+
+# Size -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_run_with_large_pictures_stays_a_page_that_can_be_mailed(tmp_path):
+    step = add_step(tmp_path, "rl", 0, None)
+    large = "data:image/jpeg;base64," + "A" * 30_000
+    looks = [("", response("a", "b" * 8000, "red"), {"accuracy": 0.0})] * 4
+    add_rollouts(step, [(number, looks) for number in range(1, 61)], images=[large, large])
+    add_metrics(step, [{"step": s, **{f"room{i}/x": s * 0.1 for i in range(30)}} for s in range(1, 3001)])
+    path = write_report(tmp_path, parse=GRAMMAR.parse)
+    assert path.stat().st_size < 3_500_000
+    page = read(path)
+    steps = [attrs["data-step"] for attrs in page.all("div") if "data-step" in attrs]
+    assert (steps[0], steps[-1]) == ("1", "60")
+    assert f"Of 60 kept steps {len(steps)} are shown" in words(page)
+
+
+def test_a_text_of_a_megabyte_is_shown_by_its_ends(tmp_path):
+    step = add_step(tmp_path, "align", 0, None)
+    row = {"question": "q", "before": {"text": "begin" + "x" * 1_000_000 + "end"}}
+    (step / "showcase.jsonl").write_text(json.dumps(row))
+    path = write_report(tmp_path)
+    assert path.stat().st_size < 100_000
+    assert re.search(r"begin.*992\d{3} characters left out.*end", path.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "marks"),
+    [
+        (0, 1, [0, 0.25, 0.5, 0.75, 1]),
+        (0.93, 1.02, [0.95, 0.975, 1.0]),
+        (-3, 7, [-2.5, 0, 2.5, 5]),
+        (0, 700, [0, 200, 400, 600]),
+    ],
+)
+def test_axes_are_marked_with_round_numbers(low, high, marks):
+    assert ticks(low, high) == pytest.approx(marks)
+
+
+def test_long_curves_are_thinned_by_means():
+    (plot,) = plots([{"step": s, "loss": float(s)} for s in range(1, 1001)])
+    (curve,) = plot.curves
+    assert len(curve.x) == 334
+    assert (curve.x[0], curve.y[0], curve.x[-1], curve.y[-1]) == (3, 2.0, 1000, 1000.0)

@@ -1,8 +1,8 @@
-"""Learning curves: which metrics of metrics.jsonl go into which plot, as plain plotly.js figures."""
+"""Learning curves: which metrics of metrics.jsonl go into which plot."""
 
-import html
 import re
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from prism_cli.report.quantities import is_number
@@ -22,8 +22,23 @@ _GROUPS = {
     "Response length, tokens": r"completions/mean_length|(?:responses/)?length(?:/.*)?",
 }
 HELD_OUT = r"eval/|held_out/"  # what a training run measured on rows, and a warm-up on pairs, kept aside
-_COLOURS = ("#4a90d9", "#e08a2e", "#3fa37c", "#b26bc4", "#d9605a", "#9a8f2f", "#5aa5b8", "#c96f9b")
-_INK, _GRID = "#808790", "rgba(128,135,144,0.22)"  # legible on white and on near-black
+MOST_POINTS = 400
+
+
+class Curve(NamedTuple):
+    """One metric over the steps.
+
+    Attributes:
+        name: As in metrics.jsonl.
+        x: Steps.
+        y: Values; None leaves a gap.
+        held_out: Whether it was measured on rows kept aside.
+    """
+
+    name: str
+    x: list[float]
+    y: list[float | None]
+    held_out: bool
 
 
 class Plot(NamedTuple):
@@ -31,12 +46,12 @@ class Plot(NamedTuple):
 
     Attributes:
         title: Its heading.
-        figure: A plotly.js figure (data and layout).
+        curves: What it shows.
         folded: Whether it stands behind "more".
     """
 
     title: str
-    figure: dict[str, Any]
+    curves: list[Curve]
     folded: bool
 
 
@@ -53,9 +68,8 @@ def plots(rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
             grouped.setdefault(_group(name), []).append(name)
     made = []
     for title, members in grouped.items():
-        series = [one for i, name in enumerate(members) if (one := _series(name, rows, _COLOURS[i % len(_COLOURS)]))]
-        if series:
-            made.append(Plot(title, {"data": series, "layout": _layout(len(series))}, title not in _GROUPS))
+        if curves := [curve for name in members if (curve := _curve(name, rows))]:
+            made.append(Plot(title, curves, title not in _GROUPS))
     return made
 
 
@@ -65,8 +79,8 @@ def _group(name: str) -> str:
     return found or (plain.split("/")[0] if "/" in plain else "other")
 
 
-def _series(name: str, rows: Sequence[Mapping[str, Any]], colour: str) -> dict[str, Any] | None:
-    """One curve: training metrics as lines, evaluation as markers; what is not finite leaves a gap."""
+def _curve(name: str, rows: Sequence[Mapping[str, Any]]) -> Curve | None:
+    """What is not finite leaves a gap."""
     points = [(row["step"], row[name]) for row in rows if name in row and is_number(row.get("step"))]
     if not points:
         return None
@@ -74,31 +88,14 @@ def _series(name: str, rows: Sequence[Mapping[str, Any]], colour: str) -> dict[s
     if name.endswith("malformed_fraction"):
         label = name.replace("malformed_fraction", "well_formed_share")
         points = [(x, 1 - y if is_number(y) else None) for x, y in points]
-    evaluation, lone = re.match(HELD_OUT, name) is not None, len(points) == 1
-    return {
-        "type": "scatter",
-        # plotly reads a little HTML in names, so they are escaped; the JSON around them is escaped again in the page.
-        "name": html.escape(label, quote=False),
-        "x": [x for x, _ in points],
-        "y": [y if is_number(y) else None for _, y in points],
-        "mode": "markers" if evaluation or lone else "lines",
-        "line": {"color": colour, "width": 1.8},
-        "marker": {"color": colour, "size": 8, "symbol": "diamond" if evaluation else "circle"},
-        "hovertemplate": "step %{x}: %{y:.4g}",
-    }
+    points = _thinned([(x, y if is_number(y) else None) for x, y in points])
+    return Curve(label, [x for x, _ in points], [y for _, y in points], re.match(HELD_OUT, name) is not None)
 
 
-def _layout(series: int) -> dict[str, Any]:
-    axis = {"gridcolor": _GRID, "zeroline": False, "linecolor": _GRID, "tickcolor": _GRID, "automargin": True}
-    return {
-        "height": 250 + 16 * max(0, series - 3),
-        "margin": {"l": 44, "r": 8, "t": 8, "b": 34},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "system-ui, sans-serif", "size": 12, "color": _INK},
-        "xaxis": {**axis, "title": {"text": "step", "standoff": 4}},
-        "yaxis": axis,
-        "showlegend": True,
-        "legend": {"orientation": "h", "y": -0.27, "x": 0, "yanchor": "top"},
-        "hovermode": "x",
-    }
+def _thinned(points: list[tuple[float, float | None]]) -> list[tuple[float, float | None]]:
+    """At most `MOST_POINTS`: where there are more, each is the mean of its neighbours, at the last one's step."""
+    width = -(-len(points) // MOST_POINTS)
+    if width == 1:
+        return points
+    lots = [points[i : i + width] for i in range(0, len(points), width)]
+    return [(lot[-1][0], fmean(known) if (known := [y for _, y in lot if y is not None]) else None) for lot in lots]

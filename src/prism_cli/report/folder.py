@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from prism_cli.errors import CheckpointError
 
 FILES = ("run.json", "metrics.jsonl", "summary.json", "drift.json", "showcase.jsonl", "teacher.json", "recipe.yaml")
+MEASURING = ("eval", "drift")
 PIPELINE = "run"  # the stage whose folder holds folders of steps
 _IMAGE = re.compile(r"data:image/(?:png|jpeg);base64,[A-Za-z0-9+/=]+")
 
@@ -19,6 +21,7 @@ class Step:
 
     Attributes:
         id: The folder's name.
+        place: Where it lies.
         manifest: run.json, or {}.
         recipe: recipe.yaml's text, or "".
         metrics: metrics.jsonl's lines in order.
@@ -28,10 +31,14 @@ class Step:
         rollouts: rollouts.jsonl's lines.
         warnings: warnings.jsonl's lines.
         teacher: teacher.json, or {}.
+        samples: Run → the lines of samples-<run>.jsonl.
+        causes: Run → the lines of attribution-<run>.jsonl.
+        questions: questions.jsonl's lines: what was asked in an evaluation.
         notes: What could not be read, in words.
     """
 
     id: str
+    place: Path = Path()
     manifest: dict[str, Any] = field(default_factory=dict)
     recipe: str = ""
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -41,6 +48,9 @@ class Step:
     rollouts: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[dict[str, Any]] = field(default_factory=list)
     teacher: dict[str, Any] = field(default_factory=dict)
+    samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    causes: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    questions: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -51,32 +61,59 @@ def read_steps(folder: Path) -> list[Step]:
         CheckpointError: the folder holds no run.
     """
     folders = [path for path in sorted(folder.glob("*/")) if any((path / name).is_file() for name in FILES)]
-    if _read_object(folder / "run.json", []).get("stage", PIPELINE) != PIPELINE:
+    if read_object(folder / "run.json", []).get("stage", PIPELINE) != PIPELINE:
         folders = [folder]  # what lies inside is the step's own, such as the warm-up of its judge
     if not folders and any((folder / name).is_file() for name in FILES):
         folders = [folder]
     if not folders:
         raise CheckpointError(f"{folder} holds no run (no {', '.join(FILES[:3])} …)", "give a folder under runs/")
     steps = [_read_step(path) for path in folders]
+    steps += [_read_step(path, f"{path.name} (beside it)") for path in measured_elsewhere(folder, steps)]
     return sorted(steps, key=lambda step: (not step.manifest.get("created"), str(step.manifest.get("created", ""))))
 
 
-def _read_step(folder: Path) -> Step:
-    step = Step(folder.resolve().name)
-    step.manifest = _read_object(folder / "run.json", step.notes)
-    step.summary = _read_object(folder / "summary.json", step.notes) or _read_object(folder / "drift.json", step.notes)
-    step.study = _read_object(folder / "study.json", step.notes)
-    step.teacher = _read_object(folder / "teacher.json", step.notes)
+def measured_elsewhere(folder: Path, steps: Sequence[Step]) -> list[Path]:
+    """Evaluations and drift measurements beside a folder that are of its steps and of nothing else."""
+    known = {(step.id, step.manifest.get(key)) for step in steps for key in ("finished", "created")}
+    known -= {(step.id, None) for step in steps}
+    found = []
+    for path in sorted(folder.resolve().parent.glob("*/run.json")):
+        manifest = read_object(path, [])
+        source = manifest.get("from")
+        runs = source.get("runs") if isinstance(source, dict) else None
+        if manifest.get("stage") not in MEASURING or not isinstance(runs, list) or not runs:
+            continue
+        # A run that was done again since is another one, so what counts is when it was finished.
+        if path.parent != folder.resolve() and all(isinstance(run, dict) and _when(run) in known for run in runs):
+            found.append(path.parent)
+    return found
+
+
+def _when(source: dict[str, Any]) -> tuple[str, Any]:
+    return Path(str(source.get("run"))).name, source.get("finished") or source.get("created")
+
+
+def _read_step(folder: Path, id: str | None = None) -> Step:
+    step = Step(id or folder.resolve().name, folder)
+    step.manifest = read_object(folder / "run.json", step.notes)
+    step.summary = read_object(folder / "summary.json", step.notes) or read_object(folder / "drift.json", step.notes)
+    step.study = read_object(folder / "study.json", step.notes)
+    step.teacher = read_object(folder / "teacher.json", step.notes)
     step.metrics = _read_lines(folder / "metrics.jsonl", step.notes)
     step.warnings = _read_lines(folder / "warnings.jsonl", step.notes)
     step.showcase = [_checked_image(card, step.notes) for card in _read_lines(folder / "showcase.jsonl", step.notes)]
     step.rollouts = [_checked_images(row, step.notes) for row in _read_lines(folder / "rollouts.jsonl", step.notes)]
+    step.questions = [_inline_only(row, step.notes) for row in _read_lines(folder / "questions.jsonl", step.notes)]
+    for name, found in (("samples", step.samples), ("attribution", step.causes)):
+        for path in sorted(folder.glob(f"{name}-*.jsonl")):
+            found[path.stem.removeprefix(f"{name}-")] = _read_lines(path, step.notes)
     if (folder / "recipe.yaml").is_file():
         step.recipe = (folder / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
     return step
 
 
-def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
+def read_object(path: Path, notes: list[str]) -> dict[str, Any]:
+    """A JSON file's object; {} without one, and a note where it can't be read."""
     if not path.is_file():
         return {}
     try:
@@ -124,12 +161,16 @@ def _checked_images(row: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     """The line with no pictures but those that are plain inline PNG or JPEG data."""
     checked = []
     for prompt in row["prompts"] if isinstance(row.get("prompts"), list) else []:
-        images = prompt.get("images") if isinstance(prompt, dict) else None
-        if isinstance(images, list) and not all(map(_is_inline, images)):
-            notes.append("rollouts.jsonl: a picture that is not inline PNG or JPEG data is left out")
-            prompt = {**prompt, "images": list(filter(_is_inline, images)), "image_dropped": True}
-        checked.append(prompt)
+        checked.append(_inline_only(prompt, notes, "rollouts.jsonl") if isinstance(prompt, dict) else prompt)
     return {**row, "prompts": checked}
+
+
+def _inline_only(prompt: dict[str, Any], notes: list[str], file: str = "questions.jsonl") -> dict[str, Any]:
+    images = prompt.get("images")
+    if not isinstance(images, list) or all(map(_is_inline, images)):
+        return prompt
+    notes.append(f"{file}: a picture that is not inline PNG or JPEG data is left out")
+    return {**prompt, "images": list(filter(_is_inline, images)), "image_dropped": True}
 
 
 def _is_inline(image: Any) -> bool:

@@ -45,7 +45,11 @@ def metric(name: str) -> Metric:
     base, _, decoding = name.rpartition("/") if name.endswith(("/greedy", "/sampled")) else (name, "", "")
     room = base.split("/")[0]
     words = base.replace("well_formed", "well-formed").replace("_", " ").replace("/", " ")
-    if room in _SHARES:
+    if room == "truncated":
+        return Metric(name, words, decoding, 100.0, "points", 1, -1)
+    if room == "failed":
+        return Metric(name, words, decoding, 1.0, "responses", 0, -1)
+    if room in _SHARES or room.startswith("pass@"):
         return Metric(name, words, decoding, 100.0, "points", 1, 1)
     if room == "length":
         return Metric(name, words, decoding, 1.0, "tokens", 1, 0)

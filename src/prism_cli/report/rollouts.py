@@ -1,10 +1,11 @@
 """Rollouts of the steps that were kept, a card a prompt: what was asked, what was said, what it was worth."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from prism_cli.report.quantities import is_number
-from prism_cli.report.showcase import Card, Side, is_right, read
+from prism_cli.report.showcase import MALFORMED, TEACHER, Card, Side, is_right, read, shortened
 from prism_cli.responses import Response
 
 
@@ -20,6 +21,17 @@ class Frame(NamedTuple):
     cards: list[Card]
 
 
+def thinned(rows: Sequence[Mapping[str, Any]], budget: int) -> list[Mapping[str, Any]]:
+    """Evenly spread lines, the first and the last among them, that take no more characters than that on the page."""
+    sizes = [len(json.dumps(row)) for row in rows]
+    stride = 1
+    while True:
+        kept = sorted(set(range(0, len(rows), stride)) | ({len(rows) - 1} if rows else set()))
+        if len(kept) <= 2 or sum(sizes[i] for i in kept) <= budget:
+            return [rows[i] for i in kept]
+        stride += 1
+
+
 def frames(
     rows: Sequence[Mapping[str, Any]],
     parse: Callable[[str], Response] | None,
@@ -33,7 +45,7 @@ def frames(
 
 
 def _card(prompt: Mapping[str, Any], parse: Callable | None, is_correct: Callable | None) -> Card:
-    question = str(prompt.get("question") or "")
+    question = shortened(str(prompt.get("question") or ""))
     answers = [str(answer) for answer in _list(prompt.get("answers"))]
     judge = is_right(is_correct, answers, question)
     sides = [
@@ -43,9 +55,10 @@ def _card(prompt: Mapping[str, Any], parse: Callable | None, is_correct: Callabl
     ]
     if isinstance(taught := prompt.get("teacher"), str):
         blocks, marks = read(taught, parse, judge)
-        sides.insert(0, Side("Teacher", blocks, marks, []))
+        sides.insert(0, Side(TEACHER, blocks, marks, []))
     images = [image for image in _list(prompt.get("images")) if isinstance(image, str)]
-    return Card(question, " or ".join(answers), images, bool(prompt.get("image_dropped")), sides)
+    right = shortened(" or ".join(answers))
+    return Card(question, right, images, bool(prompt.get("image_dropped")), sides, str(prompt.get("source") or ""))
 
 
 def _rollout(number: int, rollout: Mapping[str, Any], parse: Callable | None, judge: Callable | None) -> Side:
@@ -60,13 +73,13 @@ def _rollout(number: int, rollout: Mapping[str, Any], parse: Callable | None, ju
     shown = [(str(name), _worth(value)) for name, value in rewards.items()]
     if is_number(length := rollout.get("length")):
         shown.append(("tokens", str(length)))
-    return Side(f"Rollout {number}", blocks, marks, shown)
+    return Side(f"Rollout {number}", blocks, marks, shown, "policy")
 
 
 def _marks(problem: Any, rewards: Mapping[str, Any], judged: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Well-formed or why not; right or wrong by the reward it was given, else as it is judged now."""
     if problem is not None:
-        return [(f"not well-formed: {problem}", "bad")]
+        return [(f"{MALFORMED}: {shortened(str(problem), 400)}", "bad")]
     if "accuracy" not in rewards:
         return [("well-formed", "good"), *judged[1:]]
     accuracy = rewards["accuracy"]

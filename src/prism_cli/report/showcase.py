@@ -6,6 +6,11 @@ from typing import Any, NamedTuple
 from prism_cli.report.quantities import is_number
 from prism_cli.responses import Response
 
+TEACHER = "Teacher"
+MALFORMED = "not well-formed"
+# A text is shown whole up to here, beyond it by its two ends.
+MOST_CHARACTERS = 8000
+
 
 class Side(NamedTuple):
     """One text on a card.
@@ -15,12 +20,28 @@ class Side(NamedTuple):
         blocks: (label, text); the label is "" for raw text.
         marks: (words, "good" | "bad") such as ("well-formed", "good").
         scores: (part, score as text): the discriminator's.
+        run: By which the page's filter names it; "" for a text that is no response of a policy.
+        cause: Why it is wrong, where that was found out.
+        change: "gained" or "lost" beside the run before, else "".
+        before: That run.
     """
 
     name: str
     blocks: list[tuple[str, str]]
     marks: list[tuple[str, str]]
     scores: list[tuple[str, str]]
+    run: str = ""
+    cause: str = ""
+    change: str = ""
+    before: str = ""
+
+    @property
+    def verdicts(self) -> list[str]:
+        """What it can be filtered by: right, wrong, malformed; gained, lost."""
+        words = [word for word, _ in self.marks]
+        found = [word for word in ("right", "wrong") if word in words]
+        found += ["malformed"] if any(word.startswith(MALFORMED) for word in words) else []
+        return [*found, *([self.change] if self.change else [])]
 
 
 class Card(NamedTuple):
@@ -32,6 +53,7 @@ class Card(NamedTuple):
         images: Inline pictures.
         image_dropped: Whether a picture was left out as unsafe.
         sides: Teacher, before, after; those there are.
+        source: Which data set it is from, where there are several.
     """
 
     question: str
@@ -39,6 +61,7 @@ class Card(NamedTuple):
     images: list[str]
     image_dropped: bool
     sides: list[Side]
+    source: str = ""
 
 
 def cards(
@@ -49,12 +72,12 @@ def cards(
     """One card a line of showcase.jsonl."""
     made = []
     for row in rows:
-        question, answer = str(row.get("question") or ""), str(row.get("answer") or "")
+        question, answer = shortened(str(row.get("question") or "")), shortened(str(row.get("answer") or ""))
         right = is_right(is_correct, [answer] if answer else [], question)
         sides = [
             _side(name, text, scores, parse, right)
             for name, (text, scores) in (
-                ("Teacher", (row.get("teacher"), None)),
+                (TEACHER, (row.get("teacher"), None)),
                 ("Before", _text_and_scores(row.get("before"))),
                 ("After", _text_and_scores(row.get("after"))),
             )
@@ -79,14 +102,21 @@ def read(
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """The blocks and the marks of a text, as a `Side` has them; raw and unmarked without a grammar."""
     if parse is None:
-        return [("", text)], []
+        return [("", shortened(text))], []
     response = parse(text)
     if not response.well_formed:
-        return [("", text)], [(f"not well-formed: {response.problem}", "bad")]
+        return [("", shortened(text))], [(f"{MALFORMED}: {shortened(str(response.problem), 400)}", "bad")]
     marks = [("well-formed", "good")]
     if right and response.answer is not None:
         marks.append(("right", "good") if right(response.answer) else ("wrong", "bad"))
-    return list(response.blocks.items()) or [("", text)], marks
+    return [(label, shortened(block)) for label, block in response.blocks.items()] or [("", shortened(text))], marks
+
+
+def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
+    """The text, or its two ends where it is longer than that."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]}\n[… {len(text) - 2 * (most // 2)} characters left out …]\n{text[-(most // 2) :]}"
 
 
 def _text_and_scores(response: Any) -> tuple[Any, Any]:
@@ -100,4 +130,4 @@ def _side(
         (str(part), f"{score:+.2f}".replace("-", "−") if is_number(score) else "–")
         for part, score in (scores.items() if isinstance(scores, Mapping) else ())
     ]
-    return Side(name, *read(text, parse, right), shown)
+    return Side(name, *read(text, parse, right), shown, "" if name == TEACHER else name)

@@ -1,49 +1,123 @@
-"""A study's arms as a table: each metric's mean over seeds, and beside it the difference from the baseline."""
+"""A study's arms: each metric's mean over seeds, beside it the paired difference from the baseline, time and cost."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from prism_cli.report.quantities import Metric, is_number, metrics_of
+from prism_cli.report.history import duration
+from prism_cli.report.pictures import Forest, forest
+from prism_cli.report.quantities import Metric, is_number, metric, metrics_of
+from prism_cli.report.tables import Cell, cell, difference
+
+# What a study is about as a rule; the rest is in the table.
+PICTURED = ("accuracy/sampled", "accuracy/greedy", "perception/sampled", "perception/greedy")
 
 
-def arms_compared(study: Mapping[str, Any]) -> tuple[list[Metric], list[tuple[str, list[dict[str, Any]]]], str]:
-    """Columns, rows (name, cells with `value` and `spread`) and the words that explain them.
+class Arm(NamedTuple):
+    """One arm.
 
-    Args:
-        study: What study.json holds.
+    Attributes:
+        name: As the study calls it.
+        note: Whether the others are compared with it, and what seeds it lacks.
+        seconds: Its own training, a seed.
+        usd: What its teacher cost, over all seeds.
+        cells: A metric each.
     """
-    arms, baseline = study["arms"], study["baseline"]
+
+    name: str
+    note: str
+    seconds: str
+    usd: str
+    cells: list[Cell]
+
+
+class Study(NamedTuple):
+    """A study.
+
+    Attributes:
+        id: Its step.
+        columns: The metrics.
+        arms: Those with a result.
+        cost: Whether any of them cost money.
+        failed: (arm and seed, error).
+        pictures: Gains with their intervals.
+        told: What explains the table.
+    """
+
+    id: str
+    columns: list[Metric]
+    arms: list[Arm]
+    cost: bool
+    failed: list[tuple[str, str]]
+    pictures: list[Forest]
+    told: str
+
+
+def study_of(id: str, study: Mapping[str, Any]) -> Study | None:
+    """What study.json says, as far as it is there; None where it is no study."""
+    arms = {str(name): found for name, found in _mapping(study.get("arms")).items() if isinstance(found, Mapping)}
+    failed = [(str(name), str(error)) for name, error in _mapping(study.get("failed")).items()]
+    if not arms and not failed:
+        return None
+    baseline = str(study.get("baseline", ""))
     columns = metrics_of({"runs": list(arms.values())})
+    seeds = study.get("seeds")
+    count = len(seeds) if isinstance(seeds, list) else 0
     rows = [
-        (
-            f"{name}, {found['seconds']:.0f} s",
-            [_cell(column, found["metrics"].get(column.name), name == baseline) for column in columns],
+        Arm(
+            name,
+            _note(name == baseline, found, count),
+            _seconds(found),
+            _usd(found),
+            [_cell(c, found, name == baseline) for c in columns],
         )
         for name, found in arms.items()
     ]
+    made = [_picture(shown, arms, baseline) for name in PICTURED if (shown := metric(name)) in columns]
+    cost = any(arm.usd != "–" for arm in rows)
     told = (
-        f"Means over {len(study['seeds'])} seeds. Beside them the difference from {baseline}, seed by seed, ± its 95 % "
-        "interval over seeds; ✓ where every seed agrees beyond its own interval over questions. Seconds are an arm's "
-        "own training, a seed."
+        f"Means over {count} seed{'s' if count != 1 else ''}. Below a value: the difference from {baseline}, seed by "
+        "seed, ± its 95 % interval over seeds; ✓ where every seed agrees beyond its own interval over questions. Time "
+        "is an arm's own training, a seed"
     )
-    return columns, rows, told
+    told += "; cost is its teacher's, over all seeds." if cost else "."
+    return Study(id, columns, rows, cost, failed, [one for one in made if one and one.bars], told)
 
 
-def _cell(shown: Metric, found: Mapping[str, Any] | None, is_baseline: bool) -> dict[str, Any]:
-    if found is None:
-        return {"value": "–", "spread": "", "n": None, "best": False}
-    return {
-        "value": shown.number(found["mean"]["value"]),
-        "spread": "" if is_baseline else _difference(shown, found),
-        "n": None,
-        "best": False,
-    }
+def _cell(shown: Metric, arm: Mapping[str, Any], is_baseline: bool) -> Cell:
+    found = _mapping(_mapping(arm.get("metrics")).get(shown.name))
+    if not found:
+        return Cell("–")
+    plain = cell(shown, {"value": _mapping(found.get("mean")).get("value")})
+    if is_baseline:
+        return plain
+    text, kind = difference(shown, _mapping(found.get("over_seeds")))
+    return plain._replace(change=f"{text}{' ✓' if found.get('agree') else ''}", kind=kind)
 
 
-def _difference(shown: Metric, found: Mapping[str, Any]) -> str:
-    over = found["over_seeds"]
-    number = shown.number(over["value"])
-    text = number if number.startswith("−") else f"+{number}"
-    if is_number(over["low"]) and is_number(over["high"]):
-        text += f" ± {shown.number((over['high'] - over['low']) / 2)}"
-    return f"{text}{' ✓' if found['agree'] else ''}"
+def _picture(shown: Metric, arms: Mapping[str, Mapping[str, Any]], baseline: str) -> Forest | None:
+    rows = []
+    for name, arm in arms.items():
+        found = _mapping(_mapping(arm.get("metrics")).get(shown.name))
+        if name != baseline and (over := _mapping(found.get("over_seeds"))):
+            text, kind = difference(shown, over)
+            rows.append((name, over, Cell(text, kind=kind)))
+    return forest(shown, f"Gain in {shown.words} over {baseline}, {shown.unit or 'its own unit'}", rows, 0.0)
+
+
+def _note(is_baseline: bool, arm: Mapping[str, Any], count: int) -> str:
+    seeds = arm.get("seeds")
+    fewer = f"{len(seeds)} of {count} seeds" if isinstance(seeds, list) and len(seeds) < count else ""
+    return ", ".join(filter(None, ("baseline" if is_baseline else "", fewer)))
+
+
+def _seconds(arm: Mapping[str, Any]) -> str:
+    return duration(arm.get("seconds")) if arm.get("seconds") else "–"
+
+
+def _usd(arm: Mapping[str, Any]) -> str:
+    usd = arm.get("usd", _mapping(arm.get("teacher")).get("usd"))
+    return f"${usd:.2f}" if is_number(usd) and usd else "–"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -111,7 +111,7 @@ class RolloutLog(TrainerCallback):
             "source": row["source"],
             "question": _cut(row["prompt"][-1]["content"]),
             "answers": list(row["answers"] or ()),
-            "images": [_thumbnail(image) for image in (row["images"] or ())[:PICTURES]],
+            "images": [thumbnail(image) for image in (row["images"] or ())[:PICTURES]],
             "teacher": None if taught is None else _cut(taught),
         }
 
@@ -137,7 +137,7 @@ def _cut(text: str) -> str:
     return f"{text[:half]}\n[… {len(text) - 2 * half} characters left out …]\n{text[-half:]}"
 
 
-def _thumbnail(picture: Image.Image) -> str:
+def thumbnail(picture: Image.Image) -> str:
     """A data URL of the picture, scaled down to a thumbnail."""
     small, kind = picture.convert("RGB"), "png" if max(picture.size) <= DRAWING else "jpeg"
     small.thumbnail((SIDE, SIDE))
