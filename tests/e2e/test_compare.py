@@ -122,7 +122,7 @@ def test_a_failing_arm_is_named_and_the_others_are_measured(done, prism, folder)
     broken = arms(arm("broken", "{max_tokens: 3, max_steps: 1}"), arm("after", SMALL, "broken/broken"))
     failed = compare(prism, folder, "--output", "runs/broken", "seeds=[0]", further=broken, processes=1)
     assert failed.code == 1
-    assert "1 arms failed" in failed.stderr
+    assert "1 arm failed:" in failed.stderr
     assert "seed 0, broken:" in failed.stderr
     assert "max_tokens = 3" in failed.stderr
     found = json.loads((folder / "runs/broken/study.json").read_text())
@@ -130,7 +130,8 @@ def test_a_failing_arm_is_named_and_the_others_are_measured(done, prism, folder)
     assert list(found["failed"]) == ["seed 0, broken"]
     assert "max_tokens = 3" in found["failed"]["seed 0, broken"]
     assert not (folder / "runs/broken/seed-0/after").exists()
-    assert (folder / "runs/broken/report.html").is_file()
+    page = (folder / "runs/broken/report.html").read_text()
+    assert '<span class="status failed">failed</span>' in page.partition("</header>")[0]
 
 
 def test_an_arm_starts_from_a_training_step_and_never_from_a_shared_evaluation(tmp_path):

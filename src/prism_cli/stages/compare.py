@@ -20,7 +20,7 @@ from prism_cli.recipes.pipelines import PipelineStep, StudyRecipe
 from prism_cli.runs import write_atomically
 from prism_cli.stages import build, report
 from prism_cli.stages.checks import Plan
-from prism_cli.stages.run import STAGES, check_step, resolve_steps
+from prism_cli.stages.run import check_step, resolve_steps, run_step
 from prism_cli.stages.study_table import study_summary, study_table
 
 SHARED = "shared steps"
@@ -70,15 +70,20 @@ def run(recipe: StudyRecipe, base: Path, fresh: bool = False, command: Sequence[
     study = build.open_stage(
         recipe.model_copy(update={"output": str(folder)}), "compare", None, fresh, command, compared=False
     )
-    with study.working():
-        failed = _run_all(recipe, base, folder)
-        summary = study_summary(recipe, folder) | {"failed": {job.name: error for job, error in failed.items()}}
-        write_atomically(folder / "study.json", json.dumps(summary, indent=2))
-        get_console().print(study_table(summary, get_console().width))
-        if failed:
+    failed: dict[Job, str] = {}
+    try:
+        with study.working():
+            failed = _run_all(recipe, base, folder)
+            summary = study_summary(recipe, folder) | {"failed": {job.name: error for job, error in failed.items()}}
+            write_atomically(folder / "study.json", json.dumps(summary, indent=2))
+            get_console().print(study_table(summary, get_console().width))
+            if failed:
+                told = "\n  ".join(f"{job.name}: {error}" for job, error in failed.items())
+                hint = "mend the cause and run the same command again"
+                raise PrismError(f"{len(failed)} arm{'s' if len(failed) > 1 else ''} failed:\n  {told}", hint)
+    finally:
+        if failed:  # only now does its manifest say so
             report.write(folder)
-            told = "\n  ".join(f"{job.name}: {error}" for job, error in failed.items())
-            raise PrismError(f"{len(failed)} arms failed:\n  {told}", "mend the cause and run the same command again")
     return folder
 
 
@@ -171,7 +176,7 @@ def _work(recipe: StudyRecipe, base: Path, folder: Path, job: Job) -> str | None
     with _printing_to(place / "log.txt"):
         try:
             for step, resolved in _steps(recipe, base, job):
-                STAGES[step.stage].run(resolved)
+                run_step(step, resolved)
         except PrismError as error:
             return f"{error}" + (f" ({error.hint})" if error.hint else "")
     return None
