@@ -14,19 +14,24 @@ import os
 import platform
 import re
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from prism_cli import processes
 from prism_cli.errors import CheckpointError, PrismError
 
 RECORDED_PACKAGES = ("prism-cli", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm", "deepspeed")
 COMPLETE = "complete.json"
+# Ends the folder's name of what `--shrink` made.
+SHRUNKEN = "-shrunken"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -62,7 +67,10 @@ class Run:
         return self.folder / "model"
 
     def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint; those a kill left half-written are deleted."""
+        """The newest complete checkpoint; those a kill left half-written are deleted. Call it on every process."""
+        return processes.from_main(self._last_checkpoint)
+
+    def _last_checkpoint(self) -> Path | None:
         complete = []
         for path in (self.folder / "checkpoints").glob("checkpoint-*"):
             if (path / COMPLETE).is_file():
@@ -72,23 +80,27 @@ class Run:
         return max(complete, key=checkpoint_step, default=None)
 
     def update(self, **changes: Any) -> None:
-        """Changes the manifest on disk."""
+        """Changes the manifest, and on the main process the one on disk."""
         self.manifest.update(changes)
+        if not processes.is_main():
+            return
         write_atomically(self.folder / "run.json", json.dumps(self.manifest, indent=2))
 
     @contextmanager
     def working(self) -> Iterator["Run"]:
-        """Holds the folder while the stage works and records how it ended.
+        """Holds the folder while the stage works and records how it ended. SIGTERM ends it like Ctrl-C.
 
         Raises:
             CheckpointError: another process works in this folder.
+            PrismError: another process of this training ended.
         """
-        with _locked(self.folder):
+        with processes.failing_together(), _sigterm_interrupts(), self._held():
             started, before = time.monotonic(), self.manifest.get("seconds", 0.0)
             self.update(status="running")
             status = "failed"
             try:
                 yield self
+                processes.barrier()  # it is finished when it is on every process
                 status = "finished"
             except KeyboardInterrupt:
                 status = "interrupted"
@@ -99,6 +111,45 @@ class Run:
                     seconds=round(before + time.monotonic() - started, 1),
                     finished=_now() if status == "finished" else None,
                 )
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """The lock, held by the main process for all."""
+        with ExitStack() as stack:
+            processes.from_main(lambda: (stack.enter_context(_locked(self.folder)), None)[1])
+            yield
+
+
+def tell_killed(folder: Path) -> None:
+    """Records that a run failed whose processes were killed: they could not, or took it for an interrupt."""
+    if not (folder / "run.json").is_file():
+        return
+    with suppress(CheckpointError), _locked(folder):  # else somebody works in it
+        run = Run(folder, read_manifest(folder))
+        if not run.finished:
+            run.update(status="failed")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: as Ctrl-C, with an exit code of its own."""
+
+    exit_code = 143
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -187,7 +238,7 @@ def _continue(
             f"{folder} is a run of another recipe:\n  " + "\n  ".join(changed),
             "choose another --output, or start over with --fresh",
         )
-    if manifest.get("from") != source:
+    if not _same_source(manifest.get("from"), source):
         raise CheckpointError(
             f"{folder} started from another state of {_sources(source)} than is there now",
             f"remove {folder} to do this step again, or choose another --output",
@@ -195,6 +246,13 @@ def _continue(
     if manifest["recipe"] != dict(resolved):
         manifest["status"] = "interrupted"  # e.g. a larger max_steps: there is more to do
     return Run(folder, manifest)
+
+
+def _same_source(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> bool:
+    """Whether nothing it started from changed; runs may have come to it."""
+    if old and new and "runs" in old and "runs" in new:
+        return all(run in new["runs"] for run in old["runs"])
+    return old == new
 
 
 def _sources(source: Mapping[str, Any] | None) -> str:
@@ -265,9 +323,11 @@ def resolve_model(reference: str) -> tuple[Path, dict[str, Any]]:
 
 
 def newest_finished(stage: str, root: Path = Path("runs")) -> Path | None:
-    """The newest finished run of a stage below `root`, or None."""
+    """The newest finished run of a stage below `root`, shrunken ones left out, or None."""
     found = []
     for path in [*root.glob("*/run.json"), *root.glob("*/*/run.json")]:
+        if any(part.endswith(SHRUNKEN) for part in path.parts):
+            continue
         try:
             manifest = read_manifest(path.parent)
         except CheckpointError:

@@ -70,17 +70,17 @@ def test_the_reference_plays_a_real_game(reference, trained):
     assert not all(equal(before[key], after[key]) for key in before)
 
 
-LEARNER = "prism_cli.discriminator.learner"
+LEARNER, REPLICAS = "prism_cli.discriminator.learner", "prism_cli.discriminator.replicas"
 CHAINS = {
     "the warm-up": [
-        ("prism_cli.stages.policy_samples:sample_responses", 1),
+        ("prism_cli.evaluation.sampling:sample_responses", 1),
         ("prism_cli.worlds.shapes:Shapes.oracle", 20),
-        (f"{LEARNER}:_average_gradients", 2),
+        (f"{REPLICAS}:_average_gradients", 2),
         ("prism_cli.discriminator.model:Discriminator.save_pretrained", 1),
         ("prism_cli.stages.warmup:write_atomically", 1),  # the discriminator is there, its marker is not
     ],
     "a step": [
-        (f"{LEARNER}:_average_gradients", 4),  # the second step, whose gradients are there and whose update is not
+        (f"{REPLICAS}:_average_gradients", 4),  # the second step, whose gradients are there and whose update is not
         ("prism_cli.trainers.prompts:TeachableSampler._teachable", 3),  # the next ones are asked about, not waited for
         (f"{LEARNER}:DiscriminatorLearner.score_and_update", 2),
         ("trl.trainer.grpo_trainer:GRPOTrainer._compute_loss", 2),
@@ -140,7 +140,7 @@ def test_samples_of_a_killed_warm_up_are_kept(prism, trained, tmp_path):
     # 144 pairs are two batches: one of 128 samples, one of 16.
     more = ["discriminator.warmup.pairs=136", "micro_batch=64", "rollouts=32", "max_steps=1", "max_response_tokens=32"]
     order = ["align", "tiny", "--from", trained, *SMALL.split(), *more, "--output", "align"]
-    second = ("prism_cli.stages.policy_samples:sample_responses", 2)
+    second = ("prism_cli.evaluation.sampling:sample_responses", 2)
     assert prism(*order, cwd=tmp_path, kill=second).code == -signal.SIGKILL
     samples = tmp_path / "align/warmup/samples.jsonl"
     first = samples.read_text()

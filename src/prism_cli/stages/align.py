@@ -5,12 +5,14 @@ from pathlib import Path
 
 from rich import get_console
 
+from prism_cli import processes
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.recipes.stages import AlignRecipe
 from prism_cli.recipes.teachers import DatasetTeacher
 from prism_cli.stages import build, checks
 from prism_cli.stages.asking import taught_grammar
 from prism_cli.stages.checks import Plan
+from prism_cli.stages.generation import Engine, check_generation, chosen_engine, vllm_rollouts
 from prism_cli.stages.grammar import grammar_ahead
 from prism_cli.stages.judge_folder import check_judge
 from prism_cli.stages.outlook import questions_at_most
@@ -42,7 +44,7 @@ def check(recipe: AlignRecipe, pending: bool = False) -> Plan:
     length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs} epochs"
     if recipe.stop is not None:
         length += f", fewer once drift is flat (measured every {recipe.stop.every} steps)"
-    return [*plan, ("discriminator", judge), ("training", f"{length}, {rollouts}")]
+    return [*plan, *check_generation(recipe), ("discriminator", judge), ("training", f"{length}, {rollouts}")]
 
 
 def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -> Path:
@@ -57,30 +59,41 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
         return run.folder
     from prism_cli.data.lengths import refuse_mixed, refuse_over_long, refuse_too_few
     from prism_cli.models import free_memory
-    from prism_cli.stages.showcase import write_showcase
+    from prism_cli.stages import training
+    from prism_cli.stages.memory import fitting
     from prism_cli.stages.warmup import warm_discriminator
 
-    with run.working():
-        policy = build.start_policy(recipe)
+    with run.working(), fitting("align", recipe):
+        policy = training.start(recipe)
         by_column = isinstance(recipe.teacher, DatasetTeacher)
-        rows = build.load_data(recipe.data, policy, "align", by_column)
-        held_out = build.load_data(recipe.eval_data, policy, "align", by_column) if recipe.eval_data else None
+        with processes.main_first():
+            rows = build.load_data(recipe.data, policy, "align", by_column)
+            held_out = build.load_data(recipe.eval_data, policy, "align", by_column) if recipe.eval_data else None
         refuse_mixed(rows)
         refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
         _check_column(recipe, *filter(None, (rows, held_out)))
         refuse_too_few(rows, recipe.prompts_per_step)
+        engine = chosen_engine(recipe, policy)  # before the teacher costs anything
         asked = {"instruction": policy.instruction, "data": recipe.data, "at_most": questions_at_most(recipe)}
         with teaching(recipe.teacher, policy.grammar, run, *filter(None, (rows, held_out)), **asked) as desk:
             judge = warm_discriminator(recipe, policy, rows, desk, run.folder / "warmup")
-            trainer, learner = _trainer(recipe, policy, judge, desk, rows, held_out, run)
+            trainer, learner = _trainer(recipe, policy, judge, desk, rows, held_out, run, engine)
             _train(trainer, learner, run, policy)
-            judge = learner.discriminator
-            judge.save_pretrained(run.folder / DISCRIMINATOR)
+            learner.save_discriminator(run.folder / DISCRIMINATOR)
+            learner.close()
             # The showcase loads two more policies: what trained goes first.
-            del trainer, learner, policy
+            del trainer, learner, judge, policy
             free_memory()
-            write_showcase(recipe, run, judge, held_out or rows, desk)
+            processes.from_main(lambda: _show(recipe, run, held_out or rows, desk))
     return run.folder
+
+
+def _show(recipe: AlignRecipe, run, rows, desk) -> None:
+    from prism_cli.discriminator.model import Discriminator
+    from prism_cli.models import device
+    from prism_cli.stages.showcase import write_showcase
+
+    write_showcase(recipe, run, Discriminator.from_pretrained(run.folder / DISCRIMINATOR).to(device()), rows, desk)
 
 
 def _check_weights(recipe: AlignRecipe) -> None:
@@ -96,8 +109,7 @@ def _check_weights(recipe: AlignRecipe) -> None:
         )
 
 
-def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run):
-    from prism_cli.models import device
+def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run, engine: Engine):
     from prism_cli.stages import training
     from prism_cli.stages.judge import learner_for
     from prism_cli.trainers.drift_stop import StopWhenFlat
@@ -106,7 +118,7 @@ def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run):
     from prism_cli.trainers.rollout_log import RolloutLog
 
     training.seed(recipe)
-    learner = _watched(recipe, learner_for(recipe.discriminator, judge.to(device())), policy)
+    learner = _watched(recipe, learner_for(recipe, judge), policy)
     # The method's policy loss: clipped ratio, mean over the batch's tokens (TRL calls it dapo), dual clip.
     loss = {
         "loss_type": "dapo",
@@ -141,6 +153,7 @@ def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run):
         ],
         build.lora_config(recipe),
         taught,
+        vllm_rollouts(engine, recipe, policy),
     )
     return trainer, learner
 

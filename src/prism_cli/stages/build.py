@@ -1,16 +1,18 @@
 """From recipe sections to machinery: policy, rows, teacher, run folder. The only room that knows both sides."""
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import get_console
 
+from prism_cli import processes
 from prism_cli.errors import CheckpointError, RecipeError
 from prism_cli.recipes.identity import differences, run_folder, to_dict, to_yaml
+from prism_cli.recipes.launch import LaunchSection
 from prism_cli.recipes.section import Section
 from prism_cli.recipes.sections import Data, ImageSection, MixtureData, ResponseSection, TinyModel, WorldData
 from prism_cli.recipes.stages import Stage
@@ -26,8 +28,8 @@ if TYPE_CHECKING:  # torch and datasets cost seconds to import, and --dry-run ne
 
     from prism_cli.models import Policy
 
-# Attention and MLP of the language model, by their names in transformers.
-LANGUAGE_LAYERS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+# Attention and MLP of the language model, by their names in transformers (SmolVLM calls it text_model).
+LANGUAGE_LAYERS = r".*(language|text)_model.*\.(q|k|v|o|gate|up|down)_proj"
 
 
 def open_stage(
@@ -37,6 +39,7 @@ def open_stage(
     fresh: bool,
     command: Sequence[str],
     compared: bool = True,
+    growing: Sequence[str] = (),
 ) -> Run:
     """Opens the stage's run folder, new or to be continued.
 
@@ -47,23 +50,47 @@ def open_stage(
         fresh: Start over.
         command: The command line, for the record.
         compared: Whether another recipe on the same folder is refused.
+        growing: Keys that may have gained since, see `differences`.
 
     Raises:
-        RecipeError: started by a launcher of several processes.
+        RecipeError: started on another number of processes than the recipe's `launch` says.
         CheckpointError: see `open_run`.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RecipeError(f"`prism {stage}` runs as one process", "start it without torchrun or accelerate launch")
+    launch = getattr(recipe, "launch", None)
+    _check_processes(stage, launch)
+    processes.start()
     quiet_libraries()
-    return open_run(
-        run_folder(stage, recipe),
-        stage,
-        to_dict(recipe),
-        to_yaml(recipe),
-        differences if compared else lambda old, new: [],
-        source=source,
-        fresh=fresh,
-        command=command,
+    run = processes.from_main(
+        lambda: open_run(
+            run_folder(stage, recipe),
+            stage,
+            to_dict(recipe),
+            to_yaml(recipe),
+            partial(differences, growing=growing) if compared else lambda old, new: [],
+            source=source,
+            fresh=fresh,
+            command=command,
+        )
+    )
+    if launch is not None:
+        run.update(launch={"processes": launch.world_size, "nodes": launch.nodes, "zero": launch.zero})
+    return run
+
+
+def _check_processes(stage: str, launch: LaunchSection | None) -> None:
+    there = processes.world_size()
+    if launch is None and there > 1:
+        raise RecipeError(f"`prism {stage}` runs as one process", "start it without torchrun or accelerate launch")
+    if launch is None or launch.world_size == there:
+        return
+    wanted = f"launch.processes {launch.processes} × launch.nodes {launch.nodes} = {launch.world_size}"
+    if not processes.launched():
+        raise RecipeError(
+            f"`prism {stage}`: {wanted} processes, and this is one alone", "start it as the command `prism` does"
+        )
+    raise RecipeError(
+        f"`prism {stage}` was started on {there} processes, and its recipe says {wanted}",
+        f"give launch.processes={there // launch.nodes or 1}, or start {launch.world_size}",
     )
 
 
@@ -105,7 +132,8 @@ def start_policy(recipe: Stage, whole: bool = False) -> "Policy":
         model, processor = models.load_pretrained(
             section.path, section.revision, section.dtype, section.attention, four_bits
         )
-    models.set_pixel_budget(processor, image.min_pixels, image.max_pixels)
+    if not models.set_pixel_budget(processor, image.min_pixels, image.max_pixels):
+        get_console().print("`image` has no effect: this model scales every picture to a size of its own", markup=False)
     return models.Policy(model, processor, grammar, instruction)
 
 
@@ -263,9 +291,15 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     for name in ("httpx", "openai", "accelerate", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Each time it is imported, be it by another library, it warns of a machine without a GPU.
+    logging.getLogger("DeepSpeed").addFilter(_grave)
     # What it logs as an error it also raises, and that is told with where and what to do.
     logging.getLogger("datasets").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"(torch|transformers|trl|accelerate|peft)(\.|$)")
+
+
+def _grave(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def progress_callback(description: str, total: int) -> tuple[Any, Callable[[int], None]]:

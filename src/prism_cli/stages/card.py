@@ -130,7 +130,7 @@ def _limits(tags: Sequence[str]) -> list[str]:
 def _evaluation_lines(evaluations: list[Evaluation]) -> list[str]:
     lines = []
     for one in evaluations:
-        settings = ", ".join(f"{name} {value}" for name, value in one.settings.items())
+        settings = ", ".join(f"{name} {value}" for name, value in one.settings.items() if name != "engines")
         lines += [
             "## Evaluation",
             f"`prism eval` on {', '.join(one.data)} ({settings}), 95 % intervals.",
@@ -144,4 +144,6 @@ def _evaluation_lines(evaluations: list[Evaluation]) -> list[str]:
 
 
 def _metric_row(name: str, metric: dict[str, Any]) -> str:
-    return f"| {name} | {metric['value']:.4g} | {metric['low']:.4g} to {metric['high']:.4g} | {metric['n']} |"
+    known = None not in (metric["low"], metric["high"])
+    interval = f"{metric['low']:.4g} to {metric['high']:.4g}" if known else ""
+    return f"| {name} | {metric['value']:.4g} | {interval} | {metric['n']} |"

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from prism_cli import processes
 from prism_cli.data.images import image_bytes
 from prism_cli.endpoint.budget import Budget
 from prism_cli.endpoint.requests import data_url
@@ -28,8 +29,11 @@ ENOUGH_ASKED, CLEARLY = 20, 3
 class TeacherDesk:
     """Asks a teacher about rows of one data set, with the images' bytes as they were read.
 
+    Where several processes train, each has a desk, and all call `answers` and `teachable` together: the main process
+    asks, the others get the texts.
+
     Args:
-        teacher: Whom to ask.
+        teacher: Whom to ask; other processes than the main one never do.
         asking: How.
         rows: The data sets the rows are from, by id.
         max_failed: Largest share of rows the teacher may fail on.
@@ -72,13 +76,15 @@ class TeacherDesk:
 
     def prefetch(self, rows: Sequence[dict], sample: int = 0) -> None:
         """Starts asking about rows, and returns at once."""
+        if not processes.is_main():
+            return
         asked = [(row["id"], sample) for row in rows]
         self.teacher.prefetch([self.request(*one) for one in asked if one not in self._ready])
 
     def answers(
         self, rows: Sequence[dict], sample: int = 0, moved: Callable[[int], None] = lambda done: None
     ) -> list[str | None]:
-        """The teacher's texts, in order; None for a row it failed on.
+        """The teacher's texts, in order; None for a row it failed on. Each process may ask about rows of its own.
 
         Args:
             rows: By their `id`.
@@ -89,6 +95,15 @@ class TeacherDesk:
             TeacherError: it fails on more rows than allowed, or for good.
             BudgetError: a cap was reached.
         """
+        if not processes.together():
+            return self._answers(rows, sample, moved)
+        everyone = processes.gather([row["id"] for row in rows])
+        ids = list(dict.fromkeys(id for one in everyone for id in one))
+        texts = processes.from_main(lambda: self._answers([{"id": id} for id in ids], sample, moved))
+        known = dict(zip(ids, texts, strict=True))
+        return [known[row["id"]] for row in rows]
+
+    def _answers(self, rows: Sequence[dict], sample: int, moved: Callable[[int], None]) -> list[str | None]:
         found: list[str | None] = []
         self.prefetch(rows[:WINDOW], sample)
         for start in range(0, len(rows), AT_ONCE):
@@ -102,7 +117,13 @@ class TeacherDesk:
         return found
 
     def teachable(self, rows: Sequence[dict]) -> list[bool]:
-        """Which rows the teacher has an answer to; waits for them, and `answers` then has them at once."""
+        """Which rows the teacher has an answer to; waits for them, and `answers` then has them at once.
+
+        All processes ask about the same rows.
+        """
+        return processes.from_main(lambda: self._teachable(rows))
+
+    def _teachable(self, rows: Sequence[dict]) -> list[bool]:
         asked = [(row["id"], 0) for row in rows]
         self._fetch(asked)
         return [self._ready[one] is not None for one in asked]

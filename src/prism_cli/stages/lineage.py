@@ -213,6 +213,6 @@ def evaluations_of(folder: Path, checkpoint: int | None) -> Iterator[Evaluation]
         summary = json.loads(path.read_text(encoding="utf-8"))
         for source, measured in zip(manifest["from"]["runs"], summary["runs"], strict=True):
             same = (Path(source["run"]).name, source["checkpoint"]) == (folder.name, checkpoint)
-            if same and source.get(key) == state:
+            if same and source.get(key) == state and measured["metrics"]:
                 data = _data_names(publishable(manifest["recipe"]).get("data"))
                 yield Evaluation(data, summary["settings"], measured["metrics"])

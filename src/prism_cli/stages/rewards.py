@@ -1,17 +1,19 @@
 """The rewards a recipe names, put together: rules, a judge of free text, the user's own functions, their weights."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from prism_cli import processes
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.stages import RLRecipe
+from prism_cli.recipes.teachers import AnswerJudge
 from prism_cli.recipes.training import DAPO
 from prism_cli.rewards.custom import custom_rule, find_function
 from prism_cli.rewards.format import format_reward
 from prism_cli.rewards.shaping import overlong_penalty, repetition_penalty
-from prism_cli.rewards.verdict import Accuracy
+from prism_cli.rewards.verdict import Accuracy, Asked
 from prism_cli.stages.answer_judge import Ask, asking_judge, judge_lines
 from prism_cli.stages.checks import Plan
 from prism_cli.trainers.verified_reward import Rule, VerifiedReward
@@ -50,8 +52,24 @@ def build_rewards(recipe: RLRecipe, run_folder: Path) -> Iterator[tuple[Verified
     if recipe.rewards.judge is None:
         yield reward_rules(recipe)
         return
-    with asking_judge(recipe.rewards.judge, run_folder) as ask:
+    with _asking_for_all(recipe.rewards.judge, run_folder) as ask:
         yield reward_rules(recipe, ask)
+
+
+@contextmanager
+def _asking_for_all(judge: AnswerJudge, run_folder: Path) -> Iterator[Ask]:
+    """The judge, asked by the main process about the answers of all."""
+    with ExitStack() as stack:
+        here: list[Ask] = []
+        processes.from_main(lambda: here.append(stack.enter_context(asking_judge(judge, run_folder))))
+
+        def ask(answers: Sequence[Asked]) -> list[bool | None]:
+            asked = list(dict.fromkeys(one for answers in processes.gather(list(answers)) for one in answers))
+            verdicts = processes.from_main(lambda: list(here[0](asked))) if asked else []
+            known = dict(zip(asked, verdicts, strict=True))
+            return [known[one] for one in answers]
+
+        yield ask
 
 
 def reward_rules(recipe: RLRecipe, ask: Ask | None = None) -> tuple[VerifiedReward, dict[str, float]]:

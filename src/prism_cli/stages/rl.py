@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import get_console
 
+from prism_cli import processes
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.recipes.stages import RLRecipe
 from prism_cli.recipes.training import DAPO, GSPO
@@ -14,6 +15,7 @@ from prism_cli.runs import Run
 from prism_cli.stages import build, checks
 from prism_cli.stages.audit import audit_before_training
 from prism_cli.stages.checks import Plan
+from prism_cli.stages.generation import check_generation, chosen_engine, vllm_rollouts
 from prism_cli.stages.rewards import build_rewards, check_rewards
 from prism_cli.trainers.verified_reward import VerifiedReward
 
@@ -56,6 +58,7 @@ def check(recipe: RLRecipe, pending: bool = False) -> Plan:
     updates = recipe.trainer.get("num_iterations", 1)
     often = "a step" if updates == 1 else f"for {updates} steps"
     rollouts = f"{recipe.prompts_per_step} prompts × {recipe.rollouts} rollouts {often}"
+    plan += check_generation(recipe)
     plan += [*check_rewards(recipe), ("training", f"{recipe.algorithm.type}, {length}, {rollouts}")]
     if isinstance(recipe.algorithm, DAPO) and recipe.algorithm.max_rounds:
         a_round = recipe.algorithm.oversample * recipe.prompts_per_step
@@ -75,11 +78,13 @@ def run(recipe: RLRecipe, fresh: bool = False, command: Sequence[str] = ()) -> P
     if build.already_done(run):
         return run.folder
     from prism_cli.stages import training
+    from prism_cli.stages.memory import fitting
 
-    with run.working():
-        policy = build.start_policy(recipe)
+    with run.working(), fitting("rl", recipe):
+        policy = training.start(recipe)
         rows, held_out = _rows(recipe, policy)
-        audit_before_training(recipe, rows, ResponseSettings(policy.grammar, policy.instruction))
+        settings = ResponseSettings(policy.grammar, policy.instruction)
+        processes.from_main(lambda: audit_before_training(recipe, rows, settings))
         training.seed(recipe)
         with build_rewards(recipe, run.folder) as rewards:
             trainer = _trainer(recipe, run, policy, rewards, rows, held_out)
@@ -91,8 +96,9 @@ def _rows(recipe: RLRecipe, policy: "Policy") -> tuple["Dataset", "Dataset | Non
     """The prompts and the held-out ones, seen to be fit."""
     from prism_cli.data.lengths import refuse_mixed, refuse_over_long, refuse_too_few
 
-    rows = build.load_data(recipe.data, policy, "rl")
-    held_out = build.load_data(recipe.eval_data, policy, "rl") if recipe.eval_data else None
+    with processes.main_first():
+        rows = build.load_data(recipe.data, policy, "rl")
+        held_out = build.load_data(recipe.eval_data, policy, "rl") if recipe.eval_data else None
     refuse_mixed(rows)
     refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
     _check_answers(rows)
@@ -135,6 +141,7 @@ def _trainer(
             RolloutLog(run.folder, recipe.rollouts_every),
         ],
         build.lora_config(recipe),
+        vllm=vllm_rollouts(chosen_engine(recipe, policy), recipe, policy),
         resampling=_resampling(recipe),
         judged=recipe.rewards.judge is not None,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
+from prism_cli.processes import is_main
 from prism_cli.recipes.sections import FileData
 
 if TYPE_CHECKING:  # datasets costs seconds to import
@@ -110,7 +111,7 @@ def _options(
 
 def _say(line: str) -> None:
     # A notice, so beside what the command gives: that may be read by a program.
-    Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True, quiet=not is_main()).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _say_problems(path: str, problems: Sequence["Problem"], skipped: int) -> None:
@@ -128,7 +129,7 @@ def _progress(description: str) -> "Iterator[Progress]":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_main())
     task = bar.add_task(description, total=None)
     begins = time.monotonic() + SILENT_SECONDS
     started = False

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prism_cli import processes
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.recipes.sections import FileData
 from prism_cli.recipes.stages import SFTRecipe
@@ -73,10 +74,11 @@ def run(recipe: SFTRecipe, fresh: bool = False, command: Sequence[str] = ()) -> 
     if build.already_done(run):
         return run.folder
     from prism_cli.stages import training
+    from prism_cli.stages.memory import fitting
     from prism_cli.trainers.sft import sft_trainer
 
-    with run.working():
-        policy = build.start_policy(recipe)
+    with run.working(), fitting("sft", recipe):
+        policy = training.start(recipe)
         train, held_out = _demonstrations(recipe, policy, run)
         batch = {
             "per_device_train_batch_size": recipe.batch_size,
@@ -102,11 +104,13 @@ def _demonstrations(
 ) -> tuple["Dataset | IterableDataset", "Dataset | None"]:
     """Training and held-out rows as prompt, completion, images and source; over-long ones are refused."""
     if _streamed(recipe):
-        held_out = build.load_data(recipe.eval_data, policy, "sft") if recipe.eval_data is not None else None
+        with processes.main_first():
+            held_out = build.load_data(recipe.eval_data, policy, "sft") if recipe.eval_data is not None else None
         return _stream(recipe, policy), held_out and _completions(held_out, None, policy, recipe.max_tokens)
     needs, by_column = None if recipe.teacher else "sft", isinstance(recipe.teacher, DatasetTeacher)
     sections = [section for section in (recipe.data, recipe.eval_data) if section is not None]
-    sources = [build.load_data(section, policy, needs, by_column) for section in sections]
+    with processes.main_first():
+        sources = [build.load_data(section, policy, needs, by_column) for section in sections]
     texts = [None for _ in sources]
     if recipe.teacher is not None:
         origin = {"instruction": policy.instruction, "data": recipe.data}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich import get_console
 
+from prism_cli import processes
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.recipes.sections import Data
 from prism_cli.recipes.teachers import DatasetTeacher, Teacher
@@ -47,6 +48,7 @@ def teaching(
     Before the first question it is told what asking will take, and the teacher is probed. What it was asked is counted
     by the store, call by call, so that a cap holds over restarts; the run's teacher.json has the sums. What is under
     way when the context ends, by an error too, is waited for and kept, as it is paid for; Ctrl-C waits for nothing.
+    Where several processes train, all enter it, and the main one asks for all.
 
     Args:
         section: Which teacher.
@@ -68,9 +70,17 @@ def teaching(
         answers = {id: text for data in rows for id, text in zip(data["id"], data["teacher_response"], strict=True)}
         yield TeacherDesk(ColumnTeacher(answers), how, *rows)
         return
+    if not processes.is_main():
+        processes.from_main(lambda: None)  # whether the main process can ask
+        yield TeacherDesk(ColumnTeacher({}), how, *rows)
+        return
     with ExitStack() as stack:
         told = at_batch_price(section) if batch else section
-        desk = _live_desk(section, told, how, run, rows, data, samples, at_most, stack)
+        desks: list[TeacherDesk] = []
+        processes.from_main(
+            lambda: desks.append(_live_desk(section, told, how, run, rows, data, samples, at_most, stack))
+        )
+        (desk,) = desks
         yield desk
         desk.refuse_failures()
 

@@ -4,30 +4,38 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich import get_console
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 
+from prism_cli import processes
 from prism_cli.errors import BudgetError, PrismError, RewardError, TeacherError
 from prism_cli.models import Policy, adapters_in_float32, has_adapters, in_four_bits, save_adapter
-from prism_cli.recipes.stages import TrainingStage
+from prism_cli.recipes.stages import Stage, TrainingStage
 from prism_cli.runs import Run
-from prism_cli.stages.build import with_adapter
+from prism_cli.stages.build import start_policy, with_adapter
 from prism_cli.stages.card import model_card
-from prism_cli.trainers.arguments import AdamW, Schedule, shared_arguments
+from prism_cli.stages.memory import memory_watch
+from prism_cli.stages.tracking import left_to_transformers, trackers
+from prism_cli.trainers.arguments import AdamW, Schedule, launch_arguments, shared_arguments
 from prism_cli.trainers.callbacks import (
     AlreadyTrainedError,
     CompleteCheckpoints,
     MetricsLog,
     NoExtraStep,
     RichProgress,
+    Shards,
     StopOnNonFinite,
+    StopWhenAsked,
+    refuse_other_shards,
 )
 from prism_cli.trainers.drift_stop import StopWhenFlat
 from prism_cli.trainers.last_step import LastStep
+from prism_cli.trainers.sharded import keep_eyes_open, trained_elsewhere, whole_weights
 
 ADAPTER = "adapter"
+Watcher = TypeVar("Watcher", bound=TrainerCallback)
 
 
 def arguments(recipe: TrainingStage, run: Run, extra: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +50,12 @@ def arguments(recipe: TrainingStage, run: Run, extra: dict[str, Any]) -> dict[st
         checkpoint.best_by,
     )
     adamw = AdamW(**optimizer.model_dump())
-    return shared_arguments(run.folder / "checkpoints", recipe.seed, schedule, adamw, {**extra, **recipe.trainer})
+    extra = {
+        **launch_arguments(recipe.launch.zero, recipe.launch.offload),
+        **extra,
+        **left_to_transformers(recipe.trainer),
+    }
+    return shared_arguments(run.folder / "checkpoints", recipe.seed, schedule, adamw, extra)
 
 
 def callbacks(
@@ -53,15 +66,30 @@ def callbacks(
     shown: dict[str, str],
     savers: Sequence[Callable[[Path], None]] = (),
 ) -> list[TrainerCallback]:
-    """The watchers of a training stage; `savers` add to each checkpoint."""
+    """The watchers of a training stage; `savers` add to each checkpoint, on every process."""
+    settings = [policy.save_response_settings] if processes.is_main() else []
     return [
         NoExtraStep(),
+        StopWhenAsked(get_console(), recipe.trainer.get("num_iterations", 1)),  # first: others see what it asks for
         StopOnNonFinite(),
+        *memory_watch(run.manifest["stage"], recipe, run, policy),  # before what writes the log
         MetricsLog(run.folder / "metrics.jsonl"),
         RichProgress(stage, shown, get_console()),
-        CompleteCheckpoints([policy.save_response_settings, *savers], recipe.checkpoint.keep),
+        CompleteCheckpoints([*settings, *savers], recipe.checkpoint.keep, _shards(recipe)),
         LastStep(),
+        *trackers(recipe, run),
     ]
+
+
+def _shards(recipe: TrainingStage) -> Shards:
+    return Shards(recipe.launch.world_size, recipe.launch.zero)
+
+
+def start(recipe: Stage) -> Policy:
+    """The policy that a stage trains; on several processes it reads text as it reads pictures."""
+    policy = start_policy(recipe)
+    keep_eyes_open(policy.model)
+    return policy
 
 
 def seed(recipe: TrainingStage) -> None:
@@ -74,6 +102,8 @@ def train(
 ) -> None:
     """Trains to the end, from the last complete checkpoint if there is one, and writes the final model.
 
+    All processes call it. Ctrl-C and SIGTERM end it after a step, with a checkpoint of that step.
+
     Args:
         trainer: Built from the policy.
         run: The run's folder.
@@ -85,10 +115,14 @@ def train(
         BudgetError: as above.
         RewardError: as above.
         PrismError: the data ran out, or the loss is not finite.
+        CheckpointError: the last checkpoint is of another number of processes, and can't be cut anew.
+        KeyboardInterrupt: training was ended by a signal.
     """
     trainer.remove_callback(PrinterCallback)
+    asking, completing = _callback(trainer, StopWhenAsked), _callback(trainer, CompleteCheckpoints)
     checkpoint = run.last_checkpoint()
     if checkpoint is not None:
+        refuse_other_shards(checkpoint, completing.shards)
         get_console().print(f"continuing from {checkpoint}", markup=False)
         restore(checkpoint)
     adapters_in_float32(trainer.model)
@@ -100,9 +134,10 @@ def train(
         _keep_last_step(trainer, error)
         raise
     finally:
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, RichProgress):
-                callback.progress.stop()  # an error or Ctrl-C must not print into a live display
+        asking.let_go()
+        _callback(trainer, RichProgress).progress.stop()  # an error or Ctrl-C must not print into a live display
+    if asking.asked is not None:
+        raise asking.asked
     flat = next((one.reason for one in trainer.callback_handler.callbacks if isinstance(one, StopWhenFlat)), None)
     if flat is not None:
         run.update(stopped={"step": trainer.state.global_step, "why": flat})
@@ -113,30 +148,55 @@ def train(
             "the data gave no further batch; give more rows or fewer a step",
         )
     run.update(train_seconds=round(run.manifest.get("train_seconds", 0.0) + time.monotonic() - started, 1))
-    if trainer.is_world_process_zero():
-        _save_final(trainer, run, policy)
+    _save_final(trainer, run, policy)
+
+
+def _callback(trainer: Trainer, kind: type[Watcher]) -> Watcher:
+    return next(one for one in trainer.callback_handler.callbacks if isinstance(one, kind))
 
 
 def _keep_last_step(trainer: Trainer, error: PrismError) -> None:
     """Saves what was trained before the teacher, the budget or a reward stopped training, and says so in the error."""
-    (last,) = (callback for callback in trainer.callback_handler.callbacks if isinstance(callback, LastStep))
-    if step := last.save(trainer):
+    if step := _callback(trainer, LastStep).save(trainer):
         error.hint = f"{error.hint + '; ' if error.hint else ''}training is kept up to step {step}"
 
 
 def _save_final(trainer: Trainer, run: Run, policy: Policy) -> None:
     """Writes the final model: whole, whatever was trained; a LoRA run's adapters stand beside it in adapter/."""
     best = trainer.state.best_model_checkpoint
-    model = trainer.accelerator.unwrap_model(trainer.model)
     if best is not None:
         run.update(best={"checkpoint": Path(best).name, "metric": trainer.state.best_metric})
         trainer._load_best_model()
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    engine: Any = trainer.model_wrapped
+    sharded = _callback(trainer, CompleteCheckpoints).shards.zero == 3
     if has_adapters(model):
-        adapter = run.folder / ADAPTER
-        save_adapter(model, adapter)
-        # Adapters trained beside rounded weights go into the whole ones: nothing is gained by keeping the rounding.
-        final = with_adapter(run, adapter) if in_four_bits(model) else policy.with_model(model.merge_and_unload())
+        with whole_weights(weight for weight in model.parameters() if weight.requires_grad and sharded):
+            processes.from_main(lambda: save_adapter(model, run.folder / ADAPTER))
+        # From here on models are loaded whole again.
+        trained_elsewhere()
+        processes.from_main(lambda: _write(_with_final_adapter(model, sharded, run, policy), run))
     else:
-        final = policy.with_model(model)
-    final.save(run.model)
-    (run.model / "README.md").write_text(model_card(run, policy.grammar.tags), encoding="utf-8")
+        weights: Any = trainer.accelerator.get_state_dict(engine) if sharded else None
+        trained_elsewhere()
+        processes.from_main(lambda: _write(policy.with_model(model), run, weights))
+
+
+def _with_final_adapter(model: Any, sharded: bool, run: Run, policy: Policy) -> Policy:
+    """The policy with what it learned merged in."""
+    # Adapters trained beside rounded weights go into the whole ones: nothing is gained by keeping the rounding. Beside
+    # sharded ones there are none to go into here.
+    if sharded or in_four_bits(model):
+        return with_adapter(run, run.folder / ADAPTER)
+    return policy.with_model(model.merge_and_unload())
+
+
+def _write(final: Policy, run: Run, weights: dict[str, Any] | None = None) -> None:
+    """Writes the model with its card; `weights` in place of its own, which are shards."""
+    if weights is None:
+        final.save(run.model)
+    else:
+        final.model.save_pretrained(run.model, state_dict=weights)
+        final.processor.save_pretrained(run.model)
+        final.save_response_settings(run.model)
+    (run.model / "README.md").write_text(model_card(run, final.grammar.tags), encoding="utf-8")

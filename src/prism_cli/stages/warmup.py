@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich import get_console
 
+from prism_cli import processes
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.stages import AlignRecipe, WarmupRecipe
 from prism_cli.recipes.teachers import DatasetTeacher
@@ -73,9 +74,10 @@ def run(recipe: WarmupRecipe, fresh: bool = False, command: Sequence[str] = ()) 
         return run.folder
     from prism_cli.data.lengths import refuse_over_long
     from prism_cli.stages.judge import refuse_unfit
+    from prism_cli.stages.memory import fitting
     from prism_cli.stages.teaching import teaching
 
-    with run.working():
+    with run.working(), fitting("warmup", recipe):
         policy = build.start_policy(recipe)
         refuse_unfit(recipe.discriminator, policy)
         if recipe.discriminator.warmup.data is not None:
@@ -110,7 +112,7 @@ def warm_discriminator(
     section = recipe.discriminator
     if section.path is not None and judge.is_warm(section.path):
         return judge.open_judge(section, policy, desk.taught)
-    if (folder / COMPLETE).is_file():
+    if processes.from_main((folder / COMPLETE).is_file):
         return Discriminator.from_pretrained(folder / DISCRIMINATOR)
     judge.refuse_unfit(section, policy)
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,18 +145,17 @@ def _train(recipe: AlignRecipe | WarmupRecipe, policy: "Policy", pairs, reader: 
     """Trains a judge and leaves it in the folder, with the account of it as the marker that it is complete."""
     import torch
 
-    from prism_cli.models import device
     from prism_cli.stages import judge, warming
 
     # From here on nothing depends on what ran before, so a warm-up that was killed ends the same when run again.
     torch.manual_seed(recipe.seed)
     parts = tuple(reader.taught.parts)
     make = judge.build_judge if recipe.discriminator.path is None else _opened
-    warm = make(recipe, policy, parts).to(device())
-    account = warming.warm(recipe, warm, pairs, reader, folder)
-    warm.save_pretrained(folder / DISCRIMINATOR)
-    write_atomically(folder / COMPLETE, json.dumps(account))
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    cold = make(recipe, policy, parts)
+    warm, account = warming.warm(recipe, cold, pairs, reader, folder, folder / DISCRIMINATOR)
+    processes.from_main(lambda: write_atomically(folder / COMPLETE, json.dumps(account)))
+    if processes.is_main():
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return warm
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prism_cli import processes
 from prism_cli.errors import RecipeError
 
 
@@ -64,8 +65,12 @@ class RolloutBatch(NamedTuple):
         """
         step, at_once = self.prompts * self.rollouts, self.micro_batch * self.processes
         if step % at_once:
+            each, left = divmod(step, self.processes)
+            fitting = [str(size) for size in range(1, each + 1) if each % size == 0]
+            cure = f"; micro_batch may be {', '.join(fitting)}" if not left else ""
             raise ValueError(
-                f"prompts_per_step × rollouts = {step} can't be cut into micro_batch × processes = {at_once}"
+                f"prompts_per_step × rollouts = {step} can't be cut into micro_batch × processes = "
+                f"{self.micro_batch} × {self.processes}{cure}"
             )
         return {
             "num_generations": self.rollouts,
@@ -77,11 +82,13 @@ class RolloutBatch(NamedTuple):
 
 
 def trl_config(kind: type, arguments: dict[str, Any]) -> Any:
-    """TRL's config of these arguments, for one process on one device.
+    """TRL's config of these arguments, for one device a process.
 
     Raises:
-        RecipeError: TRL or transformers refuses a value.
+        RecipeError: TRL or transformers refuses a value, or DeepSpeed is wanted and not installed.
     """
+    if arguments.get("deepspeed") is not None:
+        processes.deepspeed()
     try:
         config = kind(**arguments)
     except (TypeError, ValueError) as error:
@@ -92,6 +99,49 @@ def trl_config(kind: type, arguments: dict[str, Any]) -> Any:
     # which tears pictures from their rows.
     config._n_gpu = min(config.n_gpu, 1)
     return config
+
+
+def deepspeed_settings(zero: int, offload: bool) -> dict[str, Any]:
+    """DeepSpeed's settings for the trainer's `deepspeed`; what both know, it takes from the trainer (`auto`).
+
+    Args:
+        zero: 2 shards gradients and optimiser states, 3 the weights too.
+        offload: What is sharded lies in main memory.
+    """
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    there = {"device": "cpu", "pin_memory": on_gpu} if offload else {"device": "none"}
+    sharded: dict[str, Any] = {"stage": zero, "overlap_comm": on_gpu, "offload_optimizer": there}
+    if zero == 3:
+        sharded |= {"offload_param": there, "stage3_gather_16bit_weights_on_model_save": True}
+    return {
+        "zero_optimization": sharded,
+        "zero_force_ds_cpu_optimizer": False,  # torch's is fused on a CPU too, and need not be compiled first
+        "bf16": {"enabled": "auto"},
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+    }
+
+
+def launch_arguments(zero: int | None, offload: bool) -> dict[str, Any]:
+    """Keyword arguments of TRL's config that follow from how processes are started.
+
+    Args:
+        zero: DeepSpeed's stage, or None.
+        offload: See `deepspeed_settings`.
+    """
+    import torch
+
+    found: dict[str, Any] = {} if zero is None else {"deepspeed": deepspeed_settings(zero, offload)}
+    if processes.launched() and not torch.accelerator.is_available():
+        found["ddp_backend"] = "gloo"  # else DeepSpeed and accelerate disagree about how many processes there are
+        found["ddp_find_unused_parameters"] = False  # as where activations are recomputed: all weights are used
+    # Each process reads the rows itself and takes its share: what is read elsewhere must be tensors, a row each.
+    # Other processes than the main one would print notices of transformers' again.
+    return found | {"accelerator_config": {"dispatch_batches": False}, "log_level_replica": "error"}
 
 
 def shared_arguments(

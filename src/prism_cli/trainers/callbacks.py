@@ -3,16 +3,59 @@
 import json
 import math
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
-from prism_cli.errors import PrismError
-from prism_cli.runs import COMPLETE, checkpoint_step, write_atomically
+from prism_cli import processes
+from prism_cli.errors import CheckpointError, PrismError
+from prism_cli.runs import COMPLETE, Terminated, checkpoint_step, write_atomically
+
+
+class Shards(NamedTuple):
+    """How a checkpoint's states are cut up.
+
+    Attributes:
+        processes: Training processes that wrote it.
+        zero: DeepSpeed's stage, None without.
+    """
+
+    processes: int
+    zero: int | None
+
+
+WHOLE = Shards(1, None)
+
+
+def refuse_other_shards(checkpoint: Path, shards: Shards) -> None:
+    """Refuses to continue from a checkpoint whose states are cut up in another way.
+
+    Raises:
+        CheckpointError: naming the settings that continue it.
+    """
+    marker = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
+    saved = Shards(marker.get("processes", 1), marker.get("zero"))
+    # Whole copies fit any number of processes.
+    if saved == shards or saved.zero is shards.zero is None:
+        return
+    raise CheckpointError(
+        f"{checkpoint} was written by {_in_words(saved)}, and this is {_in_words(shards)}: the states of the "
+        "optimiser are cut up for the former",
+        f"continue with launch.processes × launch.nodes = {saved.processes} and launch.zero="
+        f"{saved.zero or 'null'}, or start over with --fresh",
+    )
+
+
+def _in_words(shards: Shards) -> str:
+    count = f"{shards.processes} process{'es' if shards.processes > 1 else ''}"
+    return f"{count} under ZeRO-{shards.zero}" if shards.zero else f"{count} without ZeRO"
 
 
 class CompleteCheckpoints(TrainerCallback):
@@ -22,21 +65,28 @@ class CompleteCheckpoints(TrainerCallback):
     moment leaves a checkpoint to continue from.
 
     Args:
-        savers: Each writes something of its own into the checkpoint folder.
+        savers: Each writes something of its own into the checkpoint folder. They are called on every process, and only
+            the main one may write what is not its own.
         keep: Newest checkpoints to keep, beside the best.
+        shards: What the marker says of how the states are cut up, see `Shards`.
     """
 
-    def __init__(self, savers: Sequence[Callable[[Path], None]], keep: int):
+    def __init__(self, savers: Sequence[Callable[[Path], None]], keep: int, shards: Shards = WHOLE):
         self.savers = savers
         self.keep = keep
+        self.shards = shards
 
     def on_save(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero:
-            return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         for save in self.savers:
             save(folder)
-        write_atomically(folder / COMPLETE, json.dumps({"step": state.global_step}))
+        processes.barrier()
+        if processes.is_main():
+            self._complete(folder, state)
+        processes.barrier()  # no one goes on, and perhaps fails, while the mark is not set
+
+    def _complete(self, folder: Path, state: TrainerState) -> None:
+        write_atomically(folder / COMPLETE, json.dumps({"step": state.global_step, **self.shards._asdict()}))
         complete = sorted((p.parent for p in folder.parent.glob(f"*/{COMPLETE}")), key=checkpoint_step)
         best = Path(state.best_model_checkpoint) if state.best_model_checkpoint else None
         for old in complete[: -self.keep]:
@@ -90,6 +140,53 @@ class NoExtraStep(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step >= state.max_steps:
             raise AlreadyTrainedError
+
+
+class StopWhenAsked(TrainerCallback):
+    """Ctrl-C and SIGTERM while training: the step is ended, its checkpoint written on all processes, and then training.
+
+    Asked a second time, the process ends where it is.
+
+    Args:
+        console: Where to say so.
+        every: Training ends only at multiples of so many steps, as a checkpoint between them can't be continued.
+
+    Attributes:
+        asked: What ended training, to be raised after it; None where nothing did.
+    """
+
+    def __init__(self, console: Console, every: int = 1):
+        self.console, self.every = console, every
+        self.asked: KeyboardInterrupt | None = None
+        self._caught: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._catch)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.every:
+            return
+        caught = [number for number in processes.gather(self._caught) if number is not None]
+        if caught:
+            self.asked = Terminated() if signal.SIGTERM in caught else KeyboardInterrupt()
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Gives the signals back; call it when training failed too."""
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def _catch(self, number: int, frame: Any) -> None:
+        if self._caught is not None:
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        self._caught = number
+        self.console.print("ending with this step, and keeping it; once more to end at once", markup=False)
 
 
 class StopOnNonFinite(TrainerCallback):

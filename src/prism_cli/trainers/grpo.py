@@ -148,6 +148,10 @@ class GRPOTrainer(RolloutTrainer):
         tokens = tokens * batch["tool_mask"] if "tool_mask" in batch else tokens
         # The loss is a mean over these tokens: over those of the kept groups alone.
         batch["num_items_in_batch"] = cast(Tensor, self.accelerator.gather(tokens.sum())).sum()
+        if not sampling.tally.kept and self.is_deepspeed_enabled:
+            # DeepSpeed steps behind the last backward, out of `NoUpdate`'s reach; the schedule sets the rate anew.
+            for group in cast(torch.optim.Optimizer, self.optimizer).param_groups:
+                group["lr"] = 0.0
         looked_at = batch.pop("looked_at")
         self._keep_trained([one for one, mask in zip(looked_at, batch["completion_mask"], strict=True) if mask.any()])
         for name, value in sampling.tally.metrics().items():
@@ -192,7 +196,7 @@ class GRPOTrainer(RolloutTrainer):
 
     def save_position(self, folder: Path) -> None:
         """Writes where in the prompts dynamic sampling is into a checkpoint, so that the rest follow as they would."""
-        if self.sampling is not None:
+        if self.sampling is not None and self.is_world_process_zero():
             (folder / POSITION).write_text(json.dumps({"seen": self.sampling.cursor.seen}), encoding="utf-8")
 
     def load_position(self, folder: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback
 
+from prism_cli import processes
 from prism_cli.runs import COMPLETE
 
 
@@ -21,7 +22,7 @@ class LastStep(TrainerCallback):
     on_evaluate = on_epoch_begin = on_step_end
 
     def save(self, trainer: Trainer) -> int:
-        """Writes a complete checkpoint of the last whole step unless it has one; gives the step.
+        """Writes a complete checkpoint of the last whole step unless it has one; gives the step. All processes call it.
 
         The step that failed must not have touched weights. What was not logged yet is logged first.
 
@@ -29,7 +30,8 @@ class LastStep(TrainerCallback):
             PrismError: the loss of the last steps is not finite; no checkpoint is written.
         """
         step = trainer.state.global_step
-        if not step or (Path(str(trainer.args.output_dir)) / f"checkpoint-{step}" / COMPLETE).is_file():
+        marker = Path(str(trainer.args.output_dir)) / f"checkpoint-{step}" / COMPLETE
+        if not step or processes.from_main(marker.is_file):
             return step
         _set_random_state(self._random)
         model = cast(torch.nn.Module, trainer.model_wrapped).train()

@@ -25,6 +25,7 @@ from prism_cli.responses import Grammar, Response, token_pieces
 from prism_cli.rewards.advantages import align_advantages
 from prism_cli.trainers.prompts import EpochSampler, TeachableSampler
 from prism_cli.trainers.rollout import RolloutTrainer
+from prism_cli.trainers.vllm_rollouts import VLLMRollouts
 from prism_cli.trainers.watch import WatchedLearner
 
 FAILED_PROMPTS = "failed_prompts.json"
@@ -116,6 +117,7 @@ class OnPolicyDistillTrainer(RolloutTrainer):
         callbacks: Watchers.
         lora: A peft config, or None.
         taught: The parts the teacher writes, where they are not all of the policy's.
+        vllm: How vLLM makes the rollouts, or None for transformers.
     """
 
     def __init__(
@@ -130,8 +132,9 @@ class OnPolicyDistillTrainer(RolloutTrainer):
         callbacks: Sequence[TrainerCallback],
         lora: Any = None,
         taught: Grammar | None = None,
+        vllm: VLLMRollouts | None = None,
     ):
-        super().__init__(policy, [self.discriminator], arguments, train, held_out, callbacks, lora)
+        super().__init__(policy, [self.discriminator], arguments, train, held_out, callbacks, lora, vllm)
         self.learner = learner
         self.teacher = teacher
         self.advantage = advantage
@@ -142,7 +145,8 @@ class OnPolicyDistillTrainer(RolloutTrainer):
 
     def save_failed_prompts(self, folder: Path) -> None:
         """Writes which prompts the teacher failed on into a checkpoint, so that the rest follow as they would have."""
-        (folder / FAILED_PROMPTS).write_text(json.dumps(sorted(self.failed_prompts)), encoding="utf-8")
+        if self.is_world_process_zero():
+            (folder / FAILED_PROMPTS).write_text(json.dumps(sorted(self.failed_prompts)), encoding="utf-8")
 
     def load_failed_prompts(self, folder: Path) -> None:
         """Continues from a checkpoint."""

@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from prism_cli import processes
 from prism_cli.trainers.arguments import trl_config
 
 
@@ -50,6 +51,9 @@ class SourceLossTrainer(SFTTrainer):
 
     def __init__(self, **options: Any):
         super().__init__(**options)
+        # TRL then takes the mean over the tokens of the whole batch. A Qwen-VL's own loss can't, so by default it would
+        # be the mean of micro-batches' means, and depend on how a batch is cut.
+        self.model_accepts_loss_kwargs = True
         self.data_collator: Any = _Collator(self.data_collator)
         named = [data for data in (options["train_dataset"], options["eval_dataset"]) if isinstance(data, Dataset)]
         self.sources = sorted(
@@ -69,8 +73,8 @@ class SourceLossTrainer(SFTTrainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        # They stay on the CPU: stages run as one process, and some accelerators have no float64.
-        totals = self._totals[self._training].tolist()
+        # They stay on the CPU: some accelerators have no float64.
+        totals = torch.stack(processes.gather(self._totals[self._training])).sum(0).tolist()
         self._totals[self._training].zero_()
         name = "sources/{}/loss" if self._training else "eval_{}_loss"
         found = zip(self.sources, totals, strict=True)
