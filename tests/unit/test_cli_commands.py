@@ -66,7 +66,7 @@ def test_an_error_prints_itself_and_its_hint_on_stderr():
     assert result.stdout == ""
     error, hint = result.stderr.splitlines()
     assert error.startswith("error: no recipe 'no_such_recipe' for `prism sft`")
-    assert hint == "hint: shipped for it: qwen3_vl_4b, tiny"
+    assert hint == "hint: shipped for it: qwen3_vl_4b, qwen3_vl_8b, tiny"
 
 
 def test_several_problems_stand_below_each_other():

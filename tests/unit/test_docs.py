@@ -71,6 +71,9 @@ def workplace(tmp_path, monkeypatch):
         (tmp_path / run / "model/response.json").write_text(json.dumps(settings))
     whole = {"stage": "run", "id": "tiny", "status": "finished", "finished": "2026", "recipe": {}}
     (tmp_path / "runs/tiny/run.json").write_text(json.dumps(whole))
+    (tmp_path / "runs/eval").mkdir()
+    evaluation = whole | {"stage": "eval", "id": "eval"}
+    (tmp_path / "runs/eval/run.json").write_text(json.dumps(evaluation))
     (tmp_path / "data").mkdir()
     for name in ("sft", "align", "rl", "test"):
         (tmp_path / f"data/{name}.jsonl").write_text('{"question": "q", "answer": "a"}\n')

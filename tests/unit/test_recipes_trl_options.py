@@ -35,9 +35,14 @@ def test_every_owned_option_exists_and_names_a_key_that_exists(stage):
         for key in re.sub(r" \(.*\)$", "", text).replace(" and ", ", ").split(", "):
             section = RECIPES[stage]
             first, _, rest = key.partition(".")
-            annotation = section.model_fields[first].annotation
-            variants = [v for v in getattr(annotation, "__args__", (annotation,)) if hasattr(v, "model_fields")]
+            variants = sections_in(section.model_fields[first].annotation)
             assert not rest or any(rest in v.model_fields for v in variants), key
+
+
+def sections_in(annotation):
+    """The recipe sections among what a field may hold."""
+    inner = getattr(annotation, "__args__", ())
+    return [annotation] if hasattr(annotation, "model_fields") else [one for part in inner for one in sections_in(part)]
 
 
 def test_every_fixed_option_exists():
@@ -101,7 +106,7 @@ def test_options_pass_through_the_recipe_unchanged():
     ("option", "value", "reason"),
     [
         ("hub_token", "hf_secret", "hf auth login"),
-        ("use_vllm", True, "generation is by transformers"),
+        ("use_vllm", True, "generation.engine says what generates"),
     ],
 )
 def test_what_no_recipe_may_change_is_refused_with_the_reason(option, value, reason):

@@ -16,12 +16,15 @@ from prism_cli.cli.doctor import doctor
 from prism_cli.cli.drift import drift
 from prism_cli.cli.eval import eval_
 from prism_cli.cli.export import export
+from prism_cli.cli.plan import plan
 from prism_cli.cli.recipes import recipes
 from prism_cli.cli.rl import rl
 from prism_cli.cli.run import run
 from prism_cli.cli.sft import sft
 from prism_cli.cli.teacher import teacher
+from prism_cli.cli.view import view
 from prism_cli.errors import PrismError
+from prism_cli.stages import launched
 
 
 class ErrorPrintingGroup(TyperGroup):
@@ -32,11 +35,13 @@ class ErrorPrintingGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except PrismError as error:
-            _say(("error:", "bold red", str(error)), *([("hint:", "bold cyan", error.hint)] if error.hint else []))
+            if launched.speaks(error):
+                _say(("error:", "bold red", str(error)), *([("hint:", "bold cyan", error.hint)] if error.hint else []))
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            _say(("interrupted:", "bold yellow", "run the same command again to continue"))
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as interrupt:
+            if launched.speaks(interrupt):
+                _say(("interrupted:", "bold yellow", "run the same command again to continue"))
+            raise typer.Exit(launched.exit_code(interrupt)) from None
 
 
 def _say(*lines: tuple[str, str, str]) -> None:
@@ -54,7 +59,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start here: prism run tiny (minutes on a laptop). Exit codes: 0 ok, 1 failed, 2 wrong recipe or usage, "
-    "3 a budget was reached, 130 interrupted.",
+    "3 a budget was reached, 130 interrupted, 143 ended by SIGTERM.",
 )
 app.command()(sft)
 app.command()(align)
@@ -63,7 +68,9 @@ app.command(name="eval")(eval_)
 app.command()(collect)
 app.command()(drift)
 app.command()(run)
+app.command()(plan)
 app.command()(compare)
+app.command()(view)
 app.command()(export)
 app.add_typer(data)
 app.add_typer(teacher)

@@ -26,7 +26,7 @@ The words after a command, in any order:
   the name of a shipped recipe (`tiny`). Without it the command takes its file from the current folder if there is one.
 
 Rerunning a command on the same folder continues its run. Exit codes: 0 ok, 1 failed, 2 wrong recipe or usage, 3 a
-budget was reached, 130 interrupted.
+budget was reached, 130 interrupted, 143 ended by SIGTERM.
 
 """
 
