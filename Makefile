@@ -22,17 +22,17 @@ test: $(STAMP)  ## the test suite
 test-all: test test-distributed test-browser test-lmms test-vllm  ## the suite, and all that takes more than this environment
 
 test-distributed: $(STAMP)  ## two processes: ZeRO, launch, signals
-	$(PYTEST) -m distributed tests/distributed
+	$(PYTEST) -m distributed tests/distributed tests/e2e/test_shrunken.py
 
 test-browser: $(STAMP)  ## the report page in headless Chromium, which must be installed
-	$(PYTEST) -m browser tests/browser
+	$(PYTEST) tests/browser
 
 $(VENV)/.lmms: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[eval]"
 	touch $@
 
 test-lmms: $(VENV)/.lmms  ## benchmarks through lmms-eval
-	$(PYTEST) -m lmms tests/lmms
+	$(PYTEST) tests/lmms
 
 # vLLM in an environment of its own: its CPU build decides which torch and transformers it takes.
 VLLM_VENV := .venv-vllm
@@ -47,7 +47,7 @@ $(VLLM_VENV)/.installed: pyproject.toml
 	touch $@
 
 test-vllm: $(VLLM_VENV)/.installed  ## generation by vLLM's CPU build
-	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/vllm
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm
 
 check: $(STAMP)  ## style, layers, types, generated docs
 	$(BIN)/ruff check .

@@ -29,8 +29,6 @@ from tests.unit.test_report import (
     response,
 )
 
-pytestmark = pytest.mark.browser
-
 SHOWN = "article:visible"
 RESPONSES = "#responses"
 

@@ -74,7 +74,7 @@ CASES = {
     "a URL for the embedded teacher": ("align tiny teacher.endpoint=http://x/v1", 2, "teacher", ""),
     "two starts": ("sft --model MODEL --from TRAINED", 2, "keep one", ""),
     "two grammars": ("sft tiny --from TRAINED model=null", 2, "come with the run in `from`", ""),
-    "rollouts that don't divide": (f"{ALIGN} micro_batch=7", 2, "= 8 can't be cut into micro_batch", "divides"),
+    "rollouts that don't divide": (f"{ALIGN} micro_batch=7", 2, "= 8 can't be cut into micro_batch", "divide"),
     "best by nothing": (f"{SFT} checkpoint.best_by=loss", 2, "best_by", "evaluate_every"),
     "evaluation without data": (f"{SFT} checkpoint.evaluate_every=2", 2, "eval_data", "eval_data"),
     "no data": ("sft --model MODEL", 2, "no data", "--data"),

@@ -8,8 +8,6 @@ import pytest
 from tests.faulty_endpoint import FaultyEndpoint, answer, status
 from tests.lmms.tasks import write_tasks
 
-pytestmark = pytest.mark.lmms
-
 QUESTIONS = 8
 SECRET = "sk-of-nobody"
 WORDS = ["benchmarks.include=tasks", "benchmarks.batch_size=4", "benchmarks.max_response_tokens=64"]

@@ -19,8 +19,6 @@ from prism_cli.evaluation.lmms import (
 )
 from prism_cli.rewards.accuracy import is_correct
 
-pytestmark = pytest.mark.lmms
-
 OPTIONS = "['12', '13', '14', '15']"
 VISTA = {"pid": "1", "query": "q", "answer_type": "text", "metadata": {}, "precision": None}
 VERSE = dict.fromkeys(("sample_index", "problem_index", "problem_version", "metadata", "query_wo", "query_cot"), "")

@@ -16,7 +16,7 @@ from prism_cli.runs import Run
 from prism_cli.stages import build, checks, sft, training
 from prism_cli.stages.grammar import grammar_of
 from prism_cli.stages.sft import _completions, _stream
-from prism_cli.trainers.callbacks import RichProgress
+from prism_cli.trainers.callbacks import CompleteCheckpoints, RichProgress, StopWhenAsked
 from prism_cli.trainers.sft import sft_trainer
 
 
@@ -94,7 +94,8 @@ def test_a_training_that_ends_early_is_an_error_and_leaves_no_live_display(polic
     options |= {"gradient_checkpointing": False, "save_strategy": "no"}
     progress = RichProgress("SFT", {}, Console(record=True, force_terminal=True, file=(tmp_path / "shown").open("w")))
     mine = policy.with_model(copy.deepcopy(policy.model))
-    trainer = sft_trainer(mine.model, mine.processor, train, None, options, [progress, Ends(error)])
+    watchers = [progress, Ends(error), StopWhenAsked(Console()), CompleteCheckpoints([], 1)]
+    trainer = sft_trainer(mine.model, mine.processor, train, None, options, watchers)
     run = Run(Path(tmp_path), {"stage": "sft", "status": "running"})
     with pytest.raises(PrismError, match=message):
         training.train(trainer, run, mine)

@@ -21,8 +21,6 @@ from prism_cli.recipes.sections import ResponseSection
 from prism_cli.stages.grammar import grammar_of
 from tests.tiny import tiny_policy
 
-pytestmark = pytest.mark.vllm
-
 READY_SECONDS = 240
 QUESTIONS = 3
 

@@ -14,8 +14,6 @@ from prism_cli.recipes.sections import ResponseSection
 from prism_cli.stages.grammar import grammar_of
 from tests.tiny import tiny_policy
 
-pytestmark = pytest.mark.vllm
-
 TOKENS = 24
 SIDES = (48, 96)
 

@@ -7,8 +7,6 @@ import pytest
 
 from prism_cli import processes
 
-pytestmark = pytest.mark.vllm
-
 VLLM = ["generation.engine=vllm"]
 STEP = ["prompts_per_step=4", "rollouts=4", "micro_batch=16", "checkpoint.every=5", "eval_data=null", "data.size=64"]
 

@@ -1,5 +1,6 @@
 """The `prism` command: its subcommands, and the one place that prints errors and decides exit codes."""
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -39,6 +40,8 @@ class ErrorPrintingGroup(TyperGroup):
                 _say(("error:", "bold red", str(error)), *([("hint:", "bold cyan", error.hint)] if error.hint else []))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt as interrupt:
+            # Objects that were half made when it came complain as they go.
+            sys.unraisablehook = lambda _: None
             if launched.speaks(interrupt):
                 _say(("interrupted:", "bold yellow", "run the same command again to continue"))
             raise typer.Exit(launched.exit_code(interrupt)) from None
