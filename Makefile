@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all test-distributed test-browser test-lmms test-vllm check docs clean
+.PHONY: demo test test-all test-more test-distributed test-browser test-lmms test-vllm check docs clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml
@@ -19,7 +19,10 @@ demo: $(STAMP)  ## the whole road on a tiny model: SFT, align, RL, eval, report
 test: $(STAMP)  ## the test suite
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
-test-all: test test-distributed test-browser test-lmms test-vllm  ## the suite, and all that takes more than this environment
+test-all: test test-more  ## every test
+
+test-more: test-distributed test-browser  ## what takes minutes, a browser, or packages of its own
+	$(MAKE) --jobs 2 --output-sync test-lmms test-vllm
 
 test-distributed: $(STAMP)  ## two processes: ZeRO, launch, signals
 	$(PYTEST) -m distributed tests/distributed tests/e2e/test_shrunken.py
