@@ -8,12 +8,14 @@ import pytest
 from rich.console import Console
 
 from prism_cli.errors import RecipeError
+from prism_cli.recipes.benchmarks import BenchmarksSection
 from prism_cli.recipes.identity import differences
 from prism_cli.recipes.stages import EvalRecipe
 from prism_cli.report.summary_table import benchmarks_table, differences_table, side_by_side, summary_table
 from prism_cli.runs import Run
+from prism_cli.stages import eval as eval_stage
 from prism_cli.stages.card import _metric_row
-from prism_cli.stages.eval import GROWING, run_names
+from prism_cli.stages.eval import GROWING, check, run_names
 from prism_cli.stages.eval_summary import power_table, read_samples, summed_up
 
 
@@ -113,6 +115,19 @@ def test_failures_stand_under_the_table():
 
 def test_what_has_no_interval_is_a_row_of_the_model_card_too():
     assert _metric_row("failed", {"value": 3, "low": None, "high": None, "n": 24}) == "| failed | 3 |  | 24 |"
+
+
+def test_benchmarks_that_are_not_installed_are_planned_and_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr("prism_cli.stages.benchmarks.NEEDED", ("lmms_eval_of_no_name",))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rl/model").mkdir(parents=True)
+    manifest = {"stage": "rl", "id": "rl", "status": "finished", "finished": "2026", "recipe": {}, "name": "runs"}
+    (tmp_path / "rl/run.json").write_text(json.dumps(manifest))
+    recipe = EvalRecipe(runs=("rl",), benchmarks=BenchmarksSection(tasks=("mmmu",)), output="out")
+    assert ("benchmarks need", "lmms_eval_of_no_name, not installed here") in check(recipe)
+    with pytest.raises(RecipeError, match="not installed here: lmms_eval_of_no_name"):
+        eval_stage.run(recipe)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_benchmarks_failed_questions_stand_beside_its_score():

@@ -28,19 +28,16 @@ def check(section: BenchmarksSection) -> Plan:
     """The plan's lines about benchmarks.
 
     Raises:
-        RecipeError: lmms-eval is not installed, the tasks' folder is not there, or the judge has no address or key.
+        RecipeError: the tasks' folder is not there, or the judge has no address or key.
     """
-    if missing := [module for module in NEEDED if find_spec(module) is None]:
-        raise RecipeError(
-            f"benchmarks: not installed here: {', '.join(missing)}",
-            "install the extra: pip install 'prism-cli[eval]'",
-        )
     if section.include is not None and not Path(section.include).is_dir():
         raise RecipeError(
             f"benchmarks.include: no folder {section.include}", "give the folder of your tasks' yaml files"
         )
     first = f", first {section.limit} questions" if section.limit else ""
     plan = [("benchmark", f"{task}{first}") for task in section.tasks]
+    # No refusal: an evaluation may be looked at where it will not run.
+    plan += [("benchmarks need", f"{', '.join(missing)}, not installed here")] if (missing := _missing()) else []
     if (judge := section.judge) is not None:
         if judge.endpoint is None or judge.model is None:
             raise RecipeError("benchmarks.judge needs endpoint and model", "give both, or leave the judge out")
@@ -51,6 +48,19 @@ def check(section: BenchmarksSection) -> Plan:
             )
         plan.append(("benchmarks' judge", f"{judge.model} at {judge.endpoint}, key from ${judge.api_key_env}"))
     return plan
+
+
+def refuse_if_missing() -> None:
+    """Raises RecipeError where lmms-eval, or what its tasks need, is not installed."""
+    if missing := _missing():
+        raise RecipeError(
+            f"benchmarks: not installed here: {', '.join(missing)}",
+            "install the extra: pip install 'prism-cli[eval]'",
+        )
+
+
+def _missing() -> list[str]:
+    return [module for module in NEEDED if find_spec(module) is None]
 
 
 def measure(recipe: EvalRecipe, names: Mapping[str, str], run: Run) -> None:

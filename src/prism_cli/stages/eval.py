@@ -54,6 +54,8 @@ def run(recipe: EvalRecipe, fresh: bool = False, command: Sequence[str] = ()) ->
         PrismError: with the cure in its hint.
     """
     check(recipe)
+    if recipe.benchmarks is not None:
+        benchmarks.refuse_if_missing()
     source = {"runs": [resolve_model(reference)[1] for reference in recipe.runs]}
     run = build.open_stage(recipe, "eval", source, fresh, command, growing=GROWING)
     if not build.already_done(run):
