@@ -2,6 +2,7 @@
 
 Runs where the extra `eval` is installed, in a process of its own: lmms-eval prints, seeds and patches as it likes.
 """
+# pyright: reportMissingImports=false
 
 import os
 import re

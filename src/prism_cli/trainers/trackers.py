@@ -185,8 +185,10 @@ class WandB:
     def rollouts(self, step: int, prompts: Sequence[Mapping[str, Any]]) -> None:
         """Logs a table, a rollout a row."""
         rows = list(_rows(prompts, self.wandb.Image))
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        table = self.wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in rows])
+        # Of what type its releases want these differs.
+        columns: Any = list(dict.fromkeys(name for row in rows for name in row))
+        cells: Any = [[row.get(name) for name in columns] for row in rows]
+        table = self.wandb.Table(columns=columns, data=cells)
         self.run.log({"rollouts": table}, step=step)
 
     def end(self) -> None:
