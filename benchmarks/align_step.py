@@ -33,7 +33,7 @@ from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.discriminator.model import Discriminator
 from prism_cli.models import Policy
 from prism_cli.responses import Grammar, Part
-from prism_cli.tiny_policy import tiny_processor
+from prism_cli.tiny_models.tiny import tiny_processor
 from prism_cli.trainers.arguments import RolloutBatch
 from prism_cli.trainers.rollout import RolloutTrainer
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from scipy import stats
 
+from prism_cli.assembly.response import grammar_of
 from prism_cli.evaluation.attribution import CAUSES, Reread, Tried, Wrong, cause_of
 from prism_cli.recipes.sections import ResponseSection
 from prism_cli.rewards.accuracy import is_correct
-from prism_cli.stages.grammar import grammar_of
 from prism_cli.worlds import world
 from prism_cli.worlds.questions import NOTHING, answer_from, read_question, reason
 from prism_cli.worlds.scenes import Scene, caption, corrupt, read_caption

@@ -20,14 +20,14 @@ import prism_cli  # noqa: F401  (before transformers: it lets torchvision load b
 # isort: split
 import torch
 
-from prism_cli.evaluation.sampling import multimodal
-from prism_cli.models import Policy, load_policy
+from prism_cli.assembly.data import load_data
+from prism_cli.assembly.generation import sampler, vllm_rollouts
+from prism_cli.assembly.policy import start_policy
+from prism_cli.assembly.response import grammar_of
+from prism_cli.models import Policy, load_policy, multimodal
 from prism_cli.recipes.generation import TransformersEngine, VLLMEngine
 from prism_cli.recipes.sections import ImageSection, ResponseSection, TinyModel, WorldData
 from prism_cli.recipes.stages import RLRecipe, SFTRecipe
-from prism_cli.stages import build
-from prism_cli.stages.generation import sampler, vllm_rollouts
-from prism_cli.stages.grammar import grammar_of
 from prism_cli.trainers.arguments import RolloutBatch
 from prism_cli.trainers.rollout import RolloutTrainer
 
@@ -40,7 +40,7 @@ def saved_policy(folder: Path) -> Path:
     """A tiny policy with random weights, spread so that its tokens vary."""
     budget = ImageSection(min_pixels=2304, max_pixels=2304)
     recipe = SFTRecipe(model=TinyModel(type="tiny"), response=ResponseSection(instruction=None), image=budget)
-    policy = build.start_policy(recipe)
+    policy = start_policy(recipe)
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in policy.model.parameters():
@@ -67,7 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = saved_policy(Path(scratch) / "model")
         policy = load_policy(folder)
-        rows: Any = build.load_data(WorldData(type="world", size=QUESTIONS), policy)
+        rows: Any = load_data(WorldData(type="world", size=QUESTIONS), policy)
         greedy, walls, tokens, gap = {}, {}, {}, None
         for name, engine in ENGINES.items():
             conversations = [multimodal(one["prompt"], one["images"]) for one in rows]

@@ -35,7 +35,7 @@ CASES = {
 
 def model(folder: Path, hidden: int, layers: int, inner: int, words: int) -> None:
     """Writes a random model with the tiny world's processor."""
-    from prism_cli.tiny_policy import tiny_model, tiny_processor  # first: it mends what transformers imports
+    from prism_cli.tiny_models.tiny import tiny_model, tiny_processor
     from prism_cli.worlds import world
 
     import torch  # isort: skip
@@ -122,7 +122,7 @@ def train(stage: str, folder: Path) -> None:
 
 def main(names: list[str]) -> None:
     """Prints the table."""
-    import prism_cli.stages.training
+    import prism_cli.assembly.training
     import prism_cli.trainers.grpo
     import prism_cli.trainers.on_policy_distill
     import prism_cli.trainers.sft  # noqa: F401

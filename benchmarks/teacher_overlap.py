@@ -14,13 +14,14 @@ from pathlib import Path
 from rich import get_console
 from rich.table import Table
 
+from prism_cli.assembly import warmup
+from prism_cli.assembly.endpoint import world_app
+from prism_cli.assembly.response import grammar_of
+from prism_cli.assembly.teacher import TeacherDesk
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.recipes.load import load_recipe
 from prism_cli.recipes.sections import ResponseSection
-from prism_cli.stages import align, sft, showcase, warmup
-from prism_cli.stages.grammar import grammar_of
-from prism_cli.stages.serve import world_app
-from prism_cli.stages.teaching import TeacherDesk
+from prism_cli.stages import align, align_showcase, sft
 from prism_cli.teacher.server import ServedEndpoint
 from prism_cli.trainers import on_policy_distill
 from prism_cli.trainers.on_policy_distill import _firsts
@@ -100,7 +101,7 @@ class WhenNeeded(Ahead):
 
 def main() -> None:
     """Trains briefly, times a rollout, and prints each way's waits beside the teacher's time."""
-    showcase.write_showcase = lambda *args: None  # the same for all
+    align_showcase.write_showcase = lambda *args: None  # the same for all
     for name in ("prefetch", "teachable", "answers"):
         setattr(TeacherDesk, name, watched(getattr(TeacherDesk, name)))
     logging.disable(logging.WARNING)

@@ -56,9 +56,9 @@ def trained(prism, tmp_path_factory):
 
 def write_demonstrations(path):
     """The oracle's answers to 4000 pictures; with the noisy public demonstrations it takes twice as long to see."""
+    from prism_cli.assembly.response import grammar_of
     from prism_cli.data.collected import DemonstrationsFile
     from prism_cli.recipes.sections import ResponseSection
-    from prism_cli.stages.grammar import grammar_of
     from prism_cli.worlds import world
 
     shapes, grammar = world("shapes"), grammar_of(ResponseSection())

@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from prism_cli.tiny_policy import tiny_model, tiny_processor
+from prism_cli.tiny_models.tiny import tiny_model, tiny_processor
 
 VOCABULARY = """
 <caption> </caption> <think> </think> <answer> </answer> Answer in exactly this form: what the image shows

@@ -1,13 +1,13 @@
 """`python -m prism_cli`, and the `prism` command."""
 
 from prism_cli.cli.app import app
-from prism_cli.stages import launched
+from prism_cli.launching import worker
 
 
 def main() -> None:
     """Runs the command line."""
-    if launched.by_prism():
-        with launched.Working():
+    if worker.by_prism():
+        with worker.Working():
             app(prog_name="prism")
     else:
         app(prog_name="prism")

@@ -6,10 +6,11 @@ The grammar, the instruction and the pixel budget are one setting for all stages
 
 import gc
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +18,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from prism_cli.errors import CheckpointError, RecipeError
 from prism_cli.responses import Grammar, read_settings
-from prism_cli.runs import write_atomically
+from prism_cli.runs.files import write_atomically
+
+if TYPE_CHECKING:  # they import torch
+    from prism_cli.models import Policy
 
 SMALL = 10_000_000
 VISION_TOWERS = (r".*\bvisual\b", r".*\bvision_\w+")  # regular expressions, from the start of a module's name
@@ -253,3 +257,15 @@ def free_memory() -> None:
 def device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
     return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def multimodal(messages: Sequence[dict[str, str]], images: Sequence[Any]) -> list[dict[str, Any]]:
+    """Puts a row's images in front of its first user message, in the form processors take."""
+    result, waiting = [], list(images)
+    for message in messages:
+        content = [{"type": "text", "text": message["content"]}]
+        if message["role"] == "user" and waiting:
+            content = [*({"type": "image", "image": image} for image in waiting), *content]
+            waiting = []
+        result.append({"role": message["role"], "content": content})
+    return result

@@ -12,18 +12,18 @@ import pytest
 import torch
 
 from prism_cli import processes
+from prism_cli.assembly.data import load_data
+from prism_cli.assembly.response import grammar_of
+from prism_cli.assembly.warming import warm
 from prism_cli.discriminator.inputs import Comparisons
 from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.discriminator.model import Discriminator
+from prism_cli.discriminator.pairs import Pairs
+from prism_cli.discriminator.reader import PartReader
 from prism_cli.errors import CheckpointError
 from prism_cli.models import Policy
 from prism_cli.recipes.sections import ResponseSection, WorldData
 from prism_cli.recipes.stages import WarmupRecipe
-from prism_cli.stages import build
-from prism_cli.stages.grammar import grammar_of
-from prism_cli.stages.pairs import Pairs
-from prism_cli.stages.warming import warm
-from prism_cli.trainers.on_policy_distill import PartReader
 from tests.tiny import tiny_policy
 from tests.unit.test_discriminator_learner import batch, learner, parts, same, weights
 from tests.unit.test_discriminator_model import discriminator, picture, prompt
@@ -148,7 +148,7 @@ WARMUP = {"pairs": 11, "held_out": 5, "batch_size": 4, "measure_every": 2, "chec
 def warmed(folder, zero):
     """A warm-up that is killed at its third step and run again: the account of it."""
     policy = Policy(*tiny_policy(), grammar_of(ResponseSection()), None)
-    rows = build.load_data(WorldData(type="world", split="train", size=16, seed=3), policy)
+    rows = load_data(WorldData(type="world", split="train", size=16, seed=3), policy)
     reader = PartReader(policy.processor, policy.grammar)
     said = [f"<caption> {a} red square </caption> <think> so {a} is 4 </think> <answer> 4 </answer>" for a in CELLS]
     taught = [f"<caption> {a} blue circle </caption> <think> 4 is 4 </think> <answer> 4 </answer>" for a in CELLS]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from prism_cli.runs import resolve_model
+from prism_cli.runs.references import resolve_model
 from prism_cli.worlds import world
 from tests.distributed.worker import _text
 

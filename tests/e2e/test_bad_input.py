@@ -8,9 +8,9 @@ import socket
 import pytest
 from PIL import Image
 
+from prism_cli.assembly.endpoint import world_app
+from prism_cli.assembly.response import grammar_of
 from prism_cli.recipes.sections import ResponseSection
-from prism_cli.stages.grammar import grammar_of
-from prism_cli.stages.serve import world_app
 from prism_cli.teacher.server import ServedEndpoint
 
 GRAMMAR = grammar_of(ResponseSection())

@@ -14,11 +14,11 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
+from prism_cli.assembly.response import grammar_of
 from prism_cli.data.load import load_rows
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.recipes.sections import ResponseSection
 from prism_cli.rewards.accuracy import is_correct
-from prism_cli.stages.grammar import grammar_of
 from prism_cli.teacher.chat_protocol import ApiError
 from prism_cli.teacher.server import ServedEndpoint, create_app
 from prism_cli.worlds import world

@@ -7,12 +7,12 @@ import signal
 import pytest
 from PIL import Image
 
+from prism_cli.assembly.response import grammar_of
 from prism_cli.data.load import load_rows
 from prism_cli.data.reading import Checks
 from prism_cli.data.rows import png
 from prism_cli.recipes.sections import ResponseSection
 from prism_cli.rewards.accuracy import is_correct
-from prism_cli.stages.grammar import grammar_of
 from prism_cli.worlds import world
 
 GRAMMAR = grammar_of(ResponseSection())

@@ -16,12 +16,12 @@ from PIL import Image
 from transformers import AutoProcessor
 from typer.testing import CliRunner
 
+from prism_cli.assembly.response import grammar_of
 from prism_cli.cli.app import app
 from prism_cli.models import Policy, set_pixel_budget
 from prism_cli.recipes.sections import ImageSection, ResponseSection
 from prism_cli.responses import Grammar, Part
-from prism_cli.stages.data_page import render_prompt
-from prism_cli.stages.grammar import grammar_of
+from prism_cli.stages.data_show import render_prompt
 from tests.tiny import tiny_policy
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">\x1b[31m'

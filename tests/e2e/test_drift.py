@@ -7,9 +7,9 @@ import pytest
 from safetensors.torch import load_file
 from torch import equal
 
+from prism_cli.assembly.endpoint import world_app
+from prism_cli.assembly.response import grammar_of
 from prism_cli.recipes.sections import ResponseSection
-from prism_cli.stages.grammar import grammar_of
-from prism_cli.stages.serve import world_app
 from prism_cli.teacher.server import ServedEndpoint
 
 # 160 responses are two batches, so that a kill may fall between them.

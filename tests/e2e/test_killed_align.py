@@ -15,9 +15,9 @@ import pytest
 from safetensors.torch import load_file
 from torch import equal
 
+from prism_cli.assembly.endpoint import world_app
+from prism_cli.assembly.response import grammar_of
 from prism_cli.recipes.sections import ResponseSection
-from prism_cli.stages.grammar import grammar_of
-from prism_cli.stages.serve import world_app
 from prism_cli.teacher.server import ServedEndpoint
 
 SMALL = (
@@ -93,10 +93,10 @@ CHAINS = {
         ("prism_cli.trainers.callbacks:shutil.rmtree", 1),  # between the old one's marker and its files
     ],
     "the end": [
-        ("prism_cli.stages.training:_save_final", 1),  # the last step is done and saved
+        ("prism_cli.assembly.training:_save_final", 1),  # the last step is done and saved
         ("prism_cli.models:Policy.save", 1),
-        ("prism_cli.stages.training:model_card", 1),
-        ("prism_cli.stages.teaching:write_atomically", 1),
+        ("prism_cli.assembly.training:model_card", 1),
+        ("prism_cli.assembly.teacher:write_atomically", 1),
     ],
 }
 

@@ -20,7 +20,7 @@ KILLS = [
     ("transformers.trainer:Trainer.evaluate", 1),
     ("prism_cli.trainers.callbacks:write_atomically", 1),
     ("transformers.trainer:Trainer._save_optimizer_and_scheduler", 2),
-    ("prism_cli.stages.training:_save_final", 1),
+    ("prism_cli.assembly.training:_save_final", 1),
     ("prism_cli.models:Policy.save", 1),
 ]
 TIMES = ("seconds", "step_time", "eval/runtime", "eval/samples_per_second", "eval/steps_per_second")

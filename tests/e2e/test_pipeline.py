@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from prism_cli.endpoint.store import AnswerStore
-from prism_cli.evaluation.sampling import encode_prompts, multimodal
-from prism_cli.models import load_policy
-from prism_cli.runs import COMPLETE
+from prism_cli.evaluation.sampling import encode_prompts
+from prism_cli.models import load_policy, multimodal
+from prism_cli.runs.references import COMPLETE
 from prism_cli.worlds import world
 
 SMALL = [

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prism_cli.evaluation.sampling import multimodal, sample_responses
-from prism_cli.models import load_policy, placeholder_ids
+from prism_cli.evaluation.sampling import sample_responses
+from prism_cli.models import load_policy, multimodal, placeholder_ids
 from prism_cli.rewards.accuracy import is_correct
 from prism_cli.worlds import world
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 import prism_cli  # noqa: F401  (before transformers: it lets torchvision load beside a CPU torch)
+from prism_cli.assembly.data import load_data
 from prism_cli.models import Policy
 from prism_cli.recipes.sections import WorldData
 from prism_cli.responses import Grammar, Part
-from prism_cli.stages import build
 from prism_cli.trainers.arguments import RolloutBatch
 from prism_cli.trainers.grpo import PRESETS, GRPOTrainer, Resampling
 from prism_cli.trainers.verified_reward import VerifiedReward
@@ -31,7 +31,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     model, processor = tiny_policy()
     policy = Policy(model, processor, Grammar({"all": Part((), 1.0)}, None), None)
-    rows = build.load_data(WorldData(type="world", split="train", size=40, seed=3), policy)
+    rows = load_data(WorldData(type="world", split="train", size=40, seed=3), policy)
     cut = RolloutBatch(PROMPTS, GROUP, 4, 2, 12, temperature=1.0).arguments()
     common = {"output_dir": str(folder / "out"), "report_to": "none", "use_cpu": True, "bf16": False}
     common |= {"gradient_checkpointing": False, "remove_unused_columns": False, "save_strategy": "no", "max_steps": 1}

@@ -6,7 +6,7 @@ from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from prism_cli.errors import PrismError
-from prism_cli.runs import COMPLETE
+from prism_cli.runs.references import COMPLETE
 from prism_cli.trainers.callbacks import (
     AlreadyTrainedError,
     CompleteCheckpoints,

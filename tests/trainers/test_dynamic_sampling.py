@@ -15,11 +15,11 @@ from rich import get_console
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from prism_cli.assembly.data import load_data
 from prism_cli.errors import PrismError, RecipeError
 from prism_cli.models import Policy
 from prism_cli.recipes.sections import WorldData
 from prism_cli.responses import Grammar, Part
-from prism_cli.stages import build
 from prism_cli.trainers.arguments import RolloutBatch
 from prism_cli.trainers.columns import batch, columns
 from prism_cli.trainers.dynamic_sampling import DynamicSampling, choose, filled_up
@@ -224,7 +224,7 @@ def random_policy():
 
 @pytest.fixture(scope="module")
 def rows(random_policy):
-    return build.load_data(WorldData(type="world", split="train", size=40, seed=3), random_policy)
+    return load_data(WorldData(type="world", split="train", size=40, seed=3), random_policy)
 
 
 class Outcomes:

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from prism_cli.assembly.data import load_data
 from prism_cli.errors import BudgetError
 from prism_cli.models import load_policy
 from prism_cli.recipes.sections import WorldData
-from prism_cli.stages import build
 from prism_cli.trainers.callbacks import CompleteCheckpoints
 from prism_cli.trainers.last_step import LastStep
 from tests.trainers.test_rollouts import Align
@@ -40,7 +40,7 @@ def start(trained, tmp_path):
         policy = load_policy(trained / "model")
         torch.manual_seed(0)  # the judge's head is random
         data = WorldData(type="world", split="train", size=8, seed=3)
-        return Run(policy, build.load_data(data, policy), tmp_path / folder, **options)
+        return Run(policy, load_data(data, policy), tmp_path / folder, **options)
 
     return run
 

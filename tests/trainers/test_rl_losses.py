@@ -7,14 +7,15 @@ import pytest
 import torch
 from trl.trainer.grpo_trainer import GRPOTrainer as PlainGRPO
 
+from prism_cli.assembly.data import load_data
+from prism_cli.assembly.response import grammar_of
+from prism_cli.assembly.rewards import reward_rules
 from prism_cli.errors import RecipeError
 from prism_cli.models import Policy, load_policy
 from prism_cli.recipes.sections import ResponseSection, WorldData
 from prism_cli.recipes.stages import RLRecipe
 from prism_cli.responses import Grammar, Part
-from prism_cli.stages import build, rl
-from prism_cli.stages.grammar import grammar_of
-from prism_cli.stages.rewards import reward_rules
+from prism_cli.stages import rl
 from prism_cli.trainers.arguments import RolloutBatch
 from prism_cli.trainers.grpo import PRESETS, GRPOTrainer
 from prism_cli.trainers.verified_reward import VerifiedReward
@@ -41,7 +42,7 @@ def in_turn(*values):
 
 
 def rows_of(policy, size=8):
-    return build.load_data(WorldData(type="world", split="train", size=size, seed=3), policy)
+    return load_data(WorldData(type="world", split="train", size=size, seed=3), policy)
 
 
 # By hand --------------------------------------------------------------------------------------------------------------

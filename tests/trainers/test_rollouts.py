@@ -6,20 +6,22 @@ import statistics
 import pytest
 import torch
 
+from prism_cli.assembly.data import load_data
+from prism_cli.assembly.response import grammar_of
+from prism_cli.assembly.rewards import reward_rules
 from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.discriminator.model import Discriminator
+from prism_cli.discriminator.reader import PartReader
 from prism_cli.discriminator.upcycle import dense_body
-from prism_cli.evaluation.sampling import multimodal, sample_responses
-from prism_cli.models import load_policy, placeholder_ids
+from prism_cli.evaluation.sampling import sample_responses
+from prism_cli.models import load_policy, multimodal, placeholder_ids
 from prism_cli.recipes.sections import ResponseSection, WorldData
 from prism_cli.recipes.stages import RLRecipe
 from prism_cli.responses import Grammar, Part
-from prism_cli.stages import build, rl
-from prism_cli.stages.grammar import grammar_of
-from prism_cli.stages.rewards import reward_rules
+from prism_cli.stages import rl
 from prism_cli.trainers.arguments import RolloutBatch
 from prism_cli.trainers.grpo import PRESETS, GRPOTrainer
-from prism_cli.trainers.on_policy_distill import AdvantageRule, OnPolicyDistillTrainer, PartReader, TeacherCalls
+from prism_cli.trainers.on_policy_distill import AdvantageRule, OnPolicyDistillTrainer, TeacherCalls
 from prism_cli.trainers.prompts import epoch_order
 from prism_cli.trainers.rollout import RolloutTrainer
 from prism_cli.trainers.verified_reward import VerifiedReward
@@ -41,7 +43,7 @@ def policy(saved):
 
 @pytest.fixture(scope="module")
 def rows(saved):
-    return build.load_data(WorldData(type="world", split="train", size=8, seed=3), saved)
+    return load_data(WorldData(type="world", split="train", size=8, seed=3), saved)
 
 
 def options(folder, **more):

@@ -7,14 +7,17 @@ import torch
 from rich.console import Console
 from transformers import TrainerCallback
 
+from prism_cli.assembly import checks, training
+from prism_cli.assembly.data import load_data
+from prism_cli.assembly.policy import _tiny
+from prism_cli.assembly.response import grammar_of
 from prism_cli.data.lengths import refuse_over_long, token_lengths
 from prism_cli.errors import DataError, PrismError, RecipeError
 from prism_cli.models import Policy
 from prism_cli.recipes.sections import FileData, MixtureData, ResponseSection, TinyModel, WorldData
 from prism_cli.recipes.stages import SFTRecipe
-from prism_cli.runs import Run
-from prism_cli.stages import build, checks, sft, training
-from prism_cli.stages.grammar import grammar_of
+from prism_cli.runs.folder import Run
+from prism_cli.stages import sft
 from prism_cli.stages.sft import _completions, _stream
 from prism_cli.trainers.callbacks import CompleteCheckpoints, RichProgress, StopWhenAsked
 from prism_cli.trainers.sft import sft_trainer
@@ -24,13 +27,13 @@ from prism_cli.trainers.sft import sft_trainer
 def policy():
     grammar = grammar_of(ResponseSection())
     size = TinyModel(type="tiny", hidden=32, layers=1, vision_hidden=32, vision_layers=1)
-    model, processor = build._tiny(size, grammar, None, 48 * 48, 0)
+    model, processor = _tiny(size, grammar, None, 48 * 48, 0)
     return Policy(model, processor, grammar, None)
 
 
 @pytest.fixture(scope="module")
 def data(policy):
-    return build.load_data(WorldData(type="world", split="train", size=12, seed=0), policy)
+    return load_data(WorldData(type="world", split="train", size=12, seed=0), policy)
 
 
 def collated(policy, data, folder, texts):
@@ -128,7 +131,7 @@ def small_steps(folder, steps, **more):
 def test_the_loss_of_each_source_is_logged_and_adds_up(policy, data, tmp_path):
     world = {"type": "world", "split": "train", "count": 8}
     sources = {"one": {**world, "size": 8, "seed": 0}, "two": {**world, "size": 8, "seed": 1, "count": 4}}
-    mixed = build.load_data(MixtureData.model_validate({"type": "mixture", "sources": sources}), policy)
+    mixed = load_data(MixtureData.model_validate({"type": "mixture", "sources": sources}), policy)
     rows = _completions(mixed, None, policy, 10_000)
     logs, model = Logs(), copy.deepcopy(policy.model)
     # One step over all rows at a learning rate of nothing, then the same rows as held-out ones.

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from prism_cli.assembly import checks, tracking
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.stages import SFTRecipe
-from prism_cli.runs import Run
-from prism_cli.stages import checks, tracking
+from prism_cli.runs.folder import Run
 from prism_cli.trainers.trackers import TensorBoard, Tracked, Tracking, WandB
 
 PICTURE = (

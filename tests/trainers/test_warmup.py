@@ -5,16 +5,17 @@ import json
 
 import pytest
 
+from prism_cli.assembly import policy_samples
+from prism_cli.assembly.data import load_data
+from prism_cli.assembly.discriminator import build_judge, refuse_unfit
+from prism_cli.assembly.warming import warm
+from prism_cli.assembly.warmup_pairs import sampled_pairs
+from prism_cli.discriminator.reader import PartReader
 from prism_cli.errors import PrismError, RecipeError
 from prism_cli.models import load_policy
 from prism_cli.recipes.alignment import WarmupSection
 from prism_cli.recipes.sections import WorldData
 from prism_cli.recipes.stages import AlignRecipe
-from prism_cli.stages import build, policy_samples
-from prism_cli.stages.judge import build_judge, refuse_unfit
-from prism_cli.stages.pairs import sampled_pairs
-from prism_cli.stages.warming import warm
-from prism_cli.trainers.on_policy_distill import PartReader
 from prism_cli.worlds import world
 from tests.tiny import tiny_policy
 
@@ -35,7 +36,7 @@ def policy(trained):
 
 @pytest.fixture(scope="module")
 def rows(policy):
-    return build.load_data(WorldData(type="world", split="train", size=4, seed=3), policy)
+    return load_data(WorldData(type="world", split="train", size=4, seed=3), policy)
 
 
 class Desk:

@@ -2,14 +2,14 @@
 
 import pytest
 
+from prism_cli.assembly.asking import asking, split_caption, with_caption
+from prism_cli.assembly.checks import check_teacher
+from prism_cli.assembly.response import grammar_of
 from prism_cli.data.rows import png
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.sections import ResponseSection
 from prism_cli.recipes.teachers import DatasetTeacher, EmbeddedTeacher, OpenAITeacher
 from prism_cli.responses import Grammar, Part
-from prism_cli.stages.asking import asking, split_caption, with_caption
-from prism_cli.stages.checks import check_teacher
-from prism_cli.stages.grammar import grammar_of
 from prism_cli.worlds import world
 
 GRAMMAR = grammar_of(ResponseSection())

@@ -9,10 +9,11 @@ from tests.tiny import tiny_policy
 
 from prism_cli.errors import RecipeError
 from prism_cli.evaluation.attribution import Reread, Tried, Wrong, cause_of, holds, retry, worth_rereading
-from prism_cli.evaluation.sampling import multimodal, sample_responses
+from prism_cli.evaluation.sampling import sample_responses
+from prism_cli.models import multimodal
 from prism_cli.report.summary_table import causes_table
 from prism_cli.responses import Grammar, Part
-from prism_cli.stages.attribution import caption_block, summed_up
+from prism_cli.stages.eval_attribution import caption_block, summed_up
 
 TRUE, SEEN = "2 4", "2 3"  # the true sum is 6
 

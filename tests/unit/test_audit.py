@@ -7,6 +7,7 @@ import pytest
 from tests.faulty_endpoint import FaultyEndpoint
 from typer.testing import CliRunner
 
+from prism_cli.assembly.teacher import teaching
 from prism_cli.cli.app import app
 from prism_cli.data.rows import dataset, row
 from prism_cli.errors import PrismError
@@ -15,9 +16,8 @@ from prism_cli.recipes.load import load_recipe
 from prism_cli.responses import Grammar, Part, ResponseSettings
 from prism_cli.rewards.audit import audit
 from prism_cli.rewards.verdict import Accuracy
-from prism_cli.runs import open_run
-from prism_cli.stages.audit import audit_before_training
-from prism_cli.stages.teaching import teaching
+from prism_cli.runs.folder import open_run
+from prism_cli.stages.rl_audit import audit_before_training
 
 TAGGED = Grammar({"perception": Part(("caption",), 0.5), "reasoning": Part(("think", "answer"), 0.5)})
 WHOLE = Grammar({"whole": Part((), 1.0)}, None)
@@ -235,7 +235,7 @@ def test_the_answers_kept_by_the_run_it_starts_from_are_its_teachers(folder):
 
 def test_an_audit_of_tiny_rows_takes_no_time():
     found = load_recipe("rl", "tiny")
-    from prism_cli.stages import audit as stage
+    from prism_cli.stages import rl_audit as stage
 
     stage.run(found)  # imports
     started = time.process_time()

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
+from prism_cli.assembly.response import grammar_of
 from prism_cli.data.sources import open_source
 from prism_cli.errors import DataError
 from prism_cli.recipes.identity import differences, to_dict
@@ -14,7 +15,6 @@ from prism_cli.recipes.sections import ResponseSection
 from prism_cli.recipes.stages import CurateRecipe
 from prism_cli.stages.curate import _each_once, histogram, kept_in_words
 from prism_cli.stages.curating import Rate, _kept, _rate, _verdicts
-from prism_cli.stages.grammar import grammar_of
 
 
 @pytest.mark.parametrize(

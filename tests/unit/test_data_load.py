@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
+from prism_cli.assembly.data import streamed_rows
 from prism_cli.data import reading
 from prism_cli.data.formats import detect
 from prism_cli.data.lengths import refuse_mixed
@@ -19,7 +20,6 @@ from prism_cli.errors import DataError
 from prism_cli.recipes.sections import FileData
 from prism_cli.responses import Grammar, Part
 from prism_cli.rewards.accuracy import is_correct
-from prism_cli.stages.rows import streamed_rows
 
 
 def png(colour, size=16):

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from prism_cli.assembly.response import grammar_of
 from prism_cli.data.fix import check_target, write_clean
 from prism_cli.data.formats import parse
 from prism_cli.data.load import load_rows
@@ -27,7 +28,6 @@ from prism_cli.data.survey import check_source
 from prism_cli.errors import DataError
 from prism_cli.recipes.sections import ResponseSection
 from prism_cli.rewards.accuracy import is_correct
-from prism_cli.stages.grammar import grammar_of
 
 GRAMMAR = grammar_of(ResponseSection())
 GOOD = "<caption> a red square </caption> <think> one square </think> <answer> 1 </answer>"

@@ -10,6 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.tiny import tiny_policy
 
+from prism_cli.assembly.discriminator import open_judge
+from prism_cli.assembly.judge_folder import check_judge, samples_pairs
+from prism_cli.assembly.response import grammar_of
 from prism_cli.discriminator import create as creating
 from prism_cli.discriminator.create import SAME, create, distance, upcycled_distance
 from prism_cli.discriminator.inputs import PromptInputs
@@ -20,11 +23,8 @@ from prism_cli.errors import CheckpointError, RecipeError
 from prism_cli.models import Policy
 from prism_cli.recipes.alignment import DenseDiscriminator, MoEDiscriminator
 from prism_cli.recipes.sections import ResponseSection
-from prism_cli.stages import discriminator as stage
-from prism_cli.stages.grammar import grammar_of
-from prism_cli.stages.judge import open_judge
-from prism_cli.stages.judge_folder import check_judge, samples_pairs
-from prism_cli.tiny_policy import tiny_model
+from prism_cli.stages import discriminator_create as stage
+from prism_cli.tiny_models.tiny import tiny_model
 
 SETTINGS = {
     "kind": "moe",

@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from prism_cli.assembly.run_folder import run_names
 from prism_cli.errors import RecipeError
+from prism_cli.publishing.model_card import _metric_row
 from prism_cli.recipes.benchmarks import BenchmarksSection
 from prism_cli.recipes.identity import differences
 from prism_cli.recipes.stages import EvalRecipe
 from prism_cli.report.summary_table import benchmarks_table, differences_table, side_by_side, summary_table
-from prism_cli.runs import Run
+from prism_cli.runs.folder import Run
 from prism_cli.stages import eval as eval_stage
-from prism_cli.stages.card import _metric_row
-from prism_cli.stages.eval import GROWING, check, run_names
+from prism_cli.stages.eval import GROWING, check
 from prism_cli.stages.eval_summary import power_table, read_samples, summed_up
 
 
@@ -118,7 +119,7 @@ def test_what_has_no_interval_is_a_row_of_the_model_card_too():
 
 
 def test_benchmarks_that_are_not_installed_are_planned_and_not_begun(tmp_path, monkeypatch):
-    monkeypatch.setattr("prism_cli.stages.benchmarks.NEEDED", ("lmms_eval_of_no_name",))
+    monkeypatch.setattr("prism_cli.stages.eval_benchmarks.NEEDED", ("lmms_eval_of_no_name",))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rl/model").mkdir(parents=True)
     manifest = {"stage": "rl", "id": "rl", "status": "finished", "finished": "2026", "recipe": {}, "name": "runs"}

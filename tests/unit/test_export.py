@@ -19,16 +19,18 @@ from safetensors.torch import load_file
 from tests.tiny import tiny_policy
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+from prism_cli.assembly.policy import lora_config
+from prism_cli.data.sources import is_local_name
 from prism_cli.errors import CheckpointError, RecipeError
 from prism_cli.models import Policy, has_adapters, merge_adapter, save_adapter
+from prism_cli.publishing.lineage import evaluations_of, lineage_of, publishable
+from prism_cli.publishing.model_card import model_card
 from prism_cli.recipes.identity import to_dict, to_yaml
 from prism_cli.recipes.load import load_recipe
 from prism_cli.responses import Grammar, Part
-from prism_cli.runs import Run, read_manifest, versions
-from prism_cli.stages.build import lora_config
-from prism_cli.stages.card import model_card
+from prism_cli.runs.folder import Run, versions
+from prism_cli.runs.references import read_manifest
 from prism_cli.stages.export import Export, check, run
-from prism_cli.stages.lineage import evaluations_of, lineage_of, publishable
 
 GRAMMAR = Grammar({"perception": Part(("caption",), 0.5), "reasoning": Part(("think", "answer"), 0.5)})
 SECRET = "secret-host.internal"
@@ -239,7 +241,7 @@ def test_saved_adapters_hold_nothing_else_and_come_back(policy, tmp_path):
 def test_adapters_of_another_width_are_refused_in_one_line(policy, tmp_path):
     from peft import LoraConfig, get_peft_model
 
-    from prism_cli.tiny_policy import tiny_model
+    from prism_cli.tiny_models.tiny import tiny_model
 
     other = tiny_model(policy.processor, hidden=32, layers=1, vision_hidden=32)
     save_adapter(get_peft_model(other, LoraConfig(r=2, target_modules=["q_proj"])), tmp_path / "adapter")
@@ -251,7 +253,7 @@ def test_adapters_of_another_width_are_refused_in_one_line(policy, tmp_path):
 def test_four_bits_are_refused_in_one_line_where_they_can_not_be_had():
     if torch.cuda.is_available():
         pytest.skip("this machine may have them")
-    from prism_cli.stages.build import start_policy
+    from prism_cli.assembly.policy import start_policy
 
     with pytest.raises(RecipeError, match=r"lora\.bits") as caught:
         start_policy(load_recipe("sft", "qwen3_vl_4b", ["lora={bits: 4}"]))
@@ -311,7 +313,7 @@ def chain(policy):
 
 def test_a_card_tells_the_whole_road(policy):
     rl = chain(policy)
-    text = model_card(rl, GRAMMAR.tags)
+    text = model_card(rl, GRAMMAR.tags, is_local_name)
     card = ModelCard(text)
     assert card.data.to_dict() == {
         "base_model": "own/base",
@@ -400,7 +402,7 @@ PUSH = """
 import sys
 from pathlib import Path
 from prism_cli.errors import PrismError
-from prism_cli.stages.publish import push
+from prism_cli.publishing.hub import push
 for repo in sys.argv[2:]:
     try:
         print(push(Path(sys.argv[1]), repo, {"run": {"id": "sft", "stage": "sft"}}))

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from prism_cli.assembly.checks import check_start, check_training
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.load import load_recipe
-from prism_cli.stages.checks import check_start, check_training
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_placeholders_are_found_by_the_names_processors_give_them():
 
 @pytest.mark.parametrize("tower", ["language_model", "text_model"])
 def test_adapters_find_the_language_model_by_either_name(tower):
-    from prism_cli.stages.build import LANGUAGE_LAYERS
+    from prism_cli.assembly.policy import LANGUAGE_LAYERS
 
     assert re.fullmatch(LANGUAGE_LAYERS, f"model.{tower}.layers.0.self_attn.q_proj")
     assert not re.fullmatch(LANGUAGE_LAYERS, "model.vision_model.encoder.layers.0.self_attn.q_proj")

@@ -6,13 +6,13 @@ import pytest
 from PIL import Image
 from tests.tiny import tiny_policy
 
+from prism_cli.assembly.generation import check_generation, chosen_engine, sampler, vllm_rollouts
 from prism_cli.errors import PrismError, RecipeError
-from prism_cli.evaluation.sampling import encode_prompts, multimodal
+from prism_cli.evaluation.sampling import encode_prompts
 from prism_cli.evaluation.vllm_sampling import _expanded, _prompts, collapsed, refuse_other_prompts
-from prism_cli.models import Policy
+from prism_cli.models import Policy, multimodal
 from prism_cli.recipes.stages import CollectRecipe, EvalRecipe, RLRecipe
 from prism_cli.responses import Grammar, Part
-from prism_cli.stages.generation import check_generation, chosen_engine, sampler, vllm_rollouts
 
 GRAMMAR = Grammar({"all": Part(("answer",), 1.0)}, "answer")
 VLLM = {"engine": "vllm"}

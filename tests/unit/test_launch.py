@@ -10,14 +10,16 @@ import sys
 import pytest
 
 from prism_cli import processes
+from prism_cli.assembly import launch
 from prism_cli.cli.app import app
 from prism_cli.errors import PrismError, RecipeError
+from prism_cli.launching import worker
+from prism_cli.launching.nodes import Place, first_host, place
+from prism_cli.launching.worker import Failure
 from prism_cli.recipes.launch import LaunchSection
 from prism_cli.recipes.load import load_recipe
-from prism_cli.runs import Terminated
-from prism_cli.stages import launch, launched, sbatch
-from prism_cli.stages.cluster import Place, first_host, place
-from prism_cli.stages.launched import Failure
+from prism_cli.runs.folder import Terminated
+from prism_cli.stages import sbatch
 
 STEP = {
     "SLURM_JOB_ID": "4711234",
@@ -30,7 +32,7 @@ STEP = {
 
 @pytest.fixture(autouse=True)
 def started_by_nobody(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", launched.FOLDER):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", worker.FOLDER):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -217,7 +219,7 @@ def started(tmp_path, code, launcher=None):
     """Runs code as a process of this launcher."""
     (tmp_path / "launcher.json").write_text(json.dumps(launcher or os.getpid()))
     (tmp_path / "command.json").write_text('["prism", "sft", "as typed"]')
-    environ = {**os.environ, launched.FOLDER: str(tmp_path), "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    environ = {**os.environ, worker.FOLDER: str(tmp_path), "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
     return subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60)
 
 
@@ -225,23 +227,23 @@ def test_a_started_process_tells_its_launcher_and_prints_nothing(tmp_path):
     code = "import sys; sys.argv = ['prism', 'sft', 'nowhere.yaml']; from prism_cli.__main__ import main; main()"
     done = started(tmp_path, code)
     assert (done.returncode, done.stderr) == (2, "")
-    (failure,) = launched.failures(tmp_path)
+    (failure,) = worker.failures(tmp_path)
     assert (failure.rank, failure.exit_code, failure.trace) == (0, 2, None)
     assert "nowhere.yaml" in failure.message
 
 
 def test_a_bug_in_a_started_process_goes_to_its_launcher_with_its_traceback(tmp_path):
-    code = "from prism_cli.stages.launched import Working, command\nwith Working():\n  raise ValueError(command()[2])"
+    code = "from prism_cli.launching.worker import Working, command\nwith Working():\n  raise ValueError(command()[2])"
     done = started(tmp_path, code)
     assert (done.returncode, done.stderr) == (1, "")
-    (failure,) = launched.failures(tmp_path)
+    (failure,) = worker.failures(tmp_path)
     assert failure.message == "ValueError: as typed"
     assert "Traceback" in failure.trace
 
 
 def test_a_process_whose_launcher_has_gone_does_not_start(tmp_path):
     done = started(
-        tmp_path, "from prism_cli.stages.launched import Working\nwith Working(): print('worked')", launcher=1
+        tmp_path, "from prism_cli.launching.worker import Working\nwith Working(): print('worked')", launcher=1
     )
     assert (done.returncode, done.stdout) == (1, "")
 

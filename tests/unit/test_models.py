@@ -7,8 +7,16 @@ from PIL import Image
 from tests.tiny import tiny_policy
 
 from prism_cli.errors import CheckpointError, RecipeError
-from prism_cli.evaluation.sampling import encode_prompts, multimodal
-from prism_cli.models import PLACEHOLDER_TOKENS, Policy, load_policy, load_pretrained, placeholder_ids, set_pixel_budget
+from prism_cli.evaluation.sampling import encode_prompts
+from prism_cli.models import (
+    PLACEHOLDER_TOKENS,
+    Policy,
+    load_policy,
+    load_pretrained,
+    multimodal,
+    placeholder_ids,
+    set_pixel_budget,
+)
 from prism_cli.responses import Grammar, Part
 
 GRAMMAR = Grammar({"perception": Part(("caption",), 0.25), "reasoning": Part(("think", "answer"), 0.75)})

@@ -4,18 +4,19 @@ import pytest
 from PIL import Image
 from tests.faulty_endpoint import FaultyEndpoint
 
+from prism_cli.assembly.asking import Asking
+from prism_cli.assembly.data import has_pictures
+from prism_cli.assembly.response import grammar_of
+from prism_cli.assembly.teacher_plan import Outlook, questions_at_most, teacher_lines, teacher_preview
 from prism_cli.data.rows import dataset, png, row
 from prism_cli.endpoint.budget import Price
+from prism_cli.endpoint.estimate import Average, Rates, teacher_plan
 from prism_cli.endpoint.requests import EndpointRequest
 from prism_cli.endpoint.store import AnswerStore, StoredAnswer
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.load import load_recipe
 from prism_cli.recipes.sections import ResponseSection
 from prism_cli.recipes.teachers import OpenAITeacher
-from prism_cli.stages.asking import Asking
-from prism_cli.stages.costs import Average, Rates, teacher_plan
-from prism_cli.stages.grammar import grammar_of
-from prism_cli.stages.outlook import Outlook, has_pictures, questions_at_most, teacher_lines, teacher_preview
 
 GRAMMAR = grammar_of(ResponseSection())
 TINY = ["model={type: tiny}", "eval_data=null", "data.size=5"]

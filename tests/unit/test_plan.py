@@ -10,6 +10,8 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
+from prism_cli.assembly.out_of_memory import fitting
+from prism_cli.assembly.policy import LANGUAGE_LAYERS
 from prism_cli.cli.app import app
 from prism_cli.discriminator.upcycle import Upcycling
 from prism_cli.errors import PrismError
@@ -21,8 +23,6 @@ from prism_cli.planning.ladder import smallest_fit
 from prism_cli.planning.memory import host_bytes, moments, peak, peaks
 from prism_cli.planning.shapes import shape_of
 from prism_cli.recipes.load import load_recipe
-from prism_cli.stages.build import LANGUAGE_LAYERS
-from prism_cli.stages.memory import fitting
 from prism_cli.trainers.memory import MemoryWatch
 
 FLOAT32 = Arithmetic(4, autocast=False, checkpointing=False)

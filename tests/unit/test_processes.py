@@ -1,9 +1,9 @@
 import pytest
 
 from prism_cli import processes
+from prism_cli.assembly.run_folder import _check_processes
 from prism_cli.errors import CheckpointError, RecipeError
 from prism_cli.recipes.launch import LaunchSection
-from prism_cli.stages.build import _check_processes
 from prism_cli.trainers.arguments import RolloutBatch, deepspeed_settings
 
 

@@ -147,7 +147,7 @@ def test_adapters_are_on_all_linear_layers_of_the_language_model_and_nowhere_els
     import torch
     from peft import get_peft_model
 
-    from prism_cli.stages.build import lora_config
+    from prism_cli.assembly.policy import lora_config
 
     path = shipped()["qwen3_vl_8b/1gpu/pipeline"]
     step = load_recipe("run", path).steps[0]

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from tests.faulty_endpoint import FaultyEndpoint, answer, status
 
+from prism_cli.assembly.rewards import build_rewards, check_rewards, reward_rules
 from prism_cli.errors import BudgetError, PrismError, RecipeError, TeacherError
 from prism_cli.recipes.identity import differences
 from prism_cli.recipes.load import load_recipe
 from prism_cli.responses import Grammar, Part
 from prism_cli.rewards.shaping import overlong_penalty, repetition_penalty
 from prism_cli.rewards.verdict import Asked, is_free_text, judge_messages, read_verdict
-from prism_cli.runs import open_run
-from prism_cli.stages.rewards import build_rewards, check_rewards, reward_rules
+from prism_cli.runs.folder import open_run
 
 GRAMMAR = Grammar({"reasoning": Part(("think", "answer"), 1.0)})
 WHO = "Which animal is on the sofa?"

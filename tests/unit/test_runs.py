@@ -7,12 +7,14 @@ import pytest
 
 from prism_cli.errors import CheckpointError, PrismError
 from prism_cli.recipes.identity import differences
-from prism_cli.runs import COMPLETE, checkpoint_step, newest_finished, open_run, resolve_model, write_atomically
+from prism_cli.runs.files import write_atomically
+from prism_cli.runs.folder import open_run
+from prism_cli.runs.references import COMPLETE, checkpoint_step, newest_finished, resolve_model
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from prism_cli.runs import Run, read_manifest
+from prism_cli.runs.folder import Run, read_manifest
 folder = Path(sys.argv[1])
 with Run(folder, read_manifest(folder)).working():
     print("held", flush=True)

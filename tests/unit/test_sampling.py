@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 from tests.tiny import tiny_policy
 
-from prism_cli.evaluation.sampling import multimodal, sample_responses
+from prism_cli.evaluation.sampling import sample_responses
+from prism_cli.models import multimodal
 
 # What chat models ship with, and more; each changes what a model says when it is left to decide.
 WISHES = [{"top_k": 1}, {"top_p": 0.1}, {"temperature": 0.01}, {"repetition_penalty": 5.0}, {"min_p": 0.9}]

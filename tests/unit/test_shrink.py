@@ -9,7 +9,7 @@ from prism_cli.model_configs import model_config, shipped_configs
 from prism_cli.recipes.identity import to_dict
 from prism_cli.recipes.load import load_recipe, load_step
 from prism_cli.recipes.sources import shipped
-from prism_cli.runs import newest_finished
+from prism_cli.runs.references import newest_finished
 from prism_cli.stages.shrink import shrunken, vocabulary
 
 LARGE = "Qwen/Qwen3-VL-8B-Instruct"
@@ -98,8 +98,8 @@ def test_a_shrunken_run_is_never_the_newest(tmp_path):
 
 @pytest.mark.parametrize("name", shipped_configs())
 def test_a_thin_model_has_the_shapes_of_the_large_one(name):
-    from prism_cli.stages.shrunken_model import shrunken_config
-    from prism_cli.tiny_policy import tiny_processor
+    from prism_cli.tiny_models.thin import shrunken_config
+    from prism_cli.tiny_models.tiny import tiny_processor
 
     large = model_config(name)
     thin = shrunken_config(large, tiny_processor(vocabulary(), 64 * 64, patch=16))
@@ -115,8 +115,8 @@ def test_a_thin_model_has_the_shapes_of_the_large_one(name):
 
 
 def test_a_config_in_the_words_of_the_hub_is_understood():
-    from prism_cli.stages.shrunken_model import shrunken_config
-    from prism_cli.tiny_policy import tiny_processor
+    from prism_cli.tiny_models.thin import shrunken_config
+    from prism_cli.tiny_models.tiny import tiny_processor
 
     large = model_config(LARGE)
     rope = large["text_config"].pop("rope_parameters")

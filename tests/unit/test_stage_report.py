@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from prism_cli.assembly import report
 from prism_cli.recipes.identity import differences, to_dict
 from prism_cli.recipes.pipelines import PipelineRecipe, PipelineStep
 from prism_cli.recipes.stages import AlignRecipe, EvalRecipe, SFTRecipe
-from prism_cli.runs import open_run, resolve_model
-from prism_cli.stages import report
+from prism_cli.runs.folder import open_run
+from prism_cli.runs.references import resolve_model
 
 ONE_PART = {"parts": {"whole": {}}, "answer": None}
 

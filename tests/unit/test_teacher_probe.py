@@ -4,18 +4,18 @@ from contextlib import ExitStack
 
 import pytest
 
+from prism_cli.assembly.endpoint import world_app
+from prism_cli.assembly.probe import probe_pairs
+from prism_cli.assembly.response import grammar_of
+from prism_cli.assembly.teacher import teaching
 from prism_cli.data.rows import dataset, row
 from prism_cli.errors import DataError, TeacherError
 from prism_cli.recipes.identity import differences
 from prism_cli.recipes.load import load_recipe
 from prism_cli.recipes.sections import FileData, MixtureData, ResponseSection, WorldData
 from prism_cli.recipes.teachers import EmbeddedTeacher, OpenAITeacher
-from prism_cli.runs import open_run
+from prism_cli.runs.folder import open_run
 from prism_cli.stages import teacher_check
-from prism_cli.stages.grammar import grammar_of
-from prism_cli.stages.probe import probe_pairs
-from prism_cli.stages.serve import world_app
-from prism_cli.stages.teaching import teaching
 from prism_cli.teacher.probe import is_right, number_pairs, pairs_seen
 from prism_cli.teacher.server import ServedEndpoint, create_app
 from prism_cli.worlds import world

@@ -7,16 +7,16 @@ import time
 import pytest
 from tests.faulty_endpoint import FaultyEndpoint, answer
 
+from prism_cli.assembly.asking import Asking
+from prism_cli.assembly.desk import TeacherDesk
+from prism_cli.assembly.teacher import teaching
 from prism_cli.data.rows import dataset, row
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import BudgetError, DataError, TeacherError
 from prism_cli.recipes.identity import differences
 from prism_cli.recipes.teachers import OpenAITeacher
 from prism_cli.responses import Grammar, Part
-from prism_cli.runs import open_run
-from prism_cli.stages.asking import Asking
-from prism_cli.stages.desk import TeacherDesk
-from prism_cli.stages.teaching import teaching
+from prism_cli.runs.folder import open_run
 from prism_cli.teacher.teachers import ColumnTeacher
 
 # One part without tags: any text is well-formed.
@@ -105,8 +105,8 @@ def test_several_samples_of_a_question_are_several_calls(run, endpoint):
 
 
 def test_more_rows_than_are_under_way_at_a_time_come_in_order(run, endpoint, monkeypatch):
-    monkeypatch.setattr("prism_cli.stages.desk.WINDOW", 6)
-    monkeypatch.setattr("prism_cli.stages.desk.AT_ONCE", 4)
+    monkeypatch.setattr("prism_cli.assembly.desk.WINDOW", 6)
+    monkeypatch.setattr("prism_cli.assembly.desk.AT_ONCE", 4)
     done = []
     with teaching(section(run, endpoint.url), GRAMMAR, run, MANY) as desk:
         given = desk.answers(ids(MANY["id"]), moved=done.append)

@@ -16,9 +16,9 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from prism_cli.assembly.response import grammar_of
 from prism_cli.models import Policy
 from prism_cli.recipes.sections import ResponseSection
-from prism_cli.stages.grammar import grammar_of
 from tests.tiny import tiny_policy
 
 READY_SECONDS = 240
@@ -121,8 +121,8 @@ def test_rollouts_through_a_server_are_the_policys_and_it_forgets_pictures(workp
     from trl.generation.vllm_client import VLLMClient
     from trl.generation.vllm_generation import VLLMGeneration
 
-    from prism_cli.evaluation.sampling import encode_prompts, multimodal, sample_responses
-    from prism_cli.models import load_policy, placeholder_ids
+    from prism_cli.evaluation.sampling import encode_prompts, sample_responses
+    from prism_cli.models import load_policy, multimodal, placeholder_ids
     from prism_cli.trainers.vllm_rollouts import forget_pictures, suppressing
 
     policy, picture = load_policy(workplace / "model"), Image.open(workplace / "data/1.png")

@@ -6,12 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
+from prism_cli.assembly.response import grammar_of
 from prism_cli.data.rows import dataset, row
 from prism_cli.errors import PrismError
-from prism_cli.evaluation.sampling import multimodal, sample_responses
-from prism_cli.models import Policy, load_policy, placeholder_ids
+from prism_cli.evaluation.sampling import sample_responses
+from prism_cli.models import Policy, load_policy, multimodal, placeholder_ids
 from prism_cli.recipes.sections import ResponseSection
-from prism_cli.stages.grammar import grammar_of
 from tests.tiny import tiny_policy
 
 TOKENS = 24

@@ -25,7 +25,7 @@ from prism_cli.cli.sft import sft
 from prism_cli.cli.teacher import teacher
 from prism_cli.cli.view import view
 from prism_cli.errors import PrismError
-from prism_cli.stages import launched
+from prism_cli.launching import worker
 
 
 class ErrorPrintingGroup(TyperGroup):
@@ -36,15 +36,15 @@ class ErrorPrintingGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except PrismError as error:
-            if launched.speaks(error):
+            if worker.speaks(error):
                 _say(("error:", "bold red", str(error)), *([("hint:", "bold cyan", error.hint)] if error.hint else []))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt as interrupt:
             # Objects that were half made when it came complain as they go.
             sys.unraisablehook = lambda _: None
-            if launched.speaks(interrupt):
+            if worker.speaks(interrupt):
                 _say(("interrupted:", "bold yellow", "run the same command again to continue"))
-            raise typer.Exit(launched.exit_code(interrupt)) from None
+            raise typer.Exit(worker.exit_code(interrupt)) from None
 
 
 def _say(*lines: tuple[str, str, str]) -> None:

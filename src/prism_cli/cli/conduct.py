@@ -72,19 +72,19 @@ def conduct(
     module = import_module(f"prism_cli.stages.{stage}")  # here, because a wrong recipe should not wait for it
     if dry_run or preview is not None or sbatch is not None:
         lines = module.check(recipe, *where)
-        from prism_cli.stages import outlook
+        from prism_cli.assembly import teacher_plan
 
         if preview is not None:
-            typer.echo(outlook.teacher_preview(stage, recipe, preview))
+            typer.echo(teacher_plan.teacher_preview(stage, recipe, preview))
         elif sbatch is not None and not dry_run:
             _write_sbatch(stage, recipe, base, sbatch, resume)
         else:
-            lines = [*lines, *outlook.teacher_lines(stage, recipe), ("writes to", str(folder))]
+            lines = [*lines, *teacher_plan.teacher_lines(stage, recipe), ("writes to", str(folder))]
             _print_launch_plan(stage, recipe, lines, elsewhere=sbatch is not None)
         return
     if not _work(stage, recipe, module, where, resume is False):
         return
-    from prism_cli.stages import report
+    from prism_cli.assembly import report
 
     page = report.write(folder)
     get_console().print(f"[bold green]finished[/] {escape(str(folder))}", highlight=False, soft_wrap=True)
@@ -94,14 +94,15 @@ def conduct(
 def _work(stage: str, recipe: Any, module: Any, where: tuple[Path, ...], fresh: bool) -> bool:
     """Runs the stage here or in processes of its own; whether this process tells how it went."""
     from prism_cli import processes
-    from prism_cli.stages import launch, launched
+    from prism_cli.assembly import launch
+    from prism_cli.launching import worker
 
-    typed = launched.command()
+    typed = worker.command()
     if launch.needed(recipe):
         module.check(recipe)
         return launch.run(stage, recipe, fresh, typed)
     module.run(recipe, *where, fresh=fresh, command=typed)
-    return processes.is_main() and not launched.by_prism()
+    return processes.is_main() and not worker.by_prism()
 
 
 def _print_launch_plan(stage: str, recipe: Any, lines: list[tuple[str, str]], elsewhere: bool) -> None:
@@ -113,8 +114,8 @@ def _print_launch_plan(stage: str, recipe: Any, lines: list[tuple[str, str]], el
         lines: The plan so far.
         elsewhere: Another machine is to run it, so this one's GPUs don't matter.
     """
+    from prism_cli.assembly import launch
     from prism_cli.recipes.sources import command_of
-    from prism_cli.stages import launch
 
     several = launch.needed(recipe)
     if several:
@@ -136,7 +137,7 @@ def _write_sbatch(stage: str, recipe: Any, base: Path | None, file: Path, resume
         raise RecipeError("--sbatch: the job continues whenever it is started", "leave out --resume and --fresh")
     recipes = [recipe]
     if stage == "run":
-        from prism_cli.stages.run import resolve_steps
+        from prism_cli.recipes.steps import resolve_steps
 
         steps = resolve_steps(recipe.steps, base or Path(), run_folder(stage, recipe), recipe.seed)
         recipes = [step for _, step in steps]
@@ -158,7 +159,7 @@ def start_from_newest(recipe: Any, *stages: str) -> dict[str, str]:
     """
     if recipe.model is not None or recipe.from_ is not None:
         return {}
-    from prism_cli.runs import newest_finished
+    from prism_cli.runs.references import newest_finished
 
     for stage in stages:
         if (run := newest_finished(stage, Path("runs"))) is not None:

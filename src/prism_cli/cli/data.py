@@ -64,7 +64,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Find every problem of a set at once. Exit code 1 when a row can't be used."""
-    from prism_cli.stages import data as stage
+    from prism_cli.stages import data_check as stage
 
     with _progress(stage.expected_rows(source, limit, against)) as progress:
         report = stage.check(
@@ -104,7 +104,7 @@ def show(
     output: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path("data_show.html"),
 ) -> None:
     """Write the first rows as an HTML page: pictures, texts, and the prompt as the model reads it."""
-    from prism_cli.stages import data_page as stage
+    from prism_cli.stages import data_show as stage
 
     found = stage.show(source, rows, output, format=format, allow_urls=allow_url or (), tokens=tokens, run=from_)
     typer.echo(f"format {found}")

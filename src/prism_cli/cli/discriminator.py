@@ -44,7 +44,7 @@ def create(
     Each layer's MLP becomes several noisy copies behind a router; a head is added. It is cold: `prism discriminator
     warmup`, or an align run with it as discriminator.path, trains it first.
     """
-    from prism_cli.stages import discriminator as stage
+    from prism_cli.stages import discriminator_create as stage
 
     creation = stage.Creation(
         from_,

@@ -95,7 +95,7 @@ def eval_(
 
 def _earlier(words: Words) -> tuple[Words, str | None]:
     """The words with an earlier evaluation among the runs replaced by its recipe and its runs; and its folder."""
-    from prism_cli.runs import read_manifest
+    from prism_cli.runs.references import read_manifest
 
     manifests: dict[str, Any] = {run: read_manifest(Path(run.partition("@")[0])) for run in words.runs}
     folder = next((run for run, manifest in manifests.items() if manifest["stage"] == "eval"), None)

@@ -54,15 +54,15 @@ def _audit(recipe: Any, as_json: bool) -> None:
     from rich import get_console
     from rich.console import Console
 
-    from prism_cli.stages import audit
+    from prism_cli.stages import rl_audit
 
-    found = audit.run(recipe)
+    found = rl_audit.run(recipe)
     problems = found.problems(recipe.rewards.max_wrong)
     if as_json:
-        typer.echo(json.dumps(audit.values(found, recipe), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(rl_audit.values(found, recipe), indent=2, ensure_ascii=False))
     else:
-        get_console().print(audit.table(found))
+        get_console().print(rl_audit.table(found))
     if problems:
-        told = [f"refused: {problem}" for problem in problems] + [f"hint: {audit.cure(found)}"]
+        told = [f"refused: {problem}" for problem in problems] + [f"hint: {rl_audit.cure(found)}"]
         Console(stderr=True).print("\n".join(told), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1)

@@ -37,7 +37,7 @@ def serve(
     delay: Annotated[float, typer.Option(min=0, help="Seconds to wait before each answer.")] = 0.0,
 ) -> None:
     """Serve an OpenAI-compatible teacher on this machine until interrupted."""
-    from prism_cli.stages import serve as stage
+    from prism_cli.stages import teacher_serve as stage
 
     console = Console(highlight=False, soft_wrap=True)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prism_cli.errors import CheckpointError
-from prism_cli.runs import write_atomically
+from prism_cli.runs.files import write_atomically
 
 
 @dataclass

@@ -4,10 +4,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from transformers import GenerationConfig
+
+if TYPE_CHECKING:  # they import torch
+    from prism_cli.evaluation.sampling import Sampled
 
 
 class Sampled(NamedTuple):
@@ -28,18 +31,6 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     """The tokens that end a response."""
     eos = model.generation_config.eos_token_id
     return [eos] if isinstance(eos, int) else list(eos or [tokenizer.eos_token_id])
-
-
-def multimodal(messages: Sequence[dict[str, str]], images: Sequence[Any]) -> list[dict[str, Any]]:
-    """Puts a row's images in front of its first user message, in the form processors take."""
-    result, waiting = [], list(images)
-    for message in messages:
-        content = [{"type": "text", "text": message["content"]}]
-        if message["role"] == "user" and waiting:
-            content = [*({"type": "image", "image": image} for image in waiting), *content]
-            waiting = []
-        result.append({"role": message["role"], "content": content})
-    return result
 
 
 def encode_prompts(processor: Any, conversations: Sequence[list[dict[str, Any]]]) -> Any:
@@ -194,3 +185,19 @@ def log_likelihoods(
     if not all(map(math.isfinite, chain.from_iterable(values))):
         raise ValueError("a log-likelihood is not finite")
     return values
+
+
+class Sample(Protocol):
+    """Answers each conversation once; what an engine's `sampler` gives."""
+
+    def __call__(
+        self,
+        conversations: Sequence[list[dict[str, Any]]],
+        *,
+        temperature: float,
+        seed: int,
+        prefills: Sequence[str] | None = None,
+        on_batch: Callable[[int], None] = ...,
+    ) -> "list[Sampled]":
+        """See `evaluation.sampling.sample_responses`."""
+        ...

@@ -26,7 +26,7 @@ from prism_cli.report.study import study_of
 from prism_cli.report.tables import benchmarks, comparison
 from prism_cli.report.verdicts import MOST_HEADLINES, Verdict, headlines, verdicts
 from prism_cli.responses import Response
-from prism_cli.runs import write_atomically
+from prism_cli.runs.files import write_atomically
 
 Parse = Callable[[str], Response]
 IsCorrect = Callable[[str, Sequence[str], str], bool]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from prism_cli.runs import write_atomically
+from prism_cli.runs.files import write_atomically
 
 
 class ShownPicture(NamedTuple):

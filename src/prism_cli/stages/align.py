@@ -6,17 +6,20 @@ from pathlib import Path
 from rich import get_console
 
 from prism_cli import processes
+from prism_cli.assembly import checks
+from prism_cli.assembly.asking import taught_grammar
+from prism_cli.assembly.checks import Plan
+from prism_cli.assembly.data import load_data
+from prism_cli.assembly.generation import Engine, check_generation, chosen_engine, vllm_rollouts
+from prism_cli.assembly.judge_folder import check_judge
+from prism_cli.assembly.policy import lora_config
+from prism_cli.assembly.response import grammar_ahead
+from prism_cli.assembly.run_folder import already_done, lineage, open_stage
+from prism_cli.assembly.teacher import teaching
+from prism_cli.assembly.teacher_plan import questions_at_most
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.recipes.stages import AlignRecipe
 from prism_cli.recipes.teachers import DatasetTeacher
-from prism_cli.stages import build, checks
-from prism_cli.stages.asking import taught_grammar
-from prism_cli.stages.checks import Plan
-from prism_cli.stages.generation import Engine, check_generation, chosen_engine, vllm_rollouts
-from prism_cli.stages.grammar import grammar_ahead
-from prism_cli.stages.judge_folder import check_judge
-from prism_cli.stages.outlook import questions_at_most
-from prism_cli.stages.teaching import teaching
 
 DISCRIMINATOR = "discriminator"
 
@@ -54,21 +57,21 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
         PrismError: with the cure in its hint.
     """
     check(recipe)
-    run = build.open_stage(recipe, "align", build.lineage(recipe), fresh, command)
-    if build.already_done(run):
+    run = open_stage(recipe, "align", lineage(recipe), fresh, command)
+    if already_done(run):
         return run.folder
+    from prism_cli.assembly import training
+    from prism_cli.assembly.out_of_memory import fitting
+    from prism_cli.assembly.warmup import warm_discriminator
     from prism_cli.data.lengths import refuse_mixed, refuse_over_long, refuse_too_few
     from prism_cli.models import free_memory
-    from prism_cli.stages import training
-    from prism_cli.stages.memory import fitting
-    from prism_cli.stages.warmup import warm_discriminator
 
     with run.working(), fitting("align", recipe):
         policy = training.start(recipe)
         by_column = isinstance(recipe.teacher, DatasetTeacher)
         with processes.main_first():
-            rows = build.load_data(recipe.data, policy, "align", by_column)
-            held_out = build.load_data(recipe.eval_data, policy, "align", by_column) if recipe.eval_data else None
+            rows = load_data(recipe.data, policy, "align", by_column)
+            held_out = load_data(recipe.eval_data, policy, "align", by_column) if recipe.eval_data else None
         refuse_mixed(rows)
         refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
         _check_column(recipe, *filter(None, (rows, held_out)))
@@ -91,7 +94,7 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
 def _show(recipe: AlignRecipe, run, rows, desk) -> None:
     from prism_cli.discriminator.model import Discriminator
     from prism_cli.models import device
-    from prism_cli.stages.showcase import write_showcase
+    from prism_cli.stages.align_showcase import write_showcase
 
     write_showcase(recipe, run, Discriminator.from_pretrained(run.folder / DISCRIMINATOR).to(device()), rows, desk)
 
@@ -110,8 +113,8 @@ def _check_weights(recipe: AlignRecipe) -> None:
 
 
 def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run, engine: Engine):
-    from prism_cli.stages import training
-    from prism_cli.stages.judge import learner_for
+    from prism_cli.assembly import training
+    from prism_cli.assembly.discriminator import learner_for
     from prism_cli.trainers.drift_stop import StopWhenFlat
     from prism_cli.trainers.health import HealthWatch, align_detectors
     from prism_cli.trainers.on_policy_distill import AdvantageRule, OnPolicyDistillTrainer, TeacherCalls
@@ -151,7 +154,7 @@ def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run, engi
             HealthWatch(run.folder, align_detectors(tuple(taught.parts)), get_console()),
             log,
         ],
-        build.lora_config(recipe),
+        lora_config(recipe),
         taught,
         vllm_rollouts(engine, recipe, policy),
     )
@@ -169,7 +172,7 @@ def _watched(recipe: AlignRecipe, learner, policy):
 
 
 def _train(trainer, learner, run, policy) -> None:
-    from prism_cli.stages import training
+    from prism_cli.assembly import training
 
     def restore(checkpoint: Path) -> None:
         learner.load(checkpoint / DISCRIMINATOR)

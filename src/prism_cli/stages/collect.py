@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rich import get_console
 
+from prism_cli.assembly import checks
+from prism_cli.assembly.checks import Plan
+from prism_cli.assembly.data import load_data
+from prism_cli.assembly.generation import chosen_engine, sampler
+from prism_cli.assembly.response import grammar_ahead, response_settings
+from prism_cli.assembly.run_folder import already_done, open_stage
+from prism_cli.assembly.teacher import teaching
 from prism_cli.endpoint.batch_ledger import under_way
 from prism_cli.errors import CheckpointError, PrismError, RecipeError
 from prism_cli.recipes.identity import run_folder
@@ -15,14 +22,11 @@ from prism_cli.recipes.stages import CollectRecipe
 from prism_cli.recipes.teachers import EmbeddedTeacher
 from prism_cli.responses import ResponseSettings
 from prism_cli.rewards.accuracy import is_correct
-from prism_cli.runs import Run, resolve_model, write_atomically
-from prism_cli.stages import build, checks
-from prism_cli.stages.checks import Plan
+from prism_cli.runs.files import write_atomically
+from prism_cli.runs.folder import Run
+from prism_cli.runs.references import resolve_model
 from prism_cli.stages.collecting import Answer, Answers, BatchAnswers, DirectAnswers, Stopped, collect_open, useless
 from prism_cli.stages.collection_card import card
-from prism_cli.stages.generation import chosen_engine, sampler
-from prism_cli.stages.grammar import grammar_ahead, response_settings
-from prism_cli.stages.teaching import teaching
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -92,12 +96,12 @@ def run(recipe: CollectRecipe, fresh: bool = False, command: Sequence[str] = ())
     if fresh:
         _refuse_to_forget(run_folder("collect", recipe))
     source = resolve_model(recipe.from_)[1] if recipe.from_ else None
-    run = build.open_stage(recipe, "collect", source, fresh, command)
-    if build.already_done(run):
+    run = open_stage(recipe, "collect", source, fresh, command)
+    if already_done(run):
         return run.folder
     with run.working():
         settings = response_settings(recipe)
-        rows = build.load_data(recipe.data, cast("Policy", settings))
+        rows = load_data(recipe.data, cast("Policy", settings))
         collected, stopped = _collect(recipe, run, settings, rows)
         if stopped is not None:
             _say_stopped(collected, stopped)
@@ -199,8 +203,8 @@ def _pairs(recipe: CollectRecipe, run: Run, settings: ResponseSettings, rows: "D
 
 def _policy_texts(recipe: CollectRecipe, run: Run, rows: "Dataset") -> dict[tuple[str, int], str]:
     """The policy's responses by row id and sample."""
+    from prism_cli.assembly.policy_samples import kept_samples
     from prism_cli.models import load_policy
-    from prism_cli.stages.policy_samples import kept_samples
 
     assert recipe.from_ is not None, "pairs are collected with a run in `from`"
     folder = resolve_model(recipe.from_)[0]

@@ -6,16 +6,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from prism_cli.assembly.endpoint import at_batch_price, price_of
+from prism_cli.assembly.teacher import TeacherDesk
 from prism_cli.endpoint.batch import BatchAsker
 from prism_cli.endpoint.batch_terms import Terms
 from prism_cli.endpoint.client import EndpointClient
 from prism_cli.endpoint.requests import EndpointRequest
 from prism_cli.errors import BudgetError, TeacherError
+from prism_cli.progress import progress_callback
 from prism_cli.recipes.stages import CollectRecipe
 from prism_cli.recipes.teachers import OpenAITeacher
-from prism_cli.stages.build import progress_callback
-from prism_cli.stages.connections import at_batch_price, price_of
-from prism_cli.stages.teaching import TeacherDesk
 from prism_cli.teacher.batch_teacher import BatchTeacher
 from prism_cli.teacher.teachers import EndpointTeacher
 

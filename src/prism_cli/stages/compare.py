@@ -14,14 +14,17 @@ from typing import Any, NamedTuple
 
 from rich import get_console
 
+from prism_cli.assembly import report
+from prism_cli.assembly.checks import Plan
+from prism_cli.assembly.run_folder import open_stage
 from prism_cli.errors import PrismError
+from prism_cli.progress import progress_callback
 from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.pipelines import PipelineStep, StudyRecipe
-from prism_cli.runs import write_atomically
-from prism_cli.stages import build, report
-from prism_cli.stages.checks import Plan
-from prism_cli.stages.run import check_step, resolve_steps, run_step
-from prism_cli.stages.study_table import study_summary, study_table
+from prism_cli.recipes.steps import resolve_steps
+from prism_cli.runs.files import write_atomically
+from prism_cli.stages.compare_table import study_summary, study_table
+from prism_cli.stages.run import check_step, run_step
 
 SHARED = "shared steps"
 TRAINING = ("sft", "align", "rl")
@@ -67,7 +70,7 @@ def run(recipe: StudyRecipe, base: Path, fresh: bool = False, command: Sequence[
     check(recipe, base)
     folder = run_folder("compare", recipe)
     # Each step compares the recipe it was run with, so arms and seeds may be added to a study.
-    study = build.open_stage(
+    study = open_stage(
         recipe.model_copy(update={"output": str(folder)}), "compare", None, fresh, command, compared=False
     )
     failed: dict[Job, str] = {}
@@ -121,7 +124,7 @@ def _run_all(recipe: StudyRecipe, base: Path, folder: Path) -> dict[Job, str]:
     failed: dict[Job, str] = {}
     done: set[Job] = set()
     waiting = [Job(seed, arm) for seed in recipe.seeds for arm in (SHARED, *recipe.arms)]
-    bar, moved = build.progress_callback("arms", len(waiting))
+    bar, moved = progress_callback("arms", len(waiting))
     # A new interpreter a worker: a forked one would inherit torch's threads and locks. Ctrl-C ends it at once.
     pool = ProcessPoolExecutor(
         _processes(recipe),

@@ -10,20 +10,26 @@ from rich import box, get_console
 from rich.bar import Bar
 from rich.table import Table
 
+from prism_cli.assembly import checks
+from prism_cli.assembly.checks import Plan
+from prism_cli.assembly.data import load_data
+from prism_cli.assembly.generation import check_generation
+from prism_cli.assembly.response import response_settings
+from prism_cli.assembly.run_folder import already_done, open_stage
 from prism_cli.errors import DataError, RecipeError
+from prism_cli.publishing.lineage import lineage_of, weights_of
 from prism_cli.recipes.stages import CurateRecipe
 from prism_cli.responses import ResponseSettings
-from prism_cli.runs import Run, resolve_model, write_atomically
-from prism_cli.stages import build, checks
-from prism_cli.stages.checks import Plan
-from prism_cli.stages.curating import SAMPLES, Rate, pass_rates, refuse_other_rows, weights_of
+from prism_cli.runs.files import write_atomically
+from prism_cli.runs.folder import Run
+from prism_cli.runs.references import resolve_model
+from prism_cli.stages.curating import SAMPLES, Rate, pass_rates, refuse_other_rows
 from prism_cli.stages.curation_card import card
-from prism_cli.stages.generation import check_generation
-from prism_cli.stages.grammar import response_settings
-from prism_cli.stages.lineage import lineage_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from prism_cli.models import Policy
 
 DATA, ROWS, RATES, SUMMARY = "data", "rows.jsonl", "rates.jsonl", "summary.json"
 MOST_LINES, BAR = 20, 32
@@ -59,13 +65,13 @@ def run(recipe: CurateRecipe, fresh: bool = False, command: Sequence[str] = ()) 
     """
     check(recipe)
     assert recipe.from_ is not None, "check refuses a recipe without a run"
-    run = build.open_stage(recipe, "curate", resolve_model(recipe.from_)[1], fresh, command)
-    if build.already_done(run):
+    run = open_stage(recipe, "curate", resolve_model(recipe.from_)[1], fresh, command)
+    if already_done(run):
         _say(json.loads((run.folder / SUMMARY).read_text(encoding="utf-8")))
         return run.folder
     with run.working():
         settings = response_settings(recipe)
-        rows = _each_once(build.load_data(recipe.data, cast("build.Policy", settings), "rl"))
+        rows = _each_once(load_data(recipe.data, cast("Policy", settings), "rl"))
         refuse_other_rows(run, rows)
         run.update(policy=run.manifest.get("policy") or _policy(recipe, run))
         rates = pass_rates(recipe, run.folder, settings.grammar, rows)

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from prism_cli.assembly.generation import chosen_engine, sampler
 from prism_cli.errors import CheckpointError
+from prism_cli.progress import progress_callback
 from prism_cli.recipes.stages import CurateRecipe
 from prism_cli.responses import Grammar
 from prism_cli.rewards.accuracy import is_correct
-from prism_cli.runs import Run, resolve_model
-from prism_cli.stages.build import progress_callback
-from prism_cli.stages.generation import chosen_engine, sampler
+from prism_cli.runs.folder import Run
+from prism_cli.runs.references import resolve_model
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -81,25 +82,12 @@ def refuse_other_rows(run: Run, rows: "Dataset") -> None:
     run.update(rows=digest.hexdigest())
 
 
-def weights_of(folder: Path) -> dict[str, str]:
-    """File → SHA-256 of a model's weights, as `sha256sum` prints it."""
-    files = sorted(folder.glob("*.safetensors"))
-    found = {}
-    bar, moved = progress_callback("hashing the weights", len(files))
-    with bar:
-        for number, path in enumerate(files, 1):
-            with open(path, "rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-            moved(number)
-    return found
-
-
 def _sampled(
     recipe: CurateRecipe, rows: "Dataset", begin: int, lot: int
 ) -> Iterator[tuple[list[list[str]], list[list[int]]]]:
     """Texts and lengths in tokens of the responses to each prompt of a lot, from the row `begin` on."""
+    from prism_cli.assembly.policy_samples import at_once, sampled_lots
     from prism_cli.models import load_policy
-    from prism_cli.stages.policy_samples import at_once, sampled_lots
 
     assert recipe.from_ is not None, "check refuses a recipe without a run"
     samples, folder = recipe.samples, resolve_model(recipe.from_)[0]

@@ -5,8 +5,8 @@ from typing import Any
 
 from huggingface_hub.utils import yaml_dump
 
-from prism_cli.runs import Run
-from prism_cli.stages.lineage import lineage_of
+from prism_cli.publishing.lineage import lineage_of
+from prism_cli.runs.folder import Run
 
 ABOUT = {
     "band": "Prompts that a policy solves sometimes, neither never nor always: `prism rl --data` learns from these.",

@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rich import get_console
 
+from prism_cli.assembly import checks
+from prism_cli.assembly.checks import Plan
+from prism_cli.assembly.data import load_data
+from prism_cli.assembly.endpoint import NOWHERE
+from prism_cli.assembly.generation import check_generation, chosen_engine, sampler
+from prism_cli.assembly.response import grammar_ahead
+from prism_cli.assembly.run_folder import already_done, open_stage, run_names
+from prism_cli.assembly.teacher import TeacherDesk, teaching
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.recipes.stages import DriftRecipe
 from prism_cli.recipes.teachers import OpenAITeacher, Teacher
 from prism_cli.responses import Grammar, ResponseSettings, read_settings
-from prism_cli.runs import Run, read_manifest, resolve_model, write_atomically
-from prism_cli.stages import build, checks
-from prism_cli.stages.checks import Plan
-from prism_cli.stages.connections import NOWHERE
-from prism_cli.stages.eval import run_names
-from prism_cli.stages.generation import check_generation, chosen_engine, sampler
-from prism_cli.stages.grammar import grammar_ahead
-from prism_cli.stages.teaching import TeacherDesk, teaching
+from prism_cli.runs.files import write_atomically
+from prism_cli.runs.folder import Run
+from prism_cli.runs.references import read_manifest, resolve_model
 
 if TYPE_CHECKING:
     from prism_cli.models import Policy
@@ -51,8 +54,8 @@ def run(recipe: DriftRecipe, fresh: bool = False, command: Sequence[str] = ()) -
     """
     check(recipe)
     source = {"runs": [resolve_model(reference)[1] for reference in recipe.runs]}
-    run = build.open_stage(recipe, "drift", source, fresh, command)
-    if not build.already_done(run):
+    run = open_stage(recipe, "drift", source, fresh, command)
+    if not already_done(run):
         with run.working():
             grammar, answers = _teacher_answers(recipe, run)
             runs = [_measure(recipe, *named, run, grammar, answers) for named in run_names(recipe.runs).items()]
@@ -96,7 +99,7 @@ def _kept_teacher(section: Teacher) -> Teacher:
 def _teacher_answers(recipe: DriftRecipe, run: Run) -> tuple[Grammar, list[str | None]]:
     """The parts the teacher writes, and its answer to each row; None where it failed."""
     settings = _settings(recipe.runs)
-    rows = build.load_data(recipe.data, cast("Policy", settings))
+    rows = load_data(recipe.data, cast("Policy", settings))
     section = _kept_teacher(recipe.teacher)
     asked = [{"id": id} for id in rows["id"]]
     origin = {"instruction": settings.instruction, "data": recipe.data}
@@ -177,12 +180,12 @@ def _measure(
 
 def _responses(recipe: DriftRecipe, name: str, reference: str, run: Run) -> tuple[Grammar, list[list[str]]]:
     """The run's grammar, and its responses to each row; kept in the folder as they come."""
+    from prism_cli.assembly.policy_samples import at_once, kept_samples
     from prism_cli.models import free_memory, load_policy
-    from prism_cli.stages.policy_samples import at_once, kept_samples
 
     folder = resolve_model(reference)[0]
     policy = load_policy(folder)
-    rows = build.load_data(recipe.data, policy)
+    rows = load_data(recipe.data, policy)
     wanted = [row for row in range(len(rows)) for _ in range(recipe.samples)]
     path, sizes = run.folder / f"responses-{name}.jsonl", {"max_tokens": recipe.max_response_tokens}
     how = {"temperature": recipe.temperature, "seed": recipe.seed, "label": f"drift {name}"}

@@ -1,22 +1,25 @@
 """`prism eval`: how good, and how far from the teacher, one or several runs are on the same questions."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from rich import get_console
 
+from prism_cli.assembly import checks
+from prism_cli.assembly.checks import Plan
+from prism_cli.assembly.endpoint import UNNAMED, shown_endpoint
+from prism_cli.assembly.generation import check_generation
+from prism_cli.assembly.response import grammar_ahead
+from prism_cli.assembly.run_folder import _place, already_done, open_stage, run_names
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.stages import EvalRecipe
-from prism_cli.runs import read_manifest, resolve_model, write_atomically
-from prism_cli.stages import attribution, benchmarks, build, checks
-from prism_cli.stages.checks import Plan
-from prism_cli.stages.connections import UNNAMED, shown_endpoint
+from prism_cli.runs.files import write_atomically
+from prism_cli.runs.references import resolve_model
+from prism_cli.stages import eval_attribution, eval_benchmarks
 from prism_cli.stages.eval_samples import answer_questions, teacher_texts
 from prism_cli.stages.eval_summary import SUMMARY, read_samples, show, summed_up
-from prism_cli.stages.generation import check_generation
-from prism_cli.stages.grammar import grammar_ahead
 
 __all__ = ["check", "read_samples", "run", "run_names"]
 
@@ -43,7 +46,7 @@ def check(recipe: EvalRecipe, pending: bool = False) -> Plan:
     if recipe.data is not None or recipe.benchmarks is None:
         plan += _check_own_questions(recipe)
     if recipe.benchmarks is not None:
-        plan += benchmarks.check(recipe.benchmarks)
+        plan += eval_benchmarks.check(recipe.benchmarks)
     return plan
 
 
@@ -55,54 +58,24 @@ def run(recipe: EvalRecipe, fresh: bool = False, command: Sequence[str] = ()) ->
     """
     check(recipe)
     if recipe.benchmarks is not None:
-        benchmarks.refuse_if_missing()
+        eval_benchmarks.refuse_if_missing()
     source = {"runs": [resolve_model(reference)[1] for reference in recipe.runs]}
-    run = build.open_stage(recipe, "eval", source, fresh, command, growing=GROWING)
-    if not build.already_done(run):
+    run = open_stage(recipe, "eval", source, fresh, command, growing=GROWING)
+    if not already_done(run):
         with run.working():
             names = run_names(recipe.runs, run.manifest.get("names", {}))
             run.update(names={_place(reference): name for name, reference in names.items()})
             for name, reference in names.items():
                 if recipe.data is not None:
                     answer_questions(recipe, name, reference, run)
-                    if recipe.attribution is not None and not attribution.complete(recipe, name, run.folder):
-                        attribution.attribute(recipe, name, reference, run, partial(teacher_texts, recipe, run))
+                    if recipe.attribution is not None and not eval_attribution.complete(recipe, name, run.folder):
+                        eval_attribution.attribute(recipe, name, reference, run, partial(teacher_texts, recipe, run))
             if recipe.benchmarks is not None:
-                benchmarks.measure(recipe, names, run)
+                eval_benchmarks.measure(recipe, names, run)
             summary = summed_up(recipe, names, run)
             write_atomically(run.folder / SUMMARY, json.dumps(summary, indent=2))
     show(json.loads((run.folder / SUMMARY).read_text(encoding="utf-8")), get_console())
     return run.folder
-
-
-def run_names(references: Sequence[str], known: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Run id → reference; an id that two runs share is written with its run's name, or else with its whole path.
-
-    Args:
-        references: Runs, or `RUN@step`.
-        known: Place of a run → the name it goes by already.
-    """
-    known = known or {}
-    manifests = [read_manifest(Path(resolve_model(reference)[1]["run"])) for reference in references]
-    checkpoints = [resolve_model(reference)[1]["checkpoint"] for reference in references]
-    marks = ["" if checkpoint is None else f"@{checkpoint}" for checkpoint in checkpoints]
-    ids = [manifest["id"] + mark for manifest, mark in zip(manifests, marks, strict=True)]
-    longer = [
-        f"{manifest['name']}-{id}" if ids.count(id) > 1 else id for manifest, id in zip(manifests, ids, strict=True)
-    ]
-    named = []
-    for at, reference in enumerate(references):
-        path = "-".join(part for part in Path(reference.partition("@")[0]).parts if part not in ("/", ".."))
-        own = longer[at] if longer.count(longer[at]) == 1 else f"{path}{marks[at]}"
-        named.append(known.get(_place(reference), own))
-    if repeated := {name for name in named if named.count(name) > 1}:
-        raise RecipeError(f"runs are named alike: {', '.join(sorted(repeated))}", "name each run once")
-    return dict(zip(named, references, strict=True))
-
-
-def _place(reference: str) -> str:
-    source = resolve_model(reference)[1]
-    return f"{source['run']}@{source['checkpoint'] or ''}"
 
 
 def _check_own_questions(recipe: EvalRecipe) -> Plan:
@@ -126,7 +99,7 @@ def _check_attribution(recipe: EvalRecipe) -> Plan:
     if recipe.attribution == "greedy" and not recipe.greedy:
         raise RecipeError("attribution is of greedy answers and greedy is off", "set greedy=true or attribution=all")
     if (grammar := grammar_ahead(recipe)) is not None:
-        attribution.caption_block(grammar)
+        eval_attribution.caption_block(grammar)
     return [
         ("attributes", f"{'greedy' if recipe.attribution == 'greedy' else 'all'} wrong answers, each tried 4 times")
     ]

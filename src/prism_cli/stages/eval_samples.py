@@ -11,16 +11,20 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from prism_cli.assembly.data import load_data
+from prism_cli.assembly.generation import Engine, chosen_engine, sampler
+from prism_cli.assembly.questions import keep_questions
+from prism_cli.assembly.teacher import teaching
 from prism_cli.errors import CheckpointError, PrismError
+from prism_cli.evaluation.sampling import Sample
+from prism_cli.progress import progress_callback
 from prism_cli.recipes.generation import VLLMEngine
 from prism_cli.recipes.sections import WorldData
 from prism_cli.recipes.stages import EvalRecipe
 from prism_cli.responses import Response, token_pieces
-from prism_cli.runs import Run, resolve_model, write_atomically
-from prism_cli.stages import build
-from prism_cli.stages.generation import Engine, Sample, chosen_engine, sampler
-from prism_cli.stages.questions import keep_questions
-from prism_cli.stages.teaching import teaching
+from prism_cli.runs.files import write_atomically
+from prism_cli.runs.folder import Run
+from prism_cli.runs.references import resolve_model
 from prism_cli.worlds import world
 
 if TYPE_CHECKING:
@@ -78,7 +82,7 @@ def answer_questions(recipe: EvalRecipe, name: str, reference: str, run: Run) ->
         return
     folder = resolve_model(reference)[0]
     policy = load_policy(folder)
-    rows: Any = build.load_data(recipe.data, policy)
+    rows: Any = load_data(recipe.data, policy)
     there = before or next(map(read_lines, run.folder.glob("samples-*.jsonl")), [])
     _check_same_rows(run.folder, [line["id"] for line in there], rows["id"] if there else [])
     taught = teacher_texts(recipe, run, policy, rows)  # before hours of sampling: a cap may end it
@@ -136,13 +140,14 @@ def _sampled(
     label: str,
 ) -> list[Line]:
     """Text and length of each response, pass by pass, kept on disk lot by lot."""
-    from prism_cli.evaluation.sampling import end_tokens, multimodal
+    from prism_cli.evaluation.sampling import end_tokens
+    from prism_cli.models import multimodal
 
     size = VLLM_LOT if isinstance(engine, VLLMEngine) else recipe.batch_size
     ends = end_tokens(policy.model, policy.processor.tokenizer)
     done = _whole_lots(partial, wanted[0].label, len(rows), size)
     _check_same_rows(partial.parent, [said["id"] for said in done], (list(rows["id"]) * len(wanted))[: len(done)])
-    bar, moved = build.progress_callback(label, len(wanted) * len(rows))
+    bar, moved = progress_callback(label, len(wanted) * len(rows))
     with bar, open(partial, "a", encoding="utf-8") as file:
         moved(len(done))
         for one, start in _lots(wanted, len(rows), size):
@@ -222,8 +227,8 @@ def _judge(
     lines: Sequence[Line],
 ) -> None:
     """Adds to each response its verdicts, each 0 or 1."""
+    from prism_cli.assembly.llm_judge import asking_judge
     from prism_cli.rewards.verdict import Accuracy
-    from prism_cli.stages.answer_judge import asking_judge
 
     asked = [
         {"prompt": prompt, "answers": answers} for prompt, answers in zip(rows["prompt"], rows["answers"], strict=True)
@@ -290,8 +295,8 @@ def _add_likelihoods(
     before: Sequence[Line],
 ) -> None:
     """Adds to each question how likely the policy finds the teacher's answer."""
-    from prism_cli.evaluation.sampling import log_likelihoods, multimodal
-    from prism_cli.models import device
+    from prism_cli.evaluation.sampling import log_likelihoods
+    from prism_cli.models import device, multimodal
 
     for line, old in zip(lines, before, strict=False):
         line |= {key: value for key, value in old.items() if key.startswith(TEACHER_LOGPROB)}

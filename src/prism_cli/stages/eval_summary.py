@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.stages import EvalRecipe
-from prism_cli.runs import Run, read_manifest, resolve_model
-from prism_cli.stages import attribution
-from prism_cli.stages.benchmarks import measured
+from prism_cli.runs.folder import Run
+from prism_cli.runs.references import read_manifest, resolve_model
+from prism_cli.stages import eval_attribution
+from prism_cli.stages.eval_benchmarks import measured
 from prism_cli.stages.eval_samples import TEACHER_LOGPROB, read_lines, responses_of
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def summed_up(recipe: EvalRecipe, names: Mapping[str, str], run: Run) -> dict[st
     pairs = list(_pairs(values))
     summary: dict[str, Any] = {"settings": settings, "runs": runs, "pairs": pairs}
     if recipe.attribution is not None and lines:
-        summary["attribution"] = [line for name in names for line in attribution.summed_up(run.folder, name)]
+        summary["attribution"] = [line for name in names for line in eval_attribution.summed_up(run.folder, name)]
     if recipe.benchmarks is not None:
         summary["benchmarks"] = measured(recipe.benchmarks, names, run.folder)
     return _finite(summary)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich import get_console
 
 from prism_cli.errors import CheckpointError
-from prism_cli.runs import COMPLETE, Run, read_manifest, resolve_model
-from prism_cli.stages.lineage import lineage_of
+from prism_cli.publishing.hub import ABOUT
+from prism_cli.publishing.lineage import lineage_of
+from prism_cli.runs.folder import Run
+from prism_cli.runs.references import COMPLETE, read_manifest, resolve_model
 
 if TYPE_CHECKING:
     from prism_cli.models import Policy
-
-ABOUT = "prism.json"  # what an export says of itself; the mark by which one is known
 
 
 class Export(NamedTuple):
@@ -66,7 +66,7 @@ def check(export: Export) -> list[tuple[str, str]]:
         ("writes", f"{output}, which is there already" if there else str(output)),
     ]
     if export.repo is not None:
-        from prism_cli.stages.publish import check_push
+        from prism_cli.publishing.hub import check_push
 
         check_push(export.repo)
         plan.append(("pushes to", f"{export.repo}, private if it is new"))
@@ -87,7 +87,7 @@ def run(export: Export) -> Path:
     else:
         _write(source, export.dtype, output, about)
     if export.repo is not None:
-        from prism_cli.stages.publish import push
+        from prism_cli.publishing.hub import push
 
         with get_console().status(f"pushing {output} to {export.repo}"):
             _say(push(output, export.repo, about))
@@ -149,8 +149,9 @@ def _there(output: Path, about: dict[str, Any]) -> bool:
 
 def _write(source: Source, dtype: str | None, output: Path, about: dict[str, Any]) -> None:
     """Writes the folder beside its place and moves it there once it is whole."""
-    from prism_cli.stages.build import quiet_libraries
-    from prism_cli.stages.card import model_card
+    from prism_cli.assembly.run_folder import quiet_libraries
+    from prism_cli.data.sources import is_local_name
+    from prism_cli.publishing.model_card import model_card
 
     quiet_libraries()
     with get_console().status(f"loading {source.folder}"):
@@ -161,7 +162,7 @@ def _write(source: Source, dtype: str | None, output: Path, about: dict[str, Any
         partial.mkdir(parents=True)
         with get_console().status(f"writing {output}"):
             policy.save(partial)
-            card = model_card(source.run, policy.grammar.tags, source.checkpoint)
+            card = model_card(source.run, policy.grammar.tags, is_local_name, source.checkpoint)
             (partial / "README.md").write_text(card, encoding="utf-8")
             (partial / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             for path in filter(Path.is_file, partial.iterdir()):
@@ -180,8 +181,8 @@ def _policy(source: Source, dtype: str | None) -> "Policy":
     """The model to write: whole, of the wished type."""
     import torch
 
+    from prism_cli.assembly.policy import with_adapter
     from prism_cli.models import load_policy
-    from prism_cli.stages.build import with_adapter
 
     if not source.adapter:
         return load_policy(source.folder, dtype or "auto")

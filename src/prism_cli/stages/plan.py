@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prism_cli.assembly.planned_job import PLANNED, Start, job_of, start_of
+from prism_cli.assembly.teacher_plan import teacher_lines
 from prism_cli.errors import RecipeError
 from prism_cli.planning.effort import Effort, effort
 from prism_cli.planning.job import GB, Device, Job
@@ -11,8 +13,6 @@ from prism_cli.planning.ladder import Change, smallest_fit
 from prism_cli.planning.memory import Moment, host_bytes, peaks
 from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.pipelines import PipelineRecipe
-from prism_cli.stages.job import PLANNED, Start, job_of, start_of
-from prism_cli.stages.outlook import teacher_lines
 
 USUAL_GB = 80.0
 # Peak in bfloat16 without sparsity, by the makers' data sheets, in 10¹² operations a second.
@@ -114,7 +114,7 @@ def plan(stage: str, recipe: Any, device: Device, base: Path | None = None) -> l
                 f"`prism plan` plans training, not {stage}", "name a recipe of sft, warmup, align, rl or a pipeline"
             )
         return [_planned(stage, stage, recipe, device, start_of(recipe))]
-    from prism_cli.stages.run import resolve_steps
+    from prism_cli.recipes.steps import resolve_steps
 
     assert base is not None, "a pipeline's steps lie beside its file"
     found: list[StagePlan] = []

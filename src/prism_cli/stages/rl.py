@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Any
 from rich import get_console
 
 from prism_cli import processes
+from prism_cli.assembly import checks
+from prism_cli.assembly.checks import Plan
+from prism_cli.assembly.data import load_data
+from prism_cli.assembly.generation import check_generation, chosen_engine, vllm_rollouts
+from prism_cli.assembly.policy import lora_config
+from prism_cli.assembly.rewards import build_rewards, check_rewards
+from prism_cli.assembly.run_folder import already_done, lineage, open_stage
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.recipes.stages import RLRecipe
 from prism_cli.recipes.training import DAPO, GSPO
 from prism_cli.responses import ResponseSettings
-from prism_cli.runs import Run
-from prism_cli.stages import build, checks
-from prism_cli.stages.audit import audit_before_training
-from prism_cli.stages.checks import Plan
-from prism_cli.stages.generation import check_generation, chosen_engine, vllm_rollouts
-from prism_cli.stages.rewards import build_rewards, check_rewards
+from prism_cli.runs.folder import Run
+from prism_cli.stages.rl_audit import audit_before_training
 from prism_cli.trainers.verified_reward import VerifiedReward
 
 if TYPE_CHECKING:
@@ -74,11 +77,11 @@ def run(recipe: RLRecipe, fresh: bool = False, command: Sequence[str] = ()) -> P
         PrismError: with the cure in its hint.
     """
     check(recipe)
-    run = build.open_stage(recipe, "rl", build.lineage(recipe), fresh, command)
-    if build.already_done(run):
+    run = open_stage(recipe, "rl", lineage(recipe), fresh, command)
+    if already_done(run):
         return run.folder
-    from prism_cli.stages import training
-    from prism_cli.stages.memory import fitting
+    from prism_cli.assembly import training
+    from prism_cli.assembly.out_of_memory import fitting
 
     with run.working(), fitting("rl", recipe):
         policy = training.start(recipe)
@@ -97,8 +100,8 @@ def _rows(recipe: RLRecipe, policy: "Policy") -> tuple["Dataset", "Dataset | Non
     from prism_cli.data.lengths import refuse_mixed, refuse_over_long, refuse_too_few
 
     with processes.main_first():
-        rows = build.load_data(recipe.data, policy, "rl")
-        held_out = build.load_data(recipe.eval_data, policy, "rl") if recipe.eval_data else None
+        rows = load_data(recipe.data, policy, "rl")
+        held_out = load_data(recipe.eval_data, policy, "rl") if recipe.eval_data else None
     refuse_mixed(rows)
     refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
     _check_answers(rows)
@@ -114,7 +117,7 @@ def _trainer(
     rows: "Dataset",
     held_out: "Dataset | None",
 ) -> "GRPOTrainer":
-    from prism_cli.stages import training
+    from prism_cli.assembly import training
     from prism_cli.trainers.grpo import PRESETS, GRPOTrainer
     from prism_cli.trainers.health import HealthWatch, rl_detectors
     from prism_cli.trainers.rollout_log import RolloutLog
@@ -140,7 +143,7 @@ def _trainer(
             HealthWatch(run.folder, rl_detectors(isinstance(recipe.algorithm, GSPO)), get_console()),
             RolloutLog(run.folder, recipe.rollouts_every),
         ],
-        build.lora_config(recipe),
+        lora_config(recipe),
         vllm=vllm_rollouts(chosen_engine(recipe, policy), recipe, policy),
         resampling=_resampling(recipe),
         judged=recipe.rewards.judge is not None,

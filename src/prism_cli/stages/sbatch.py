@@ -6,7 +6,8 @@ from pathlib import Path
 
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.launch import LaunchSection
-from prism_cli.runs import Terminated, write_atomically
+from prism_cli.runs.files import write_atomically
+from prism_cli.runs.folder import Terminated
 
 SCRIPT = """\
 #!/bin/bash

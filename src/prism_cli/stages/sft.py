@@ -5,22 +5,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prism_cli import processes
+from prism_cli.assembly import checks
+from prism_cli.assembly.checks import Plan
+from prism_cli.assembly.data import load_data, streamed_rows
+from prism_cli.assembly.policy import lora_config
+from prism_cli.assembly.response import grammar_ahead
+from prism_cli.assembly.run_folder import already_done, lineage, open_stage
+from prism_cli.assembly.teacher import teaching
 from prism_cli.errors import DataError, RecipeError
+from prism_cli.progress import progress_callback
 from prism_cli.recipes.sections import FileData
 from prism_cli.recipes.stages import SFTRecipe
 from prism_cli.recipes.teachers import DatasetTeacher
-from prism_cli.runs import Run
-from prism_cli.stages import build, checks
-from prism_cli.stages.checks import Plan
-from prism_cli.stages.grammar import grammar_ahead
-from prism_cli.stages.rows import streamed_rows
-from prism_cli.stages.teaching import teaching
+from prism_cli.runs.folder import Run
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
+    from prism_cli.assembly.teacher import TeacherDesk
     from prism_cli.models import Policy
-    from prism_cli.stages.teaching import TeacherDesk
 
 SHOWN = {"loss": "loss", "mean_token_accuracy": "token accuracy", "eval_loss": "held-out loss"}
 
@@ -70,11 +73,11 @@ def run(recipe: SFTRecipe, fresh: bool = False, command: Sequence[str] = ()) -> 
         PrismError: with the cure in its hint.
     """
     check(recipe)
-    run = build.open_stage(recipe, "sft", build.lineage(recipe), fresh, command)
-    if build.already_done(run):
+    run = open_stage(recipe, "sft", lineage(recipe), fresh, command)
+    if already_done(run):
         return run.folder
-    from prism_cli.stages import training
-    from prism_cli.stages.memory import fitting
+    from prism_cli.assembly import training
+    from prism_cli.assembly.out_of_memory import fitting
     from prism_cli.trainers.sft import sft_trainer
 
     with run.working(), fitting("sft", recipe):
@@ -93,7 +96,7 @@ def run(recipe: SFTRecipe, fresh: bool = False, command: Sequence[str] = ()) -> 
             held_out,
             training.arguments(recipe, run, batch),
             training.callbacks(recipe, run, policy, "SFT", SHOWN),
-            build.lora_config(recipe),
+            lora_config(recipe),
         )
         training.train(trainer, run, policy)
     return run.folder
@@ -105,12 +108,12 @@ def _demonstrations(
     """Training and held-out rows as prompt, completion, images and source; over-long ones are refused."""
     if _streamed(recipe):
         with processes.main_first():
-            held_out = build.load_data(recipe.eval_data, policy, "sft") if recipe.eval_data is not None else None
+            held_out = load_data(recipe.eval_data, policy, "sft") if recipe.eval_data is not None else None
         return _stream(recipe, policy), held_out and _completions(held_out, None, policy, recipe.max_tokens)
     needs, by_column = None if recipe.teacher else "sft", isinstance(recipe.teacher, DatasetTeacher)
     sections = [section for section in (recipe.data, recipe.eval_data) if section is not None]
     with processes.main_first():
-        sources = [build.load_data(section, policy, needs, by_column) for section in sections]
+        sources = [load_data(section, policy, needs, by_column) for section in sections]
     texts = [None for _ in sources]
     if recipe.teacher is not None:
         origin = {"instruction": policy.instruction, "data": recipe.data}
@@ -138,7 +141,7 @@ def _stream(recipe: SFTRecipe, policy: "Policy") -> "IterableDataset":
 
 def _answered(data: "Dataset", desk: "TeacherDesk") -> tuple["Dataset", list[str]]:
     """The rows the teacher has an answer to, and its answers; the desk says how many it failed on."""
-    bar, moved = build.progress_callback("asking the teacher", len(data))
+    bar, moved = progress_callback("asking the teacher", len(data))
     with bar:
         texts = desk.answers([{"id": id} for id in data["id"]], moved=moved)
     kept = [index for index, text in enumerate(texts) if text is not None]

@@ -10,6 +10,7 @@ from math import gcd
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prism_cli.assembly.response import grammar_of, instruction_of
 from prism_cli.errors import CheckpointError, RecipeError
 from prism_cli.model_configs import model_config, shipped_configs
 from prism_cli.recipes.identity import run_folder, to_dict
@@ -17,12 +18,10 @@ from prism_cli.recipes.launch import LaunchSection
 from prism_cli.recipes.pipelines import PipelineRecipe
 from prism_cli.recipes.sections import MixtureData, ResponseSection, TinyModel, WorldData
 from prism_cli.recipes.stages import RECIPES
+from prism_cli.recipes.summary import ABSENT, at, in_words
 from prism_cli.recipes.training import DAPO
-from prism_cli.runs import SHRUNKEN, resolve_model
-from prism_cli.stages.grammar import grammar_of, instruction_of
-from prism_cli.stages.serve import WORLD_BLOCKS
-from prism_cli.stages.shrink_words import ABSENT, at, in_words
-from prism_cli.worlds import world
+from prism_cli.runs.references import SHRUNKEN, resolve_model
+from prism_cli.worlds import WORLD_BLOCKS, world
 
 MODELS = Path("runs/shrunken_models")
 WITHOUT_A_START = "Qwen/Qwen3-VL-4B-Instruct"
@@ -109,8 +108,8 @@ def write_models(models: list[ThinModel]) -> None:
     """Writes the thin models that are not there yet; a few seconds each."""
     from rich import get_console
 
-    from prism_cli.stages.build import quiet_libraries
-    from prism_cli.stages.shrunken_model import write_shrunken
+    from prism_cli.assembly.run_folder import quiet_libraries
+    from prism_cli.tiny_models.thin import write_shrunken
 
     quiet_libraries()
     words = vocabulary()
@@ -129,7 +128,7 @@ def vocabulary() -> list[str]:
 
 
 def _pipeline(recipe: PipelineRecipe, base: Path, folder: str) -> Shrunken:
-    from prism_cli.stages.run import resolve_steps
+    from prism_cli.recipes.steps import resolve_steps
 
     steps, models, told = [], {}, []
     for step, resolved in resolve_steps(recipe.steps, base, Path(folder), recipe.seed):

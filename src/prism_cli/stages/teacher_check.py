@@ -3,23 +3,16 @@
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
+from prism_cli.assembly.asking import asking
+from prism_cli.assembly.checks import check_teacher
+from prism_cli.assembly.endpoint import budget_of, named_model, price_of, shown_endpoint, store_path, url_of
+from prism_cli.assembly.probe import Probed, probed
+from prism_cli.assembly.response import response_settings
 from prism_cli.endpoint.client import served_model
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.teachers import EmbeddedTeacher, OpenAITeacher
-from prism_cli.stages.asking import asking
-from prism_cli.stages.checks import check_teacher
-from prism_cli.stages.connections import (
-    budget_of,
-    named_model,
-    price_of,
-    shown_endpoint,
-    store_path,
-    url_of,
-)
-from prism_cli.stages.grammar import response_settings
-from prism_cli.stages.probe import Probed, probed
 
 
 class Checkup(NamedTuple):

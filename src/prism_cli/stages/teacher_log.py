@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from prism_cli.endpoint.replies import why_unusable
 from prism_cli.endpoint.store import AnswerStore, StoredAnswer, Totals
 from prism_cli.errors import CheckpointError
-from prism_cli.runs import write_atomically
+from prism_cli.runs.files import write_atomically
 
 STORE = "runs/teacher_answers.sqlite"
 

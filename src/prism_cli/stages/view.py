@@ -5,9 +5,9 @@ import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from prism_cli.assembly import report
 from prism_cli.errors import CheckpointError
-from prism_cli.runs import read_manifest
-from prism_cli.stages import report
+from prism_cli.runs.references import read_manifest
 
 RUNS = Path("runs")
 # What a page is made of lies at these depths of a step, a pipeline and a study.

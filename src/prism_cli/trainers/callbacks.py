@@ -16,7 +16,9 @@ from transformers import TrainerCallback, TrainerState
 
 from prism_cli import processes
 from prism_cli.errors import CheckpointError, PrismError
-from prism_cli.runs import COMPLETE, Terminated, checkpoint_step, write_atomically
+from prism_cli.runs.files import write_atomically
+from prism_cli.runs.folder import Terminated
+from prism_cli.runs.references import COMPLETE, checkpoint_step
 
 
 class Shards(NamedTuple):

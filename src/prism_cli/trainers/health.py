@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from prism_cli.discriminator.health import HealthWarning, History, blind, collapsed_router, saturated
 from prism_cli.discriminator.shortcuts import PROBES, shortcut
-from prism_cli.runs import write_atomically
+from prism_cli.runs.files import write_atomically
 from prism_cli.trainers.rollout_health import (
     CLIPPED_RESPONSES,
     CLIPPED_TOKENS,

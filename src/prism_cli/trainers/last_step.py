@@ -9,7 +9,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from prism_cli import processes
-from prism_cli.runs import COMPLETE
+from prism_cli.runs.references import COMPLETE
 
 
 class LastStep(TrainerCallback):

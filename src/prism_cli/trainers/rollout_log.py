@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from transformers import TrainerCallback
 
-from prism_cli.runs import write_atomically
+from prism_cli.runs.files import write_atomically
 from prism_cli.trainers.health import whole_lines
 
 ROLLOUTS_FILE = "rollouts.jsonl"

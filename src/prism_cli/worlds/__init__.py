@@ -17,3 +17,6 @@ def world(name: str) -> Shapes:
     if name not in _WORLDS:
         raise DataError(f"no world {name!r}", hint=f"known worlds: {', '.join(_WORLDS)}")
     return _WORLDS[name]()
+
+
+WORLD_BLOCKS = {"caption", "think", "answer"}

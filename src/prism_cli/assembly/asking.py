@@ -1,0 +1,130 @@
+"""How a row is put to a teacher: with which instruction and examples, with its pictures or what is told of them."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from prism_cli.assembly.response import FROM_PARTS
+from prism_cli.data.images import image_bytes
+from prism_cli.errors import RecipeError
+from prism_cli.recipes.teachers import DatasetTeacher, OpenAITeacher, Teacher
+from prism_cli.responses import Grammar
+from prism_cli.teacher.teachers import TeacherRequest
+
+PERCEPTION = "perception"
+_SHOWS, _BREAK = "The picture shows: ", "\n\n"
+
+
+class Asking(NamedTuple):
+    """Turns rows into requests.
+
+    Attributes:
+        grammar: The parts this teacher writes.
+        policy_instruction: The system message that rows have for the policy's sake.
+        system: The system message in its place; a row's own one stays.
+        examples: Worked examples as messages, put before a row's turns.
+        sees: Whether pictures are sent; else their caption, where a row has one.
+    """
+
+    grammar: Grammar
+    policy_instruction: str | None = None
+    system: str | None = None
+    examples: tuple[dict[str, str], ...] = ()
+    sees: bool = True
+
+    def request(self, row: Mapping[str, Any], sample: int = 0) -> TeacherRequest:
+        """The question of a row: `prompt` (messages), `images` ({"bytes", "path"}), `caption`, `id`."""
+        system, turns = self._split(row["prompt"])
+        before = [{"role": "system", "content": system}] if system else []
+        messages = [*before, *self.examples, *turns]
+        first = next(i for i, message in enumerate(turns) if message["role"] == "user") + len(messages) - len(turns)
+        if not self.sees:
+            if caption := row.get("caption"):
+                messages[first] = {**messages[first], "content": with_caption(caption, messages[first]["content"])}
+            return TeacherRequest(messages, sample=sample, row=row["id"])
+        images = tuple(image_bytes(image) for image in row["images"])
+        return TeacherRequest(messages, images, sample=sample, row=row["id"], images_at=first)
+
+    def problem(self, text: str) -> str | None:
+        """What is wrong with an answer's form, or None."""
+        return self.grammar.parse(text).problem
+
+    def _split(self, prompt: list[dict[str, str]]) -> tuple[str | None, list[dict[str, str]]]:
+        messages = [{"role": message["role"], "content": message["content"]} for message in prompt]
+        if messages[0]["role"] != "system":
+            return self.system, messages
+        own, *turns = messages
+        return (self.system if own["content"] == self.policy_instruction else own["content"]), turns
+
+
+def asking(section: Teacher, grammar: Grammar, instruction: str | None) -> Asking:
+    """How the teacher of a section is asked.
+
+    Args:
+        section: The recipe's teacher.
+        grammar: The policy's parts.
+        instruction: The policy's instruction, as it stands before the rows' turns.
+
+    Raises:
+        RecipeError: nothing is left for a text-only teacher to write, or an example that lacks a tag.
+    """
+    if isinstance(section, DatasetTeacher):
+        return Asking(grammar, instruction, instruction)
+    taught = taught_grammar(section, grammar)
+    examples: tuple[dict[str, str], ...] = ()
+    # The embedded teacher reads rows as they are, but for an instruction that asks for what it can't write.
+    wanted = FROM_PARTS if section.modality == "text" else None
+    if isinstance(section, OpenAITeacher):
+        wanted, examples = section.instruction, example_messages(section, taught)
+    # Parts without tags ask for nothing, and then the policy's own instruction says what there is to say.
+    system = {None: instruction, FROM_PARTS: taught.instruction() or instruction}.get(wanted, wanted)
+    return Asking(taught, instruction, system, examples, section.modality == "image")
+
+
+def taught_grammar(section: Teacher, grammar: Grammar) -> Grammar:
+    """The parts a teacher writes: all of the policy's, but perception if it is text-only.
+
+    Raises:
+        RecipeError: nothing is left.
+    """
+    if isinstance(section, DatasetTeacher) or section.modality == "image":
+        return grammar
+    try:
+        return grammar.without(PERCEPTION)
+    except ValueError:
+        raise RecipeError(
+            "teacher.modality is text and perception is the only part, so it has nothing to teach",
+            "declare a part that needs no picture, or take a teacher that sees",
+        ) from None
+
+
+def example_messages(section: OpenAITeacher, grammar: Grammar) -> tuple[dict[str, str], ...]:
+    """A section's worked examples as turns, in the form of the grammar.
+
+    Raises:
+        RecipeError: an example's tags are not the grammar's, or a block is empty.
+    """
+    turns = []
+    for number, example in enumerate(section.examples):
+        if set(example.response) != set(grammar.tags):
+            raise RecipeError(
+                f"teacher.examples.{number}.response has {', '.join(sorted(example.response)) or 'no tags'}",
+                f"give exactly the teacher's tags: {', '.join(grammar.tags) or 'none, so leave out the examples'}",
+            )
+        text = grammar.render(example.response)
+        if problem := grammar.parse(text).problem:
+            raise RecipeError(f"teacher.examples.{number}.response: {problem}", "write every block out")
+        turns += [{"role": "user", "content": example.question}, {"role": "assistant", "content": text}]
+    return tuple(turns)
+
+
+def with_caption(caption: str, question: str) -> str:
+    """The question to one who can't see the picture."""
+    return f"{_SHOWS}{caption}{_BREAK}{question}"
+
+
+def split_caption(text: str) -> tuple[str | None, str]:
+    """The caption (None if there is none) and the question of a text from `with_caption`."""
+    if not text.startswith(_SHOWS) or _BREAK not in text:
+        return None, text
+    caption, _, question = text.removeprefix(_SHOWS).partition(_BREAK)
+    return caption, question

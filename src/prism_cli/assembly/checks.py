@@ -1,0 +1,222 @@
+"""What can be found wrong in a resolved recipe without loading a model, and the lines of its plan."""
+
+from pathlib import Path
+
+from prism_cli.assembly import tracking
+from prism_cli.assembly.asking import PERCEPTION, asking
+from prism_cli.errors import CheckpointError, DataError, RecipeError
+from prism_cli.model_configs import model_config
+from prism_cli.recipes.sections import Data, FileData, MixtureData, MixtureSource, TinyModel, WorldData
+from prism_cli.recipes.stages import RolloutStage, Stage, TrainingStage
+from prism_cli.recipes.teachers import DatasetTeacher, EmbeddedTeacher, OpenAITeacher, Teacher
+from prism_cli.responses import Grammar
+from prism_cli.runs.references import resolve_model
+from prism_cli.trainers.arguments import RolloutBatch
+
+Plan = list[tuple[str, str]]
+# Families whose tokens a judge reads; the first is the one it is made of.
+JUDGED = ("qwen3_vl", "qwen3_vl_moe")
+
+
+def check_start(recipe: Stage, stage: str, pending: bool) -> Plan:
+    """The plan's lines about where a stage starts.
+
+    Args:
+        recipe: The stage's recipe.
+        stage: Its command.
+        pending: The run in `from` is an earlier step of the same pipeline, so it need not exist yet.
+
+    Raises:
+        RecipeError: neither `model` nor `from`, or a family of models that the stage can't use.
+        CheckpointError: the run in `from` has no model.
+    """
+    _check_family(recipe, pending)
+    if recipe.from_ is not None:
+        return [("starts from", recipe.from_ if pending else str(resolve_model(recipe.from_)[0]))]
+    if recipe.model is None:
+        raise RecipeError(
+            f"`prism {stage}` has no model to start from",
+            "give --from RUN (a finished run) or --model (a folder or hub id)",
+        )
+    if isinstance(recipe.model, TinyModel):
+        return [("starts from", "a randomly initialised tiny Qwen3-VL")]
+    if recipe.model.path.startswith((".", "/")) and not Path(recipe.model.path).is_dir():
+        raise RecipeError(f"model.path: no folder {recipe.model.path}", "give a model folder or a hub id")
+    return [("starts from", recipe.model.path)]
+
+
+def _check_family(recipe: Stage, pending: bool) -> None:
+    """Refuses models that no judge reads; of one on the hub, whose config is not here, it is told when it loads."""
+    judge = getattr(recipe, "discriminator", None)
+    start = None if pending and recipe.from_ is not None else _start_folder(recipe)
+    family = _family(start)
+    if judge is not None and family is not None and family not in JUDGED:
+        raise RecipeError(
+            f"{start} is a {family} model, and no judge reads its tokens: judges are made of a dense Qwen3-VL",
+            "align a Qwen3-VL; `prism sft` and `prism rl` train this one (docs/models.md, Families)",
+        )
+    if judge is not None and judge.path is None and (dense := _family(judge.base or start)) not in (None, JUDGED[0]):
+        raise RecipeError(
+            f"no judge can be made of {judge.base or start}, a {dense} model",
+            "name a dense Qwen3-VL in discriminator.base, such as Qwen/Qwen3-VL-2B-Instruct",
+        )
+
+
+def _start_folder(recipe: Stage) -> str | None:
+    if recipe.from_ is None:
+        return getattr(recipe.model, "path", None)
+    try:
+        return str(resolve_model(recipe.from_)[0])
+    except CheckpointError:
+        return None  # told by who needs it
+
+
+def _family(model: str | None) -> str | None:
+    """A model's `model_type`, where its config is here."""
+    return (model_config(model) or {}).get("model_type") if model is not None else None
+
+
+def check_data(section: Data | None, stage: str, field: str = "data") -> Plan:
+    """The plan's lines about rows.
+
+    Raises:
+        RecipeError: no data named, or streamed where all rows must be known.
+        DataError: the file is missing, or its first row is in no known format.
+    """
+    if section is None:
+        raise RecipeError(
+            f"`prism {stage}` has no {field}", f"give --{field.replace('_', '-')} FILE or `{field}:` in the recipe"
+        )
+    if isinstance(section, MixtureData):
+        lines = [
+            (name, check_data(source, stage, f"{field}.sources.{name}")) for name, source in section.sources.items()
+        ]
+        return [(field, f"{_share(section.sources[name])} {line}") for name, ((_, line),) in lines]
+    if isinstance(section, WorldData):
+        return [(field, f"{section.size} rows of world {section.world} ({section.split}, seed {section.seed})")]
+    if section.stream and (stage, field) != ("sft", "data"):
+        raise RecipeError(
+            f"{field}.stream: `prism {stage}` must know all rows of {field}",
+            "only `data` of `prism sft` can be streamed, and no mixture",
+        )
+    first = f", first {section.limit} rows" if section.limit else ""
+    return [(field, f"{section.path}, {_format(section, field)}{first}{', streamed' if section.stream else ''}")]
+
+
+def _share(source: MixtureSource) -> str:
+    return f"{source.count} of" if source.count is not None else f"weight {source.weight:g} of"
+
+
+def _format(section: FileData, field: str) -> str:
+    """How the rows are written, told from the first that can be read; a hub data set isn't asked yet."""
+    from prism_cli.data.formats import detect
+    from prism_cli.data.sources import is_local_name, open_source
+
+    if section.format != "auto":
+        return section.format
+    if not Path(section.path).exists() and not is_local_name(section.path):
+        return "from the hub"
+    try:
+        fields = next((raw.fields for raw in open_source(section.path, 1) if raw.fields is not None), None)
+    except DataError as error:
+        raise DataError(f"{field}: {error}", error.hint) from None
+    if fields is None:
+        return "unreadable at first"
+    try:
+        return detect(fields)
+    except DataError as error:
+        if section.on_bad_row == "skip":
+            return "its first row in no known format"
+        raise DataError(f"{field}: {error}", error.hint) from None
+
+
+def check_teacher(section: Teacher, stage: str, grammar: Grammar | None = None) -> Plan:
+    """The plan's lines about the teacher.
+
+    Args:
+        section: Which teacher.
+        stage: Who asks.
+        grammar: The policy's parts, or None where the run it starts from is not there yet.
+
+    Raises:
+        RecipeError: an endpoint is missing, an example is not in the teacher's form, or a stage that needs whole
+            responses is to be taught by one who can't write them.
+    """
+    if isinstance(section, DatasetTeacher):
+        return [("teacher", "answers from the data's teacher_response column")]
+    plan = [] if grammar is None else _check_taught(section, stage, grammar)
+    if isinstance(section, EmbeddedTeacher):
+        return [("teacher", f"world {section.world} ({section.variant}), served on 127.0.0.1"), *plan]
+    if section.endpoint is None:
+        raise RecipeError(
+            f"`prism {stage}` has no teacher",
+            "give --teacher-endpoint URL, or `teacher: {type: dataset}` when the data holds teacher answers",
+        )
+    who = f"{section.model or 'the model'} at {section.endpoint}, key from ${section.api_key_env}"
+    return [("teacher", who), *plan]
+
+
+def _check_taught(section: OpenAITeacher | EmbeddedTeacher, stage: str, grammar: Grammar) -> Plan:
+    how = asking(section, grammar, None)
+    if how.grammar == grammar:
+        return []
+    if stage not in ("align", "drift"):
+        raise RecipeError(
+            f"`prism {stage}` needs whole responses, and a text-only teacher can't write {PERCEPTION}",
+            "take a teacher that sees (teacher.modality=image); `prism align` can learn the other parts from this one",
+        )
+    return [("teacher teaches", f"{', '.join(how.grammar.parts)}, from the question and the row's caption")]
+
+
+def check_training(recipe: TrainingStage) -> None:
+    """Finds combinations that can't train.
+
+    Raises:
+        RecipeError: a best checkpoint without an evaluation at every checkpoint, or the reverse; weights in 4 bits that
+            are to be sharded.
+    """
+    _check_shards(recipe)
+    checkpoint = recipe.checkpoint
+    if checkpoint.evaluate_every is not None and recipe.eval_data is None:
+        raise RecipeError(
+            "checkpoint.evaluate_every is set but there is no eval_data", "name held-out rows in eval_data"
+        )
+    if checkpoint.best_by is not None and checkpoint.evaluate_every != checkpoint.every:
+        raise RecipeError(
+            "checkpoint.best_by compares checkpoints, so each must be evaluated",
+            "set checkpoint.evaluate_every to the value of checkpoint.every",
+        )
+    tracking.check(recipe.trainer)
+    if isinstance(recipe, RolloutStage):
+        rollout_batch(recipe)
+
+
+def _check_shards(recipe: TrainingStage) -> None:
+    if recipe.launch.zero == 3 and recipe.lora is not None and recipe.lora.bits is not None:
+        raise RecipeError(
+            "launch.zero 3 shards weights, and lora.bits holds them in 4 bits, which can't be sharded",
+            "set launch.zero=2: frozen weights in 4 bits are small enough for each GPU; or leave lora.bits out",
+        )
+
+
+def rollout_batch(recipe: RolloutStage) -> RolloutBatch:
+    """How a step's rollouts are cut up.
+
+    Raises:
+        RecipeError: they don't divide.
+    """
+    batch = RolloutBatch(
+        recipe.prompts_per_step,
+        recipe.rollouts,
+        recipe.micro_batch,
+        recipe.launch.world_size,
+        recipe.max_response_tokens,
+        recipe.temperature,
+    )
+    try:
+        batch.arguments()
+    except ValueError as error:
+        raise RecipeError(
+            str(error), "change micro_batch, launch.processes, prompts_per_step or rollouts so that they divide"
+        ) from None
+    return batch

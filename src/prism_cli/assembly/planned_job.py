@@ -1,0 +1,255 @@
+"""What a recipe's stage will hold and compute, by config files alone: for the plan, and for the run's own check."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prism_cli.assembly.generation import SERVED
+from prism_cli.assembly.judge_folder import model_folder, refuse_unsupported, samples_pairs
+from prism_cli.assembly.policy import LANGUAGE_LAYERS, start_policy
+from prism_cli.errors import CheckpointError, PrismError, RecipeError
+from prism_cli.model_configs import config_folder
+from prism_cli.planning.job import Adapters, Device, Generation, Job, Judge, Launch
+from prism_cli.planning.shapes import Shape, shape_of
+from prism_cli.recipes.alignment import MoEDiscriminator
+from prism_cli.recipes.generation import VLLMEngine
+from prism_cli.recipes.sections import ImageSection, ResponseSection, TinyModel
+from prism_cli.recipes.stages import AlignRecipe, RLRecipe, RolloutStage, SFTRecipe, WarmupRecipe
+from prism_cli.recipes.training import DAPO
+from prism_cli.runs.references import resolve_model
+
+PLANNED = (SFTRecipe, WarmupRecipe, AlignRecipe, RLRecipe)
+TYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class Start(NamedTuple):
+    """What a stage starts from.
+
+    Attributes:
+        config: transformers' config of the policy.
+        pixels: Of a picture, at most.
+        weight_bytes: Bytes of a weight as loaded.
+        parts: How many parts a response has.
+    """
+
+    config: Any
+    pixels: int
+    weight_bytes: int
+    parts: int
+
+
+def start_of(recipe: Any, earlier: Start | None = None) -> Start:
+    """What the stage's policy is, without its weights.
+
+    Args:
+        recipe: The stage's recipe.
+        earlier: The policy of the step it starts from, where that has not run yet.
+
+    Raises:
+        RecipeError: no model named, or no config to be had.
+        CheckpointError: the run it starts from has no model.
+    """
+    if recipe.from_ is not None:
+        if earlier is not None:
+            return earlier
+        return _of_run(resolve_model(recipe.from_)[0])
+    if recipe.model is None:
+        if earlier is not None:
+            return earlier
+        raise RecipeError(
+            "the recipe names no model to plan for", "give --model (a folder or hub id) or --from RUN (a finished run)"
+        )
+    pixels = (recipe.image or ImageSection()).max_pixels
+    parts = len((recipe.response or ResponseSection()).parts)
+    if isinstance(recipe.model, TinyModel):
+        return Start(_tiny_config(recipe), pixels, 4, parts)
+    config = _config(recipe.model.path, recipe.model.revision)
+    dtype = recipe.model.dtype
+    return Start(config, pixels, _bytes(config) if dtype == "auto" else TYPES[dtype], parts)
+
+
+def job_of(stage: str, recipe: Any, device: Device, start: Start) -> Job:
+    """The stage as its memory and time see it.
+
+    Args:
+        stage: sft, warmup, align or rl.
+        recipe: Its recipe.
+        device: What it will run on.
+        start: Its policy.
+
+    Raises:
+        RecipeError: the judge's base has no config, or is none that a judge is made from.
+    """
+    policy = _shape(start.config)
+    launch = Launch(**recipe.launch.model_dump())
+    options = getattr(recipe, "trainer", {})
+    shared: dict[str, Any] = {
+        "stage": stage,
+        "device": device,
+        "policy": policy,
+        "weight_bytes": start.weight_bytes,
+        "checkpointing": options.get("gradient_checkpointing", device.accelerator),
+        "autocast": options.get("bf16", device.accelerator) and start.weight_bytes == 4,
+        "launch": launch,
+        "adapters": _adapters(recipe),
+        "pixels": min(start.pixels, _longest(recipe) * (policy.patch * policy.merge) ** 2),
+        "judge": _judge(recipe, start),
+    }
+    if isinstance(recipe, SFTRecipe):
+        rows: dict[str, Any] = {"micro_batch": recipe.batch_size, "passes": recipe.gradient_accumulation}
+        rows |= {"prompt": recipe.max_tokens, "response": 0, "group": 1, "packed": False, "reference": False}
+        return Job(**shared, **rows, generation=None, steps=recipe.max_steps)
+    rows = {"prompt": recipe.max_prompt_tokens, "response": recipe.max_response_tokens}
+    if isinstance(recipe, WarmupRecipe):
+        sampled = None if recipe.discriminator.warmup.data else Generation(recipe.batch_size, *_lengths(recipe))
+        rows |= {"micro_batch": 1, "passes": 1, "group": 1, "packed": False, "reference": False}
+        return Job(**shared, **rows, generation=sampled, steps=None)
+    step = recipe.prompts_per_step * recipe.rollouts
+    passes = max(1, step // (recipe.micro_batch * launch.world))
+    rows |= {
+        "micro_batch": recipe.micro_batch,
+        "passes": passes,
+        "group": recipe.rollouts,
+        "packed": getattr(recipe.model, "attention", "sdpa") == "sdpa",
+        "reference": recipe.kl > 0 and recipe.lora is None,
+    }
+    generation = _generation(recipe, recipe.micro_batch * passes, device, start)
+    return Job(**shared, **rows, generation=generation, steps=recipe.max_steps)
+
+
+def running_job(stage: str, recipe: Any, policy: Any, accelerator: bool, memory: float) -> Job | None:
+    """The job of a stage that is about to train here; None where a config can't be read.
+
+    Args:
+        stage: sft, align or rl.
+        recipe: Its recipe.
+        policy: The loaded policy.
+        accelerator: Whether it runs on a GPU.
+        memory: Bytes of the device.
+    """
+    images = policy.processor.image_processor
+    config = policy.model.config
+    start = Start(config, _pixels(images.size), policy.model.dtype.itemsize, len(policy.grammar.parts))
+    try:
+        return job_of(stage, recipe, Device(accelerator, memory), start)
+    except PrismError:
+        return None
+
+
+def _lengths(recipe: Any) -> tuple[int, int]:
+    return recipe.max_prompt_tokens, recipe.max_response_tokens
+
+
+def _longest(recipe: Any) -> int:
+    """Tokens that a picture may take at most."""
+    return recipe.max_tokens if isinstance(recipe, SFTRecipe) else recipe.max_prompt_tokens
+
+
+def _generation(recipe: RolloutStage, rollouts: int, device: Device, start: Start) -> Generation:
+    algorithm = getattr(recipe, "algorithm", None)
+    if isinstance(algorithm, DAPO) and algorithm.max_rounds:
+        rollouts *= algorithm.oversample
+    engine, lengths = recipe.generation, _lengths(recipe)
+    if engine is None and device.accelerator and _would_take_vllm(recipe, start):
+        engine = VLLMEngine(engine="vllm")
+    if not isinstance(engine, VLLMEngine):
+        return Generation(rollouts, *lengths)
+    share = 0.0 if engine.mode == "server" else engine.memory
+    return Generation(rollouts, *lengths, share, engine.sleep, engine.tensor_parallel)
+
+
+def _would_take_vllm(recipe: RolloutStage, start: Start) -> bool:
+    """Whether a run here would, where the recipe leaves it open; see `generation.chosen_engine`."""
+    rounded = recipe.lora is not None and recipe.lora.bits is not None
+    served = start.config.model_type in SERVED and not isinstance(recipe.model, TinyModel)
+    return find_spec("vllm") is not None and served and not rounded
+
+
+def _adapters(recipe: Any) -> Adapters | None:
+    lora = getattr(recipe, "lora", None)
+    return None if lora is None else Adapters(lora.rank, lora.vision, lora.bits == 4)
+
+
+def _judge(recipe: Any, start: Start) -> Judge | None:
+    if not isinstance(recipe, AlignRecipe | WarmupRecipe):
+        return None
+    section = recipe.discriminator
+    path = section.path if section.path is not None and _is_there(section.path) else None
+    if path is None:
+        config = start.config if section.base is None else _config(section.base, None)
+        refuse_unsupported(config, f"discriminator.base {section.base}" if section.base else "the policy")
+        config = _upcycled(config, section)
+    else:
+        config = _config(str(model_folder(path)), None)
+    warms = (
+        isinstance(recipe, WarmupRecipe) or samples_pairs(section) or (path is None and section.warmup.data is not None)
+    )
+    return Judge(_shape(config, body=True), section.micro_batch, start.parts, section.type != "text_only", warms)
+
+
+def _is_there(path: str) -> bool:
+    """Whether a judge can be looked at; one that an earlier step will make can't."""
+    return Path(path).is_dir()
+
+
+def _upcycled(config: Any, section: Any) -> Any:
+    if not isinstance(section, MoEDiscriminator):
+        return config
+    from prism_cli.discriminator.upcycle import Upcycling
+
+    return Upcycling(section.experts, section.top_k).config(config)
+
+
+def _shape(config: Any, body: bool = False) -> Shape:
+    return shape_of(config, LANGUAGE_LAYERS, body)
+
+
+def _tiny_config(recipe: Any) -> Any:
+    """A tiny model's config: it is built for real, in a blink."""
+    return start_policy(recipe).model.config
+
+
+def _of_run(folder: Path) -> Start:
+    try:
+        size = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))["size"]
+    except (OSError, ValueError, KeyError):
+        size = _processor_size(folder)
+    try:
+        parts = len(json.loads((folder / "response.json").read_text(encoding="utf-8"))["parts"])
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder / 'response.json'} can't be read: {error}", "name a finished run") from None
+    config = _config(str(folder), None)
+    return Start(config, _pixels(size), _bytes(config), parts)
+
+
+def _processor_size(folder: Path) -> dict[str, int]:
+    try:
+        settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+        return settings["image_processor"]["size"]
+    except (OSError, ValueError, KeyError):
+        return {"longest_edge": ImageSection().max_pixels}
+
+
+def _pixels(size: Any) -> int:
+    return int(size["longest_edge"])
+
+
+def _bytes(config: Any) -> int:
+    return TYPES.get(str(getattr(config, "dtype", None) or "float32").removeprefix("torch."), 4)
+
+
+def _config(path: str, revision: str | None) -> Any:
+    """A model's config: of a folder, of a shipped one, of the hub's cache, else of the hub."""
+    from transformers import AutoConfig
+
+    folder = config_folder(path)
+    try:
+        return AutoConfig.from_pretrained(
+            str(folder) if folder else path, revision=None if folder else revision, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise RecipeError(
+            f"no config of {path!r} to plan by: {reason}", "give a model's folder, or a hub id where there is a network"
+        ) from None

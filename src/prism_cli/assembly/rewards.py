@@ -1,0 +1,101 @@
+"""The rewards a recipe names, put together: rules, a judge of free text, the user's own functions, their weights."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from prism_cli import processes
+from prism_cli.assembly.checks import Plan
+from prism_cli.assembly.llm_judge import Ask, asking_judge, judge_lines
+from prism_cli.errors import RecipeError
+from prism_cli.recipes.stages import RLRecipe
+from prism_cli.recipes.teachers import AnswerJudge
+from prism_cli.recipes.training import DAPO
+from prism_cli.rewards.custom import custom_rule, find_function
+from prism_cli.rewards.format import format_reward
+from prism_cli.rewards.shaping import overlong_penalty, repetition_penalty
+from prism_cli.rewards.verdict import Accuracy, Asked
+from prism_cli.trainers.verified_reward import Rule, VerifiedReward
+
+OWN_NAMES = ("accuracy", "format", "overlong", "repetition")
+
+
+def check_rewards(recipe: RLRecipe) -> Plan:
+    """The plan's lines about rewards; finds what is wrong with them without a model or an endpoint.
+
+    Raises:
+        RecipeError: a function that can't be found or called, a name that is taken, a judge without an endpoint, or no
+            reward with a weight.
+    """
+    _, weights = reward_rules(recipe)
+    if not any(weights.values()):
+        raise RecipeError("no reward has a weight", "give rewards.accuracy a weight above 0")
+    total = " + ".join(f"{weight:g} · {name}" for name, weight in weights.items() if weight or name == "accuracy")
+    judge = recipe.rewards.judge
+    return [("reward", total.replace("+ -", "- ")), *([] if judge is None else judge_lines(judge, recipe))]
+
+
+@contextmanager
+def build_rewards(recipe: RLRecipe, run_folder: Path) -> Iterator[tuple[VerifiedReward, dict[str, float]]]:
+    """The recipe's rewards and their weights; a judge's client is open as long as the context.
+
+    Args:
+        recipe: The stage's recipe.
+        run_folder: Whose spending on the judge counts; its judge.json has the sums.
+
+    Raises:
+        RecipeError: see `check_rewards`.
+        TeacherError: the judge can't be reached; later, it failed for good.
+        BudgetError: later, a cap was reached.
+    """
+    if recipe.rewards.judge is None:
+        yield reward_rules(recipe)
+        return
+    with _asking_for_all(recipe.rewards.judge, run_folder) as ask:
+        yield reward_rules(recipe, ask)
+
+
+@contextmanager
+def _asking_for_all(judge: AnswerJudge, run_folder: Path) -> Iterator[Ask]:
+    """The judge, asked by the main process about the answers of all."""
+    with ExitStack() as stack:
+        here: list[Ask] = []
+        processes.from_main(lambda: here.append(stack.enter_context(asking_judge(judge, run_folder))))
+
+        def ask(answers: Sequence[Asked]) -> list[bool | None]:
+            asked = list(dict.fromkeys(one for answers in processes.gather(list(answers)) for one in answers))
+            verdicts = processes.from_main(lambda: list(here[0](asked))) if asked else []
+            known = dict(zip(asked, verdicts, strict=True))
+            return [known[one] for one in answers]
+
+        yield ask
+
+
+def reward_rules(recipe: RLRecipe, ask: Ask | None = None) -> tuple[VerifiedReward, dict[str, float]]:
+    """The recipe's rewards and their weights, in the order in which they are logged.
+
+    Args:
+        recipe: The stage's recipe.
+        ask: Verdicts on free text that the rules find wrong; null leaves it wrong.
+
+    Raises:
+        RecipeError: a function of the user's that can't be used.
+    """
+    section, accuracy = recipe.rewards, Accuracy(ask)
+    rules: dict[str, Rule] = {"accuracy": accuracy, "format": lambda response, row, length: format_reward(response)}
+    weights = {"accuracy": section.accuracy, "format": section.format}
+    if isinstance(recipe.algorithm, DAPO) and recipe.algorithm.overlong_buffer:
+        limit, buffer = recipe.max_response_tokens, recipe.algorithm.overlong_buffer
+        rules["overlong"] = lambda response, row, length: overlong_penalty(length, limit, buffer)
+        weights["overlong"] = 1.0
+    if section.repetition:
+        rules["repetition"] = lambda response, row, length: repetition_penalty(response.text)
+        weights["repetition"] = section.repetition
+    for name, own in section.custom.items():
+        key = f"rewards.custom.{name}"
+        if name in OWN_NAMES or not re.fullmatch(r"[A-Za-z][\w-]*", name):
+            raise RecipeError(f"{key}: {name!r} can't be a reward's name", "take a word of its own: letters, _ and -")
+        rules[name] = custom_rule(own.function, find_function(own.function, f"{key}.function"), key)
+        weights[name] = own.weight
+    return VerifiedReward(rules, accuracy.prepare), weights

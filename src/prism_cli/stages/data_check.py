@@ -1,0 +1,150 @@
+"""Checks data before anything is trained on it: `prism data check`."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prism_cli.assembly.response import response_settings
+from prism_cli.data.fix import check_target
+from prism_cli.data.pool import cores
+from prism_cli.data.preflight import Needs
+from prism_cli.data.sources import open_source
+from prism_cli.data.survey import Report, check_source
+from prism_cli.errors import RecipeError
+from prism_cli.recipes.sections import ImageSection
+from prism_cli.recipes.stages import SFTRecipe
+from prism_cli.responses import Grammar
+from prism_cli.rewards.accuracy import is_correct
+from prism_cli.runs.references import resolve_model
+
+Prompt = Sequence[dict[str, str]]
+
+
+class Reading(NamedTuple):
+    """How rows are read: by a run's settings, else by the defaults.
+
+    Attributes:
+        grammar: What responses must follow.
+        instruction: System message of prompts that have none, or None.
+        processor: Counts and renders tokens; None when no model was named.
+    """
+
+    grammar: Grammar
+    instruction: str | None
+    processor: Any | None
+
+
+def check(
+    source: str,
+    *,
+    format: str = "auto",
+    limit: int | None = None,
+    allow_urls: Sequence[str] = (),
+    needs: Needs | None = None,
+    tokens: str | None = None,
+    max_tokens: int | None = None,
+    against: str | None = None,
+    run: str | None = None,
+    fix: Path | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Report:
+    """Checks a whole set over all cores.
+
+    Args:
+        source: A file, folder or hub id.
+        format, limit, allow_urls, needs, max_tokens, against, progress: As `survey.check_source` takes them.
+        tokens: Model or run whose processor counts tokens; `run`'s if not given.
+        run: Run whose grammar responses must follow.
+        fix: Folder that `fix.write_clean` will be asked to write; refused here, before the work, if it can't be.
+
+    Raises:
+        RecipeError: `max_tokens` without a processor, or none loadable.
+        DataError: nothing that can be checked, or the clean rows can't be written there.
+    """
+    if fix is not None:
+        check_target(source, fix)
+    reading = reading_of(run, tokens)
+    if max_tokens is not None and reading.processor is None:
+        raise RecipeError("--max-tokens is given, but not whose tokens", "give --tokens MODEL, or --from RUN")
+    return check_source(
+        source,
+        format=format,
+        limit=limit,
+        allow_urls=allow_urls,
+        needs=needs,
+        grammar=reading.grammar,
+        verify=is_correct,
+        count_tokens=_counter(reading),
+        max_tokens=max_tokens,
+        against=against,
+        processes=cores(),
+        progress=progress,
+    )
+
+
+def expected_rows(source: str, limit: int | None, against: str | None) -> int | None:
+    """How many rows `check` will look at, or None when only reading them would tell."""
+    counts = [_count(source, limit), _count(against, None) if against is not None else 0]
+    return None if None in counts else sum(count for count in counts if count is not None)
+
+
+def _count(path: str, limit: int | None) -> int | None:
+    opened = open_source(path, limit)
+    if (known := opened.count()) is not None or not all(file.suffix == ".jsonl" for file in opened.files):
+        return known
+    lines = 0
+    for file in opened.files:
+        with open(file, "rb") as content:
+            lines += sum(1 for line in content if line.strip())
+    return min(lines, limit or lines) if opened.files else None
+
+
+# How rows are read ---------------------------------------------------------------------------------------------------
+
+
+def reading_of(run: str | None, tokens: str | None) -> Reading:
+    """Grammar and instruction of a run or the defaults, and the processor of `tokens` or the run."""
+    settings = response_settings(SFTRecipe.model_validate({} if run is None else {"from": run}))
+    named = tokens or run
+    return Reading(*settings, None if named is None else _processor(named))
+
+
+def _processor(name: str) -> Any:
+    """The processor a run was trained with, or a model's with the default pixel budget."""
+    from transformers import AutoProcessor
+
+    from prism_cli import models
+    from prism_cli.assembly.run_folder import quiet_libraries
+
+    quiet_libraries()
+    is_run = (Path(name.partition("@")[0]) / "run.json").is_file()
+    path = str(resolve_model(name)[0]) if is_run else name
+    try:
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise RecipeError(f"can't load a processor from {path!r}: {reason}", "check --tokens") from None
+    if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
+        raise RecipeError(f"{path!r} reads no pictures", "--tokens takes a vision-language model")
+    if not is_run:
+        image = ImageSection()
+        models.set_pixel_budget(processor, image.min_pixels, image.max_pixels)
+    return processor
+
+
+def _counter(reading: Reading) -> Callable[..., list[int]] | None:
+    if reading.processor is None:
+        return None
+    from prism_cli.data.lengths import count_tokens
+
+    def count(prompts: Sequence[Prompt], sizes: Sequence, responses: Sequence[str | None] | None) -> list[int]:
+        return count_tokens([instructed(p, reading.instruction) for p in prompts], sizes, reading.processor, responses)
+
+    return count
+
+
+def instructed(prompt: Prompt, instruction: str | None) -> list[dict[str, str]]:
+    """A prompt with the instruction in front; its own system message wins."""
+    if instruction is None or prompt[0]["role"] == "system":
+        return list(prompt)
+    return [{"role": "system", "content": instruction}, *prompt]
