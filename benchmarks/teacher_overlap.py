@@ -17,7 +17,7 @@ from rich.table import Table
 from prism_cli.assembly import warmup
 from prism_cli.assembly.endpoint import world_app
 from prism_cli.assembly.response import grammar_of
-from prism_cli.assembly.teacher import TeacherDesk
+from prism_cli.assembly.teacher import TeacherAnswers
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.recipes.load import load_recipe
 from prism_cli.recipes.sections import ResponseSection
@@ -103,7 +103,7 @@ def main() -> None:
     """Trains briefly, times a rollout, and prints each way's waits beside the teacher's time."""
     align_showcase.write_showcase = lambda *args: None  # the same for all
     for name in ("prefetch", "teachable", "answers"):
-        setattr(TeacherDesk, name, watched(getattr(TeacherDesk, name)))
+        setattr(TeacherAnswers, name, watched(getattr(TeacherAnswers, name)))
     logging.disable(logging.WARNING)
     get_console().quiet = True  # the runs' own words
     with tempfile.TemporaryDirectory() as name:

@@ -1,50 +1,90 @@
-"""Progress bars of the terminal."""
+"""Lines and progress bars on the terminal, from the main process alone."""
 
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from rich import get_console
 from rich.console import Console
 
 from prism_cli.processes import is_main
 
-
-def progress_callback(description: str, total: int) -> tuple[Any, Callable[[int], None]]:
-    """A rich progress bar and the function that moves it to a count."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=get_console(), transient=True)
-    task = bar.add_task(description, total=total)
-    return bar, lambda done: bar.update(task, completed=done)
+# A bar shows itself once the work has lasted so long; without a terminal a plain line is due every so many seconds.
+SILENT_SECONDS, LINE_SECONDS = 2.0, 30.0
 
 
-SILENT_SECONDS = 2.0
+def say(line: str) -> None:
+    """Prints a line as it is, on stdout."""
+    if is_main():
+        get_console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def notice(line: str) -> None:
+    """Prints a line on stderr, beside what the command gives: a program may read that."""
+    Console(stderr=True, quiet=not is_main()).print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class OnProgress(Protocol):
+    """Moves a progress bar."""
+
+    def __call__(self, done: int, total: int | None = None, detail: str | None = None) -> None:
+        """Moves it.
+
+        Args:
+            done: Units of work that are done.
+            total: Of how many; None leaves it as it was.
+            detail: Text behind the bar; None leaves it as it was.
+        """
+        ...
 
 
 @contextmanager
-def _progress(description: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A function that moves a progress bar, which shows itself when the work lasts."""
+def progress(label: str, total: int | None = None) -> Iterator[OnProgress]:
+    """A progress bar on stderr with the time left, which goes when the work is done.
+
+    Args:
+        label: Text in front of it.
+        total: Units of work, where they are known.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_main())
-    task = bar.add_task(description, total=None)
-    begins = time.monotonic() + SILENT_SECONDS
-    started = False
+    columns = (
+        *(TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn()),
+        *(TimeRemainingColumn(), TextColumn("{task.fields[detail]}", markup=False)),
+    )
+    console = Console(stderr=True)
+    bar = Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
+    task = bar.add_task(label, total=total, detail="")
+    due = time.monotonic() + (SILENT_SECONDS if console.is_terminal else LINE_SECONDS)
 
-    def moved(done: int, total: int | None) -> None:
-        nonlocal started
-        if not started and time.monotonic() > begins:
-            started = True
+    def on_progress(done: int, total: int | None = None, detail: str | None = None) -> None:
+        nonlocal due
+        changes: dict[str, Any] = {"completed": done} if detail is None else {"completed": done, "detail": detail}
+        bar.update(task, total=total, **changes)
+        if not is_main() or time.monotonic() < due:
+            return
+        if console.is_terminal:
             bar.start()
-        if started:
-            bar.update(task, completed=done, total=total)
+            return
+        due = time.monotonic() + LINE_SECONDS
+        notice(_line(bar.tasks[task]))
 
     try:
-        yield moved
+        yield on_progress
     finally:
-        if started:
-            bar.stop()
+        bar.stop()
+
+
+def _line(task: Any) -> str:
+    """`12:30:05 warm-up: 40 of 100, 0:01:30 left`."""
+    total = "" if task.total is None else f" of {task.total:,.0f}"
+    left = "" if task.time_remaining is None else f", {_clock(task.time_remaining)} left"
+    text = f"{time.strftime('%H:%M:%S')} {task.description}: {task.completed:,.0f}{total}{left} {task.fields['detail']}"
+    return text.rstrip()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

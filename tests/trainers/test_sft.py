@@ -19,7 +19,7 @@ from prism_cli.recipes.stages import SFTRecipe
 from prism_cli.runs.folder import Run
 from prism_cli.stages import sft
 from prism_cli.stages.sft import _completions, _stream
-from prism_cli.trainers.callbacks import CompleteCheckpoints, RichProgress, StopWhenAsked
+from prism_cli.trainers.callbacks import CompleteCheckpoints, GracefulShutdown, RichProgress
 from prism_cli.trainers.sft import sft_trainer
 
 
@@ -97,7 +97,7 @@ def test_a_training_that_ends_early_is_an_error_and_leaves_no_live_display(polic
     options |= {"gradient_checkpointing": False, "save_strategy": "no"}
     progress = RichProgress("SFT", {}, Console(record=True, force_terminal=True, file=(tmp_path / "shown").open("w")))
     mine = policy.with_model(copy.deepcopy(policy.model))
-    watchers = [progress, Ends(error), StopWhenAsked(Console()), CompleteCheckpoints([], 1)]
+    watchers = [progress, Ends(error), GracefulShutdown(Console()), CompleteCheckpoints([], 1)]
     trainer = sft_trainer(mine.model, mine.processor, train, None, options, watchers)
     run = Run(Path(tmp_path), {"stage": "sft", "status": "running"})
     with pytest.raises(PrismError, match=message):

@@ -7,7 +7,7 @@ import pytest
 
 from prism_cli.assembly import policy_samples
 from prism_cli.assembly.data import load_data
-from prism_cli.assembly.discriminator import build_judge, refuse_unfit
+from prism_cli.assembly.discriminator import build_discriminator, refuse_unfit
 from prism_cli.assembly.warming import warm
 from prism_cli.assembly.warmup_pairs import sampled_pairs
 from prism_cli.discriminator.reader import PartReader
@@ -111,7 +111,7 @@ def test_a_base_with_another_vocabulary_is_refused(policy, tmp_path):
 def test_a_base_with_the_policys_vocabulary_is_taken(policy, trained):
     recipe = based_on(trained / "model")
     refuse_unfit(recipe.discriminator, policy)
-    judge = build_judge(recipe, policy, ("perception", "reasoning"))
+    judge = build_discriminator(recipe, policy, ("perception", "reasoning"))
     own = policy.model.model.state_dict()
     assert all(weight.equal(own[name]) for name, weight in judge.body.state_dict().items())
 
@@ -129,7 +129,7 @@ def test_a_second_epoch_sees_the_same_pairs_again(policy, rows, tmp_path):
     recipe = RECIPE.model_copy(update={"discriminator": section})
     made = pairs(policy, rows, Desk(policy, rows), tmp_path / "samples.jsonl")
     reader = PartReader(policy.processor, policy.grammar)
-    judge = build_judge(recipe, policy, ("perception", "reasoning"))
+    judge = build_discriminator(recipe, policy, ("perception", "reasoning"))
     _, account = warm(recipe, judge, made, reader, tmp_path, tmp_path / "judge")
     assert account == {"pairs": 12, "steps": 4, "stopped": None}
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

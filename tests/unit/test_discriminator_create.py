@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.tiny import tiny_policy
 
-from prism_cli.assembly.discriminator import open_judge
-from prism_cli.assembly.judge_folder import check_judge, samples_pairs
+from prism_cli.assembly.discriminator import open_discriminator
+from prism_cli.assembly.judge_folder import check_discriminator, samples_pairs
 from prism_cli.assembly.response import grammar_of
 from prism_cli.discriminator import create as creating
 from prism_cli.discriminator.create import SAME, create, distance, upcycled_distance
 from prism_cli.discriminator.inputs import PromptInputs
 from prism_cli.discriminator.model import Discriminator
-from prism_cli.discriminator.saved import saved_judge
+from prism_cli.discriminator.saved import saved_discriminator
 from prism_cli.discriminator.upcycle import Upcycling, upcycle
 from prism_cli.errors import CheckpointError, RecipeError
 from prism_cli.models import Policy
@@ -136,7 +136,7 @@ def test_the_command_compares_hidden_states_and_says_where_the_judge_is(dense, t
     )
     assert silent < SAME < noisy
     assert f"discriminator.path={tmp_path / 'judge'}" in said
-    assert not saved_judge(tmp_path / "judge").warm
+    assert not saved_discriminator(tmp_path / "judge").warm
     assert json.loads((tmp_path / "judge/created.json").read_text())["from"] == str(dense)
 
 
@@ -208,20 +208,20 @@ def test_a_released_judge_needs_a_recipe_that_says_how_it_is_read(released):
 
 def test_a_recipe_names_a_released_judge_by_its_kind(released):
     folder = str(released[0])
-    assert "released" in check_judge(MoEDiscriminator(path=folder, readout="mean"))
+    assert "released" in check_discriminator(MoEDiscriminator(path=folder, readout="mean"))
     with pytest.raises(RecipeError, match="has type 'moe', the recipe 'dense'"):
-        check_judge(DenseDiscriminator(type="dense", path=folder))
+        check_discriminator(DenseDiscriminator(type="dense", path=folder))
 
 
 def test_a_recipe_says_how_a_released_judge_is_read_and_a_stranger_to_the_policys_tokens_is_refused(released):
     folder, ours = released
     policy = Policy(*tiny_policy(), grammar_of(ResponseSection()), None)
-    judge = open_judge(MoEDiscriminator(path=str(folder), readout="mean", dropout=0.3), policy, ("reasoning",))
+    judge = open_discriminator(MoEDiscriminator(path=str(folder), readout="mean", dropout=0.3), policy, ("reasoning",))
     assert (judge.kind, judge.readout, judge.dropout, judge.parts) == ("moe", "mean", 0.3, ("reasoning",))
     assert judge.readout_id == policy.processor.tokenizer.eos_token_id != ours.readout_id
     cold = folder.parent / "ours"
     with pytest.raises(RecipeError, match="reads other tokens than the policy"):
-        open_judge(MoEDiscriminator(path=str(cold)), policy, ("reasoning",))
+        open_discriminator(MoEDiscriminator(path=str(cold)), policy, ("reasoning",))
 
 
 def test_a_released_judge_without_some_expert_is_refused(released):
@@ -251,7 +251,7 @@ def test_a_head_that_is_only_pickled_is_refused_unopened(released):
 
 def test_a_cold_judge_is_warmed_up_and_a_recipe_that_reads_it_otherwise_refused(dense, tmp_path):
     folder = str(made(dense, tmp_path / "judge"))
-    assert check_judge(MoEDiscriminator(path=folder)).startswith("moe, warmed up on 120000 pairs, from ")
+    assert check_discriminator(MoEDiscriminator(path=folder)).startswith("moe, warmed up on 120000 pairs, from ")
     assert samples_pairs(MoEDiscriminator(path=folder))
     with pytest.raises(RecipeError, match="has readout 'last', the recipe 'mean'"):
-        check_judge(MoEDiscriminator(path=folder, readout="mean"))
+        check_discriminator(MoEDiscriminator(path=folder, readout="mean"))

@@ -7,7 +7,7 @@ import pytest
 from prism_cli.assembly.endpoint import world_app
 from prism_cli.assembly.probe import probe_pairs
 from prism_cli.assembly.response import grammar_of
-from prism_cli.assembly.teacher import teaching
+from prism_cli.assembly.teacher import open_teacher
 from prism_cli.data.rows import dataset, row
 from prism_cli.errors import DataError, TeacherError
 from prism_cli.recipes.identity import differences
@@ -118,7 +118,7 @@ def test_a_teacher_given_eyes_is_looked_at_again_and_one_that_passed_is_not(run,
             with ExitStack() as stack:
                 if asked < 18:
                     stack.enter_context(pytest.raises(TeacherError, match="does not see the pictures"))
-                with teaching(section, GRAMMAR, run, rows):
+                with open_teacher(section, GRAMMAR, run, rows):
                     pass
             assert teacher.asked == asked
 
@@ -161,7 +161,7 @@ def test_a_blind_teacher_is_refused_before_the_first_question_with_the_cure(run,
     section = EmbeddedTeacher(type="embedded", variant="text_only")
     with (
         pytest.raises(TeacherError, match="does not see the pictures") as caught,
-        teaching(section, GRAMMAR, run, rows),
+        open_teacher(section, GRAMMAR, run, rows),
     ):
         pytest.fail("the stage went on")
     assert "teacher.modality=text" in caught.value.hint
@@ -176,7 +176,7 @@ def test_a_teacher_that_answers_no_probe_is_not_called_blind(run, rows):
         section = OpenAITeacher(endpoint=served.url, model="m", store=str(run.folder / "a.sqlite"))
         with (
             pytest.raises(TeacherError, match=r"none of 6 probes \(rejected\), so it can't be told") as caught,
-            teaching(section, GRAMMAR, run, rows),
+            open_teacher(section, GRAMMAR, run, rows),
         ):
             pytest.fail("the stage went on")
     assert "teacher.check=false" in caught.value.hint
@@ -185,7 +185,7 @@ def test_a_teacher_that_answers_no_probe_is_not_called_blind(run, rows):
 @pytest.mark.parametrize("settings", [{"check": False}, {"modality": "text"}])
 def test_who_is_not_to_see_or_not_to_be_checked_is_not_probed(run, rows, settings):
     section = EmbeddedTeacher(type="embedded", variant="text_only", **settings)
-    with teaching(section, GRAMMAR, run, rows) as desk:
+    with open_teacher(section, GRAMMAR, run, rows) as desk:
         assert len(desk.answers([{"id": "a"}])) == 1
         assert desk.taught == (("reasoning",) if settings.get("modality") else ("perception", "reasoning"))
 
@@ -194,12 +194,12 @@ def test_rows_without_pictures_need_no_eyes(run):
     app = create_app(lambda request: [GRAMMAR.render(dict.fromkeys(GRAMMAR.tags, "x"))], model="m")
     with ServedEndpoint(app) as served:
         section = OpenAITeacher(endpoint=served.url, model="m", store=str(run.folder / "a.sqlite"))
-        with teaching(section, GRAMMAR, run, dataset([row("a", "q", [])])) as desk:
+        with open_teacher(section, GRAMMAR, run, dataset([row("a", "q", [])])) as desk:
             assert desk.answers([{"id": "a"}]) == [GRAMMAR.render(dict.fromkeys(GRAMMAR.tags, "x"))]
 
 
 def test_a_seeing_teacher_of_a_world_passes_through_any_endpoint(run, rows):
     with ServedEndpoint(world_app("shapes", "weak_perception", GRAMMAR)) as served:
         section = OpenAITeacher(endpoint=served.url, store=str(run.folder / "a.sqlite"))
-        with teaching(section, GRAMMAR, run, rows, data=WORLD) as desk:
+        with open_teacher(section, GRAMMAR, run, rows, data=WORLD) as desk:
             assert GRAMMAR.parse(desk.answers([{"id": "a"}])[0]).well_formed

@@ -8,8 +8,8 @@ import pytest
 from tests.faulty_endpoint import FaultyEndpoint, answer
 
 from prism_cli.assembly.asking import Asking
-from prism_cli.assembly.desk import TeacherDesk
-from prism_cli.assembly.teacher import teaching
+from prism_cli.assembly.desk import TeacherAnswers
+from prism_cli.assembly.teacher import open_teacher
 from prism_cli.data.rows import dataset, row
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import BudgetError, DataError, TeacherError
@@ -54,7 +54,7 @@ def ids(rows):
 
 
 def ask(run, url, rows, data=ROWS, grammar=GRAMMAR, **settings):
-    with teaching(section(run, url, **settings), grammar, run, data) as desk:
+    with open_teacher(section(run, url, **settings), grammar, run, data) as desk:
         return desk.answers(ids(rows))
 
 
@@ -83,7 +83,7 @@ def test_an_endpoint_without_a_list_of_models_is_fine_when_the_model_is_named(ru
 
 
 def test_usage_is_on_disk_after_each_batch_and_counted_on_by_the_next_start(run, endpoint):
-    with teaching(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
+    with open_teacher(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
         desk.answers(ids("ab"))
         assert usage(run)["calls"] == 2, "a kill from here on must not forget them"
     ask(run, endpoint.url, "bc")
@@ -93,13 +93,13 @@ def test_usage_is_on_disk_after_each_batch_and_counted_on_by_the_next_start(run,
 
 def test_two_rows_of_one_id_are_told_apart_or_refused():
     teacher, how = ColumnTeacher({}), Asking(GRAMMAR)
-    TeacherDesk(teacher, how, ROWS, dataset([row("a", "question a", [])]))
+    TeacherAnswers(teacher, how, ROWS, dataset([row("a", "question a", [])]))
     with pytest.raises(DataError, match="two rows have the id a"):
-        TeacherDesk(teacher, how, ROWS, dataset([row("a", "another question", [])]))
+        TeacherAnswers(teacher, how, ROWS, dataset([row("a", "another question", [])]))
 
 
 def test_several_samples_of_a_question_are_several_calls(run, endpoint):
-    with teaching(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
+    with open_teacher(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
         assert [desk.answers(ids("a"), sample) for sample in (0, 1, 0)] == [["answer to question a"]] * 3
     assert endpoint.asked == {"question a": 2}
 
@@ -108,8 +108,8 @@ def test_more_rows_than_are_under_way_at_a_time_come_in_order(run, endpoint, mon
     monkeypatch.setattr("prism_cli.assembly.desk.WINDOW", 6)
     monkeypatch.setattr("prism_cli.assembly.desk.AT_ONCE", 4)
     done = []
-    with teaching(section(run, endpoint.url), GRAMMAR, run, MANY) as desk:
-        given = desk.answers(ids(MANY["id"]), moved=done.append)
+    with open_teacher(section(run, endpoint.url), GRAMMAR, run, MANY) as desk:
+        given = desk.answers(ids(MANY["id"]), on_progress=done.append)
     assert given == [f"answer to question {i}" for i in range(40)]
     assert done == list(range(4, 41, 4))
     assert set(endpoint.asked.values()) == {1}
@@ -120,7 +120,7 @@ def test_more_rows_than_are_under_way_at_a_time_come_in_order(run, endpoint, mon
 
 def test_a_row_the_teacher_fails_on_has_no_answer_and_is_counted(run, endpoint, capsys):
     endpoint.plan["question b"] = [answer(None, refusal="no")]
-    with teaching(section(run, endpoint.url, max_failed=0.3), GRAMMAR, run, ROWS) as desk:
+    with open_teacher(section(run, endpoint.url, max_failed=0.3), GRAMMAR, run, ROWS) as desk:
         assert desk.teachable(ids("ab")) == [True, False]
         assert desk.answers(ids("abcd")) == ["answer to question a", None, *(f"answer to question {i}" for i in "cd")]
         assert desk.failures == {"refused": 1}
@@ -155,8 +155,8 @@ def test_chance_among_the_first_rows_ends_nothing_but_a_clear_excess_does(run, e
     done = []
 
     def stage():
-        with teaching(section(run, endpoint.url, max_failed=0.05), GRAMMAR, run, MANY) as desk:
-            desk.answers(ids(MANY["id"]), moved=done.append)
+        with open_teacher(section(run, endpoint.url, max_failed=0.05), GRAMMAR, run, MANY) as desk:
+            desk.answers(ids(MANY["id"]), on_progress=done.append)
             pytest.fail("a fifth of the rows failed")
 
     with pytest.raises(TeacherError, match="8 of 40 rows"):
@@ -165,7 +165,7 @@ def test_chance_among_the_first_rows_ends_nothing_but_a_clear_excess_does(run, e
 
 
 def test_teachable_rows_are_not_asked_for_again(run, endpoint, capsys):
-    with teaching(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
+    with open_teacher(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
         desk.teachable(ids("abc"))
         desk.answers(ids("abc"))
         desk.prefetch(ids("d"))
@@ -199,7 +199,7 @@ def test_a_cap_on_dollars_holds_and_what_was_spent_is_told(run, endpoint, capsys
 
 def test_a_cap_holds_over_a_kill_that_left_the_summary_behind(run, endpoint):
     """A kill comes between two writes of teacher.json, and many calls ahead of what it counts."""
-    with teaching(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
+    with open_teacher(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
         desk.answers(ids("ab"))
     (run.folder / "teacher.json").write_text('{"calls": 0, "cached": 0, "usd": null}')
     with pytest.raises(BudgetError, match="2 calls"):
@@ -210,10 +210,10 @@ def test_a_cap_holds_over_a_kill_that_left_the_summary_behind(run, endpoint):
 
 def test_a_run_that_starts_over_has_spent_nothing(run, endpoint, tmp_path):
     shared = OpenAITeacher(endpoint=endpoint.url, model="m", store=str(tmp_path / "shared.sqlite"), max_calls=2)
-    with teaching(shared, GRAMMAR, run, ROWS) as desk:
+    with open_teacher(shared, GRAMMAR, run, ROWS) as desk:
         desk.answers(ids("ab"))
     anew = open_run(run.folder, "align", {}, "", differences, fresh=True)
-    with teaching(shared, GRAMMAR, anew, ROWS) as desk:
+    with open_teacher(shared, GRAMMAR, anew, ROWS) as desk:
         desk.answers(ids("abcd"))
     assert (usage(anew)["calls"], usage(anew)["cached"]) == (2, 2)
 
@@ -233,7 +233,7 @@ def test_what_is_under_way_when_a_stage_ends_is_kept_unless_someone_waits_at_the
     endpoint.delay = 1.0
 
     def stage():
-        with teaching(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
+        with open_teacher(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
             desk.prefetch(ids("abcd"))
             while endpoint.asked.total() < 4:
                 time.sleep(0.01)

@@ -5,11 +5,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from rich.console import Console
-
 from prism_cli.errors import RecipeError
-from prism_cli.processes import is_main
-from prism_cli.progress import _progress
+from prism_cli.progress import notice, progress
 from prism_cli.recipes.sections import Data, FileData, MixtureData, WorldData
 from prism_cli.responses import Grammar, ResponseSettings
 from prism_cli.worlds import WORLD_BLOCKS, world
@@ -44,10 +41,10 @@ def file_rows(
     from prism_cli.data.load import load_rows
     from prism_cli.data.pool import cores
 
-    with _progress(f"preparing {section.path}") as progress:
+    with progress(f"preparing {section.path}") as on_progress:
         options = _options(section, instruction, needs, teachers)
-        loaded = load_rows(**options, cache=PREPARED, processes=cores(), progress=progress)
-    _say(f"{section.path}: {len(loaded.rows)} rows, {loaded.format}")
+        loaded = load_rows(**options, cache=PREPARED, processes=cores(), progress=on_progress)
+    notice(f"{section.path}: {len(loaded.rows)} rows, {loaded.format}")
     _say_problems(section.path, loaded.problems, loaded.skipped)
     return loaded.rows
 
@@ -81,11 +78,11 @@ def streamed_rows(
         if named <= NAMED:
             _say_problems(section.path, problems, 1)
         elif named == NAMED + 1:
-            _say(f"{section.path}: more rows are left out; they are counted when all were read once")
+            notice(f"{section.path}: more rows are left out; they are counted when all were read once")
 
     def read_once(skipped: int) -> None:
         if skipped > NAMED:
-            _say(f"{section.path}: {skipped} rows left out in all")
+            notice(f"{section.path}: {skipped} rows left out in all")
 
     options = _options(section, instruction, needs, None)
     return stream_rows(**options, seed=seed, refuse=refuse, on_skipped=skipped, on_pass=read_once)
@@ -111,18 +108,13 @@ def _options(
     }
 
 
-def _say(line: str) -> None:
-    # A notice, so beside what the command gives: that may be read by a program.
-    Console(stderr=True, quiet=not is_main()).print(line, markup=False, highlight=False, soft_wrap=True)
-
-
 def _say_problems(path: str, problems: Sequence["Problem"], skipped: int) -> None:
     errors = [problem for problem in problems if problem.severity == "error"]
     if skipped:
         more = [f"… and {len(errors) - NAMED} more"] if len(errors) > NAMED else []
-        _say("\n  ".join([f"{path}: {skipped} rows left out", *map(str, errors[:NAMED]), *more]))
+        notice("\n  ".join([f"{path}: {skipped} rows left out", *map(str, errors[:NAMED]), *more]))
     if warnings := len(problems) - len(errors):
-        _say(f"{path}: {warnings} warnings; `prism data check {path}` shows them")
+        notice(f"{path}: {warnings} warnings; `prism data check {path}` shows them")
 
 
 def load_data(

@@ -26,7 +26,7 @@ WINDOW, AT_ONCE = 512, 16
 ENOUGH_ASKED, CLEARLY = 20, 3
 
 
-class TeacherDesk:
+class TeacherAnswers:
     """Asks a teacher about rows of one data set, with the images' bytes as they were read.
 
     Where several processes train, each has a desk, and all call `answers` and `teachable` together: the main process
@@ -82,28 +82,28 @@ class TeacherDesk:
         self.teacher.prefetch([self.request(*one) for one in asked if one not in self._ready])
 
     def answers(
-        self, rows: Sequence[dict], sample: int = 0, moved: Callable[[int], None] = lambda done: None
+        self, rows: Sequence[dict], sample: int = 0, on_progress: Callable[[int], None] = lambda done: None
     ) -> list[str | None]:
         """The teacher's texts, in order; None for a row it failed on. Each process may ask about rows of its own.
 
         Args:
             rows: By their `id`.
             sample: Which of several answers to one question.
-            moved: Told how many rows are done.
+            on_progress: Told how many rows are done.
 
         Raises:
             TeacherError: it fails on more rows than allowed, or for good.
             BudgetError: a cap was reached.
         """
         if not processes.together():
-            return self._answers(rows, sample, moved)
+            return self._answers(rows, sample, on_progress)
         everyone = processes.gather([row["id"] for row in rows])
         ids = list(dict.fromkeys(id for one in everyone for id in one))
-        texts = processes.from_main(lambda: self._answers([{"id": id} for id in ids], sample, moved))
+        texts = processes.from_main(lambda: self._answers([{"id": id} for id in ids], sample, on_progress))
         known = dict(zip(ids, texts, strict=True))
         return [known[row["id"]] for row in rows]
 
-    def _answers(self, rows: Sequence[dict], sample: int, moved: Callable[[int], None]) -> list[str | None]:
+    def _answers(self, rows: Sequence[dict], sample: int, on_progress: Callable[[int], None]) -> list[str | None]:
         found: list[str | None] = []
         self.prefetch(rows[:WINDOW], sample)
         for start in range(0, len(rows), AT_ONCE):
@@ -113,7 +113,7 @@ class TeacherDesk:
             found += [self._ready[one] for one in asked]
             for one in asked:
                 self._ready.pop(one, None)
-            moved(len(found))
+            on_progress(len(found))
         return found
 
     def teachable(self, rows: Sequence[dict]) -> list[bool]:

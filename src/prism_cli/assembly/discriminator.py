@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoTokenizer
 from prism_cli.assembly.judge_folder import model_folder, refuse_unsupported
 from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.discriminator.model import Discriminator
-from prism_cli.discriminator.saved import saved_judge
+from prism_cli.discriminator.saved import saved_discriminator
 from prism_cli.discriminator.upcycle import Upcycling, dense_body, upcycle
 from prism_cli.errors import RecipeError
 from prism_cli.models import Policy, device, load_pretrained
@@ -44,7 +44,7 @@ def refuse_unfit(section: Any, policy: Policy) -> None:
         )
 
 
-def build_judge(recipe: AlignRecipe | WarmupRecipe, policy: Policy, parts: tuple[str, ...]) -> Discriminator:
+def build_discriminator(recipe: AlignRecipe | WarmupRecipe, policy: Policy, parts: tuple[str, ...]) -> Discriminator:
     """A cold judge of the recipe's type for these parts, made from its base or from the policy's body."""
     section = recipe.discriminator
     dense = policy.model if section.base is None else load_pretrained(section.base, dtype="float32")[0]
@@ -56,7 +56,7 @@ def build_judge(recipe: AlignRecipe | WarmupRecipe, policy: Policy, parts: tuple
     return Discriminator(body, **_settings(section, policy, parts), head_std=section.head_std)
 
 
-def open_judge(section: Any, policy: Policy, parts: tuple[str, ...]) -> Discriminator:
+def open_discriminator(section: Any, policy: Policy, parts: tuple[str, ...]) -> Discriminator:
     """The judge in `discriminator.path`, in float32: weights in bfloat16 lose small steps to rounding.
 
     Raises:
@@ -65,7 +65,7 @@ def open_judge(section: Any, policy: Policy, parts: tuple[str, ...]) -> Discrimi
     """
     folder = model_folder(section.path)
     judge = Discriminator.from_pretrained(folder, _settings(section, policy, parts))
-    if not saved_judge(folder).warm:
+    if not saved_discriminator(folder).warm:
         judge.parts = parts  # nothing was learned of any part yet
     if judge.parts != parts:
         raise RecipeError(
@@ -84,7 +84,7 @@ def open_judge(section: Any, policy: Policy, parts: tuple[str, ...]) -> Discrimi
 
 def is_warm(path: str) -> bool:
     """Whether the judge in a folder was warmed up."""
-    return saved_judge(model_folder(path)).warm
+    return saved_discriminator(model_folder(path)).warm
 
 
 def learner_for(

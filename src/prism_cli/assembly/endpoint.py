@@ -17,7 +17,7 @@ from prism_cli.endpoint.client import EndpointClient, served_model
 from prism_cli.endpoint.failures import shown_url
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import DataError, RecipeError
-from prism_cli.recipes.teachers import AnswerJudge, EmbeddedTeacher, EndpointSection, OpenAITeacher, PriceSection
+from prism_cli.recipes.teachers import EmbeddedTeacher, EndpointSection, LLMJudge, OpenAITeacher, PriceSection
 from prism_cli.responses import Grammar
 from prism_cli.teacher.server import ChatRequest, ServedEndpoint, create_app
 from prism_cli.worlds import WORLD_BLOCKS, world
@@ -147,7 +147,7 @@ def store_to_read(section: LiveTeacher, folder: Path) -> Iterator[AnswerStore]:
 
 
 def _endpoint(section: EndpointSection) -> str:
-    if section.endpoint is None and isinstance(section, AnswerJudge):
+    if section.endpoint is None and isinstance(section, LLMJudge):
         raise RecipeError("rewards.judge has no endpoint", "give rewards.judge.endpoint=URL")
     if section.endpoint is None:
         raise RecipeError("the teacher has no endpoint", "give --teacher-endpoint URL")

@@ -7,12 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import get_console
-
-from prism_cli import processes
 from prism_cli.assembly.checks import Plan
 from prism_cli.errors import RecipeError
 from prism_cli.evaluation.sampling import Sample
+from prism_cli.progress import say
 from prism_cli.recipes.generation import TransformersEngine, VLLMEngine
 from prism_cli.recipes.sections import TinyModel
 from prism_cli.recipes.stages import RolloutStage
@@ -100,7 +98,7 @@ def chosen_engine(recipe: Any, policy: "Policy") -> Engine:
     reason, cure = _why_not(policy, named is not None)
     if named is None:
         engine = TRANSFORMERS if reason else VLLMEngine(engine="vllm")
-        _say(f"transformers generates: {reason}" if reason else "vLLM generates (generation.engine=vllm)")
+        say(f"transformers generates: {reason}" if reason else "vLLM generates (generation.engine=vllm)")
         return engine
     if reason:
         raise RecipeError(f"generation.engine=vllm: {reason}", cure)
@@ -110,7 +108,7 @@ def chosen_engine(recipe: Any, policy: "Policy") -> Engine:
             "leave generation.mode and generation.server out",
         )
     if named.mode == "server":
-        _say(f"vLLM generates on {named.server}, which is waited for")
+        say(f"vLLM generates on {named.server}, which is waited for")
     return named
 
 
@@ -147,11 +145,6 @@ def _is_cpu_build() -> bool:
         except PackageNotFoundError:
             continue
     return False
-
-
-def _say(line: str) -> None:
-    if processes.is_main():
-        get_console().print(line, markup=False, highlight=False)
 
 
 # Training -------------------------------------------------------------------------------------------------------------

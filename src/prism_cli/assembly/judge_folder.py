@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prism_cli.discriminator.saved import saved_judge
+from prism_cli.discriminator.saved import saved_discriminator
 from prism_cli.errors import CheckpointError, RecipeError
 from prism_cli.runs.references import resolve_model
 
@@ -53,7 +53,7 @@ def refuse_unsupported(config: Any, what: str) -> None:
     )
 
 
-def check_judge(section: Any) -> str:
+def check_discriminator(section: Any) -> str:
     """What a recipe's judge is, in words; loads nothing and fetches nothing.
 
     Raises:
@@ -67,7 +67,7 @@ def check_judge(section: Any) -> str:
         if section.path.startswith((".", "/")) or section.path.count("/") != 1:
             raise CheckpointError(f"no discriminator in {section.path}", "leave out discriminator.path")
         return f"{section.type}, {section.path} from the hub"
-    saved = saved_judge(Path(section.path))
+    saved = saved_discriminator(Path(section.path))
     # A released judge says nothing of itself but what its body is.
     found: Mapping[str, Any] = saved.settings or {"kind": saved.kind}
     for key, name in (("type", "kind"), ("readout", "readout"), ("dropout", "dropout")):
@@ -84,7 +84,7 @@ def check_judge(section: Any) -> str:
 def samples_pairs(section: Any) -> bool:
     """Whether an align run will sample pairs to warm its judge up on."""
     local = Path(section.path) if section.path is not None else None
-    cold = local is None or (local.is_dir() and not saved_judge(local).warm)
+    cold = local is None or (local.is_dir() and not saved_discriminator(local).warm)
     return cold and section.warmup.data is None
 
 

@@ -12,18 +12,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rich import get_console
-
 from prism_cli import processes
 from prism_cli.errors import PrismError, RecipeError
 from prism_cli.launching import nodes, worker
+from prism_cli.progress import say
 from prism_cli.recipes.identity import run_folder, to_yaml
 from prism_cli.recipes.launch import LaunchSection
 from prism_cli.recipes.sources import command_of, file_name
 from prism_cli.runs.folder import Terminated, tell_killed
 
 SOMEWHERE = ("$NODE_RANK", "$MASTER_ADDR", "$MASTER_PORT")
-AGAIN = "run the same command again to continue from the last checkpoint"
+RESUME_HINT = "run the same command again to continue from the last checkpoint"
 SOON = 10  # seconds within which deaths count as the first; torch kills what outlives the first by 30
 
 
@@ -110,7 +109,7 @@ def run(stage: str, recipe: Any, fresh: bool, typed: Sequence[str]) -> bool:
     """
     check(recipe)
     place = nodes.place(recipe.launch.nodes)
-    get_console().print(f"processes: {describe(recipe)}", markup=False, highlight=False)
+    say(f"processes: {describe(recipe)}")
     with tempfile.TemporaryDirectory(prefix="prism-") as name:
         folder = Path(name)
         file = folder / file_name(stage)
@@ -182,13 +181,13 @@ def raise_why(
         if code < 0 and code != -signal.SIGTERM and at <= first + SOON:
             raise KilledError(
                 f"process {rank} of {count} was killed (signal {-code}, {signal.Signals(-code).name})",
-                f"signal 9 is mostly the memory running out: lower the batch or raise launch.zero; {AGAIN}"
+                f"signal 9 is mostly the memory running out: lower the batch or raise launch.zero; {RESUME_HINT}"
                 if code == -signal.SIGKILL
-                else AGAIN,
+                else RESUME_HINT,
             )
     if not told:
         rank, (code, _) = min(ends.items(), key=lambda end: end[1][1])
-        raise PrismError(f"process {rank} of {count} ended with exit code {code}", AGAIN)
+        raise PrismError(f"process {rank} of {count} ended with exit code {code}", RESUME_HINT)
     why = told[0]
     if why.exit_code in (worker.INTERRUPTED, Terminated.exit_code):
         raise KeyboardInterrupt if why.exit_code == worker.INTERRUPTED else Terminated

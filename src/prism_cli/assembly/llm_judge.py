@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from rich import get_console
-
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import first_rows
 from prism_cli.assembly.endpoint import UNNAMED, budget_of, client_of, model_of, price_of, shown_endpoint, store_path
@@ -19,8 +17,9 @@ from prism_cli.endpoint.estimate import CHARACTERS_A_TOKEN
 from prism_cli.endpoint.requests import EndpointRequest
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import BudgetError, PrismError, TeacherError
+from prism_cli.progress import say
 from prism_cli.recipes.stages import RLRecipe
-from prism_cli.recipes.teachers import AnswerJudge
+from prism_cli.recipes.teachers import LLMJudge
 from prism_cli.recipes.training import DAPO
 from prism_cli.rewards.verdict import Asked, is_free_text, judge_messages, read_verdict
 from prism_cli.runs.files import write_atomically
@@ -38,7 +37,7 @@ LOOKED_AT = 64
 HOPELESS = 20
 
 
-def judge_lines(judge: AnswerJudge, recipe: RLRecipe) -> Plan:
+def llm_judge_lines(judge: LLMJudge, recipe: RLRecipe) -> Plan:
     """The plan's lines about the judge, by the first rows; asks nobody.
 
     Raises:
@@ -69,7 +68,7 @@ def judge_lines(judge: AnswerJudge, recipe: RLRecipe) -> Plan:
 
 
 @contextmanager
-def asking_judge(section: AnswerJudge, run_folder: Path, key: str = "rewards.judge") -> Iterator[Ask]:
+def open_llm_judge(section: LLMJudge, run_folder: Path, key: str = "rewards.judge") -> Iterator[Ask]:
     """A function that has answers judged, all at a time; what is kept costs nothing.
 
     Args:
@@ -131,7 +130,7 @@ class _Judge:
         if self._judged:
             unscored = f", {self._failed.total():,} left unscored ({self._reasons()})" if self._failed else ""
             text = f"judge: {self._judged:,} answers judged{unscored}"
-            get_console().print(text, markup=False, highlight=False, soft_wrap=True)
+            say(text)
 
     def _reasons(self) -> str:
         return ", ".join(f"{count} {reason}" for reason, count in self._failed.most_common())

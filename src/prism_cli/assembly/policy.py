@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import get_console
-
 from prism_cli.assembly.response import grammar_of, instruction_of
 from prism_cli.assembly.run_folder import lineage
 from prism_cli.errors import CheckpointError, RecipeError
+from prism_cli.progress import say
 from prism_cli.recipes.sections import ImageSection, ResponseSection, TinyModel
 from prism_cli.recipes.stages import Stage
 from prism_cli.responses import Grammar
@@ -52,7 +51,7 @@ def start_policy(recipe: Stage, whole: bool = False) -> "Policy":
             section.path, section.revision, section.dtype, section.attention, four_bits
         )
     if not models.set_pixel_budget(processor, image.min_pixels, image.max_pixels):
-        get_console().print("`image` has no effect: this model scales every picture to a size of its own", markup=False)
+        say("`image` has no effect: this model scales every picture to a size of its own")
     return models.Policy(model, processor, grammar, instruction)
 
 

@@ -9,7 +9,7 @@ from prism_cli.assembly.generation import Engine
 from prism_cli.errors import DataError
 from prism_cli.evaluation.sampling import Sample, Sampled
 from prism_cli.models import multimodal
-from prism_cli.progress import progress_callback
+from prism_cli.progress import progress
 from prism_cli.runs.files import write_atomically
 
 if TYPE_CHECKING:
@@ -49,16 +49,15 @@ def kept_samples(
         lot: Responses asked for at a time.
     """
     done = whole_lines(path)
-    bar, moved = progress_callback(label, len(wanted))
     left, first_seed = wanted[len(done) :], seed * 1_000_000 + len(done)
     lots = sampled_lots(sample, rows, left, lot, temperature=temperature, seed=first_seed)
-    with bar, open(path, "a", encoding="utf-8") as file:
-        moved(len(done))
+    with progress(label, len(wanted)) as on_progress, open(path, "a", encoding="utf-8") as file:
+        on_progress(len(done))
         for responses in lots:
             file.writelines(f"{json.dumps(response.token_ids)}\n" for response in responses)
             file.flush()
             done += [response.token_ids for response in responses]
-            moved(len(done))
+            on_progress(len(done))
     return done
 
 

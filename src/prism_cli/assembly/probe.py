@@ -24,7 +24,7 @@ from prism_cli.teacher.teachers import EndpointTeacher, Failed
 from prism_cli.worlds import world
 
 # A seeing teacher may misread a picture; one pair that is right on both sides is proof enough.
-ENOUGH_SEEN = 1
+MIN_PAIRS_SEEN = 1
 
 
 class Probed(NamedTuple):
@@ -55,7 +55,7 @@ class Probed(NamedTuple):
     @property
     def sees(self) -> bool:
         """Whether it answered from the pictures."""
-        return self.seen >= ENOUGH_SEEN
+        return self.seen >= MIN_PAIRS_SEEN
 
     @property
     def silent(self) -> bool:

@@ -5,10 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from rich import get_console
-
 from prism_cli.assembly.data import load_data
 from prism_cli.errors import PrismError
+from prism_cli.progress import say
 from prism_cli.recipes.stages import EvalRecipe
 from prism_cli.responses import read_settings
 from prism_cli.runs.files import write_atomically
@@ -65,7 +64,7 @@ def find_questions(folder: Path) -> None:
         if recipe.data is None or not any(folder.glob("samples-*.jsonl")):
             return
         told = f"reading the questions of {folder} again, to show them on the report page"
-        get_console().print(told, markup=False, highlight=False)
+        say(told)
         model = resolve_model(recipe.runs[0])[0]
         settings = read_settings(json.loads((model / "response.json").read_text(encoding="utf-8")))
         keep_questions(folder, load_data(recipe.data, cast("Policy", settings)))

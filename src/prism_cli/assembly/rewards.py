@@ -7,10 +7,10 @@ from pathlib import Path
 
 from prism_cli import processes
 from prism_cli.assembly.checks import Plan
-from prism_cli.assembly.llm_judge import Ask, asking_judge, judge_lines
+from prism_cli.assembly.llm_judge import Ask, llm_judge_lines, open_llm_judge
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.stages import RLRecipe
-from prism_cli.recipes.teachers import AnswerJudge
+from prism_cli.recipes.teachers import LLMJudge
 from prism_cli.recipes.training import DAPO
 from prism_cli.rewards.custom import custom_rule, find_function
 from prism_cli.rewards.format import format_reward
@@ -33,7 +33,7 @@ def check_rewards(recipe: RLRecipe) -> Plan:
         raise RecipeError("no reward has a weight", "give rewards.accuracy a weight above 0")
     total = " + ".join(f"{weight:g} · {name}" for name, weight in weights.items() if weight or name == "accuracy")
     judge = recipe.rewards.judge
-    return [("reward", total.replace("+ -", "- ")), *([] if judge is None else judge_lines(judge, recipe))]
+    return [("reward", total.replace("+ -", "- ")), *([] if judge is None else llm_judge_lines(judge, recipe))]
 
 
 @contextmanager
@@ -57,11 +57,11 @@ def build_rewards(recipe: RLRecipe, run_folder: Path) -> Iterator[tuple[Verified
 
 
 @contextmanager
-def _asking_for_all(judge: AnswerJudge, run_folder: Path) -> Iterator[Ask]:
+def _asking_for_all(judge: LLMJudge, run_folder: Path) -> Iterator[Ask]:
     """The judge, asked by the main process about the answers of all."""
     with ExitStack() as stack:
         here: list[Ask] = []
-        processes.from_main(lambda: here.append(stack.enter_context(asking_judge(judge, run_folder))))
+        processes.from_main(lambda: here.append(stack.enter_context(open_llm_judge(judge, run_folder))))
 
         def ask(answers: Sequence[Asked]) -> list[bool | None]:
             asked = list(dict.fromkeys(one for answers in processes.gather(list(answers)) for one in answers))

@@ -7,10 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich import get_console
-
 from prism_cli import processes
 from prism_cli.errors import RecipeError
+from prism_cli.progress import say
 from prism_cli.recipes.identity import differences, run_folder, to_dict, to_yaml
 from prism_cli.recipes.launch import LaunchSection
 from prism_cli.recipes.section import Section
@@ -84,7 +83,7 @@ def _check_processes(stage: str, launch: LaunchSection | None) -> None:
 def already_done(run: Run) -> bool:
     """Whether the stage has nothing left to do; says so."""
     if run.finished:
-        get_console().print(f"{run.folder} is finished; --fresh starts it over", markup=False)
+        say(f"{run.folder} is finished; --fresh starts it over")
     return run.finished
 
 

@@ -11,11 +11,12 @@ from rich import get_console
 from prism_cli import processes
 from prism_cli.assembly.asking import Asking, asking
 from prism_cli.assembly.data import has_pictures, raw_rows
-from prism_cli.assembly.desk import TeacherDesk
+from prism_cli.assembly.desk import TeacherAnswers
 from prism_cli.assembly.endpoint import LiveTeacher, at_batch_price, budget_of, client_of, model_of, store_path, url_of
 from prism_cli.assembly.probe import probed, refuse_blind
 from prism_cli.assembly.teacher_plan import Outlook
 from prism_cli.endpoint.store import AnswerStore
+from prism_cli.progress import say
 from prism_cli.recipes.sections import Data
 from prism_cli.recipes.teachers import DatasetTeacher, Teacher
 from prism_cli.responses import Grammar
@@ -26,7 +27,7 @@ from prism_cli.teacher.teachers import ColumnTeacher, EndpointTeacher
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["TeacherDesk", "teaching"]
+__all__ = ["TeacherAnswers", "open_teacher"]
 
 USAGE = "teacher.json"
 # Seconds for calls under way when a stage ends.
@@ -34,7 +35,7 @@ DRAIN = 30.0
 
 
 @contextmanager
-def teaching(
+def open_teacher(
     section: Teacher,
     grammar: Grammar,
     run: Run,
@@ -44,7 +45,7 @@ def teaching(
     at_most: int | None = None,
     samples: int = 1,
     batch: bool = False,
-) -> Iterator[TeacherDesk]:
+) -> Iterator[TeacherAnswers]:
     """The teacher a section names, ready to be asked about rows; its endpoint, if ours, runs as long as the context.
 
     Before the first question it is told what asking will take, and the teacher is probed. What it was asked is counted
@@ -70,15 +71,15 @@ def teaching(
     how = asking(section, grammar, instruction)
     if isinstance(section, DatasetTeacher):
         answers = {id: text for data in rows for id, text in zip(data["id"], data["teacher_response"], strict=True)}
-        yield TeacherDesk(ColumnTeacher(answers), how, *rows)
+        yield TeacherAnswers(ColumnTeacher(answers), how, *rows)
         return
     if not processes.is_main():
         processes.from_main(lambda: None)  # whether the main process can ask
-        yield TeacherDesk(ColumnTeacher({}), how, *rows)
+        yield TeacherAnswers(ColumnTeacher({}), how, *rows)
         return
     with ExitStack() as stack:
         told = at_batch_price(section) if batch else section
-        desks: list[TeacherDesk] = []
+        desks: list[TeacherAnswers] = []
         processes.from_main(
             lambda: desks.append(_live_desk(section, told, how, run, rows, data, samples, at_most, stack))
         )
@@ -97,7 +98,7 @@ def _live_desk(
     samples: int,
     at_most: int | None,
     stack: ExitStack,
-) -> TeacherDesk:
+) -> TeacherAnswers:
     path = run.folder / USAGE
     store = AnswerStore(store_path(section, run.folder))
     stack.callback(store.close)
@@ -118,7 +119,7 @@ def _live_desk(
         refuse_blind(probed(section, how, url, model, store, budget, data), f"{model} at {url}")
     client = client_of(section, url, model, store, budget, attempts=section.attempts, check=how.problem)
     teacher = EndpointTeacher(client)
-    desk = TeacherDesk(
+    desk = TeacherAnswers(
         teacher, how, *rows, max_failed=section.max_failed, outlook=outlook, budget=budget, keep_usage=keep_usage
     )
     stack.callback(lambda: _say(desk.account()))
@@ -138,4 +139,4 @@ def spent_before(path: Path, known: dict[str, int | float]) -> dict[str, int | f
 
 def _say(line: str | None) -> None:
     if line is not None:
-        get_console().print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)

@@ -16,6 +16,7 @@ from prism_cli.assembly.tracking import left_to_transformers, trackers
 from prism_cli.data.sources import is_local_name
 from prism_cli.errors import BudgetError, PrismError, RewardError, TeacherError
 from prism_cli.models import Policy, adapters_in_float32, has_adapters, in_four_bits, save_adapter
+from prism_cli.progress import say
 from prism_cli.publishing.model_card import model_card
 from prism_cli.recipes.stages import Stage, TrainingStage
 from prism_cli.runs.folder import Run
@@ -23,12 +24,12 @@ from prism_cli.trainers.arguments import AdamW, Schedule, launch_arguments, shar
 from prism_cli.trainers.callbacks import (
     AlreadyTrainedError,
     CompleteCheckpoints,
+    GracefulShutdown,
     MetricsLog,
     NoExtraStep,
     RichProgress,
     Shards,
     StopOnNonFinite,
-    StopWhenAsked,
     refuse_other_shards,
 )
 from prism_cli.trainers.drift_stop import StopWhenFlat
@@ -71,7 +72,7 @@ def callbacks(
     settings = [policy.save_response_settings] if processes.is_main() else []
     return [
         NoExtraStep(),
-        StopWhenAsked(get_console(), recipe.trainer.get("num_iterations", 1)),  # first: others see what it asks for
+        GracefulShutdown(get_console(), recipe.trainer.get("num_iterations", 1)),  # first: others see what it asks for
         StopOnNonFinite(),
         *memory_watch(run.manifest["stage"], recipe, run, policy),  # before what writes the log
         MetricsLog(run.folder / "metrics.jsonl"),
@@ -120,11 +121,11 @@ def train(
         KeyboardInterrupt: training was ended by a signal.
     """
     trainer.remove_callback(PrinterCallback)
-    asking, completing = _callback(trainer, StopWhenAsked), _callback(trainer, CompleteCheckpoints)
+    asking, completing = _callback(trainer, GracefulShutdown), _callback(trainer, CompleteCheckpoints)
     checkpoint = run.last_checkpoint()
     if checkpoint is not None:
         refuse_other_shards(checkpoint, completing.shards)
-        get_console().print(f"continuing from {checkpoint}", markup=False)
+        say(f"continuing from {checkpoint}")
         restore(checkpoint)
     adapters_in_float32(trainer.model)
     started = time.monotonic()
@@ -142,7 +143,7 @@ def train(
     flat = next((one.reason for one in trainer.callback_handler.callbacks if isinstance(one, StopWhenFlat)), None)
     if flat is not None:
         run.update(stopped={"step": trainer.state.global_step, "why": flat})
-        get_console().print(f"ended at step {trainer.state.global_step}: {flat}", markup=False, highlight=False)
+        say(f"ended at step {trainer.state.global_step}: {flat}")
     elif trainer.state.global_step < trainer.state.max_steps:
         raise PrismError(
             f"training ended at step {trainer.state.global_step} of {trainer.state.max_steps}",

@@ -17,7 +17,7 @@ from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.discriminator.model import Discriminator
 from prism_cli.discriminator.pairs import Pairs
 from prism_cli.discriminator.reader import PartReader
-from prism_cli.progress import progress_callback
+from prism_cli.progress import progress, say
 from prism_cli.recipes.alignment import MoEDiscriminator, WarmupSection
 from prism_cli.recipes.stages import AlignRecipe, WarmupRecipe
 from prism_cli.runs.files import write_atomically
@@ -93,8 +93,10 @@ def _learn(
     held_out, train = pairs.select(0, section.held_out), pairs.select(section.held_out, len(pairs.rows))
     kept = _Kept(folder, learner)
     done, why = kept.restore(), None
-    bar, moved = progress_callback("warm-up: training the discriminator", steps)
-    with bar, open(folder / METRICS if processes.is_main() else os.devnull, "a", encoding="utf-8") as log:
+    with (
+        progress("warm-up: training the discriminator", steps) as on_progress,
+        open(folder / METRICS if processes.is_main() else os.devnull, "a", encoding="utf-8") as log,
+    ):
         for step in range(done + 1, steps + 1):
             # Dropout draws anew each step and on each process, so a step after a restart is the same.
             torch.manual_seed((seed * 1_000_000 + step) * processes.world_size() + processes.rank())
@@ -106,7 +108,7 @@ def _learn(
                 why = processes.from_main(partial(_reached, section, learner.discriminator.parts, line))
             log.write(f"{json.dumps(line)}\n")
             log.flush()
-            moved(step)
+            on_progress(step)
             if why is not None:
                 break
             if step % section.checkpoint_every == 0:
@@ -197,7 +199,7 @@ class _Kept:
 
     def _begin(self, checkpoint: Path | None, step: int) -> None:
         if checkpoint is not None:
-            get_console().print(f"continuing from {checkpoint}", markup=False)
+            say(f"continuing from {checkpoint}")
         path = self._folder / METRICS
         lines = path.read_text(encoding="utf-8").splitlines(True)[:step] if path.is_file() else []
         write_atomically(path, "".join(lines))

@@ -14,14 +14,14 @@ from prism_cli.runs.references import COMPLETE, DISCRIMINATOR
 if TYPE_CHECKING:  # torch and datasets cost seconds to import, and --dry-run needs neither
     from datasets import Dataset
 
-    from prism_cli.assembly.desk import TeacherDesk
+    from prism_cli.assembly.desk import TeacherAnswers
     from prism_cli.discriminator.model import Discriminator
     from prism_cli.discriminator.reader import PartReader
     from prism_cli.models import Policy
 
 
 def warm_discriminator(
-    recipe: AlignRecipe, policy: "Policy", rows: "Dataset", desk: "TeacherDesk", folder: Path
+    recipe: AlignRecipe, policy: "Policy", rows: "Dataset", desk: "TeacherAnswers", folder: Path
 ) -> "Discriminator":
     """A warm judge: the one the recipe names, the one this run warmed up before, or a new one.
 
@@ -37,7 +37,7 @@ def warm_discriminator(
 
     section = recipe.discriminator
     if section.path is not None and discriminator.is_warm(section.path):
-        return discriminator.open_judge(section, policy, desk.taught)
+        return discriminator.open_discriminator(section, policy, desk.taught)
     if processes.from_main((folder / COMPLETE).is_file):
         return Discriminator.from_pretrained(folder / DISCRIMINATOR)
     discriminator.refuse_unfit(section, policy)
@@ -49,7 +49,7 @@ def _warm_up(
     recipe: AlignRecipe | WarmupRecipe,
     policy: "Policy",
     folder: Path,
-    asked: "tuple[Dataset, TeacherDesk] | None" = None,
+    asked: "tuple[Dataset, TeacherAnswers] | None" = None,
 ) -> "Discriminator":
     """A judge trained on the pairs a recipe names, else on pairs of the rows and the teacher in `asked`."""
     from prism_cli.assembly.warmup_pairs import read_pairs, sampled_pairs
@@ -76,7 +76,7 @@ def _train(recipe: AlignRecipe | WarmupRecipe, policy: "Policy", pairs, reader: 
     # From here on nothing depends on what ran before, so a warm-up that was killed ends the same when run again.
     torch.manual_seed(recipe.seed)
     parts = tuple(reader.taught.parts)
-    make = discriminator.build_judge if recipe.discriminator.path is None else _opened
+    make = discriminator.build_discriminator if recipe.discriminator.path is None else _opened
     cold = make(recipe, policy, parts)
     warm, account = warming.warm(recipe, cold, pairs, reader, folder, folder / DISCRIMINATOR)
     processes.from_main(lambda: write_atomically(folder / COMPLETE, json.dumps(account)))
@@ -86,9 +86,9 @@ def _train(recipe: AlignRecipe | WarmupRecipe, policy: "Policy", pairs, reader: 
 
 
 def _opened(recipe: AlignRecipe | WarmupRecipe, policy: "Policy", parts: tuple[str, ...]) -> "Discriminator":
-    from prism_cli.assembly.discriminator import open_judge
+    from prism_cli.assembly.discriminator import open_discriminator
 
-    return open_judge(recipe.discriminator, policy, parts)
+    return open_discriminator(recipe.discriminator, policy, parts)
 
 
 def _first_asked(recipe: AlignRecipe, rows: "Dataset") -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ from prism_cli import processes
 from prism_cli.assembly.data import load_data
 from prism_cli.assembly.generation import TRANSFORMERS, chosen_engine, sampler
 from prism_cli.assembly.policy_samples import at_once, kept_samples
-from prism_cli.assembly.teacher import TeacherDesk
+from prism_cli.assembly.teacher import TeacherAnswers
 from prism_cli.data.lengths import refuse_over_long
 from prism_cli.discriminator.inputs import Parts
 from prism_cli.discriminator.pairs import Pairs
@@ -27,7 +27,7 @@ def sampled_pairs(
     recipe: AlignRecipe | WarmupRecipe,
     policy: Policy,
     rows: "Dataset",
-    desk: TeacherDesk,
+    desk: TeacherAnswers,
     reader: PartReader,
     path: Path,
 ) -> Pairs:

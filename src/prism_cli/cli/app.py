@@ -36,13 +36,13 @@ class ErrorPrintingGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except PrismError as error:
-            if worker.speaks(error):
+            if worker.should_print(error):
                 _say(("error:", "bold red", str(error)), *([("hint:", "bold cyan", error.hint)] if error.hint else []))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt as interrupt:
             # Objects that were half made when it came complain as they go.
             sys.unraisablehook = lambda _: None
-            if worker.speaks(interrupt):
+            if worker.should_print(interrupt):
                 _say(("interrupted:", "bold yellow", "run the same command again to continue"))
             raise typer.Exit(worker.exit_code(interrupt)) from None
 

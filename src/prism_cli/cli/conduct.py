@@ -14,6 +14,7 @@ from rich.text import Text
 
 from prism_cli.cli.words import Words
 from prism_cli.errors import CheckpointError, RecipeError
+from prism_cli.progress import say
 
 
 def resolve(stage: str, words: Words, chosen: dict[str, Any], *earlier: str) -> Any:
@@ -146,7 +147,7 @@ def _write_sbatch(stage: str, recipe: Any, base: Path | None, file: Path, resume
     where = next(index for index, word in enumerate(typed) if word.partition("=")[0] == "--sbatch")
     del typed[where : where + (1 if "=" in typed[where] else 2)]
     sbatch.write(file, stage, launches, typed)
-    get_console().print(f"written {file}: look at its first lines, then hand it in with sbatch", markup=False)
+    say(f"written {file}: look at its first lines, then hand it in with sbatch")
 
 
 def start_from_newest(recipe: Any, *stages: str) -> dict[str, str]:

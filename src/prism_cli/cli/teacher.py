@@ -13,6 +13,7 @@ from rich.text import Text
 
 from prism_cli.cli import options
 from prism_cli.cli.words import sort_words
+from prism_cli.progress import say
 
 if TYPE_CHECKING:
     from prism_cli.stages.teacher_check import Checkup
@@ -99,7 +100,7 @@ def log(
 
     if export is not None:
         rows = teacher_log.export(store, export)
-        get_console().print(f"{rows:,} answers written to {export}, without their pictures", markup=False)
+        say(f"{rows:,} answers written to {export}, without their pictures")
         return
     found = teacher_log.read(store, count)
     if as_json:

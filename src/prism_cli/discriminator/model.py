@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import load_balancing_loss_func
 
 from prism_cli.discriminator.inputs import PromptInputs, ScoreInputs, build_score_inputs, without_images
-from prism_cli.discriminator.saved import HEAD_FILE, SETTINGS_FILE, saved_judge
+from prism_cli.discriminator.saved import HEAD_FILE, SETTINGS_FILE, saved_discriminator
 from prism_cli.errors import CheckpointError, DataError
 from prism_cli.packing import packed_positions, use_packing
 
@@ -232,7 +232,7 @@ class Discriminator(nn.Module):
             CheckpointError: the folder holds no discriminator, or not all of its weights.
         """
         folder = Path(folder)
-        saved = saved_judge(folder)
+        saved = saved_discriminator(folder)
         settings = saved.settings or otherwise
         if settings is None:
             raise CheckpointError(

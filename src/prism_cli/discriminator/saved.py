@@ -36,7 +36,7 @@ class SavedJudge(NamedTuple):
     head: tuple[Path, str] | None
 
 
-def saved_judge(folder: Path) -> SavedJudge:
+def saved_discriminator(folder: Path) -> SavedJudge:
     """What is in a folder.
 
     Raises:

@@ -78,12 +78,12 @@ class BatchAsker:
         """Ids of the batches under way at the endpoint."""
         return [submission.batch for submission in self._ledger.open if submission.batch]
 
-    def run(self, requests: Callable[[], Iterable[EndpointRequest]], moved: Callable[[int, int], None]) -> None:
+    def run(self, requests: Callable[[], Iterable[EndpointRequest]], on_progress: Callable[[int, int], None]) -> None:
         """Asks until every request has a usable answer in the store or can't get one.
 
         Args:
             requests: Gives all requests, each time anew: pictures of one batch fit into memory, those of all may not.
-            moved: Told how many requests were answered, and how many submitted, since this began.
+            on_progress: Told how many requests were answered, and how many submitted, since this began.
 
         Raises:
             TeacherError: the endpoint has no batches, or ended one for a reason that concerns all of it.
@@ -91,20 +91,20 @@ class BatchAsker:
         """
         before = 0
         while True:
-            before = self._collect(before, moved)
-            if not self._submit(requests, lambda count, before=before: moved(before, before + count)):
+            before = self._collect(before, on_progress)
+            if not self._submit(requests, lambda count, before=before: on_progress(before, before + count)):
                 return
 
-    def collect(self, moved: Callable[[int, int], None]) -> None:
+    def collect(self, on_progress: Callable[[int, int], None]) -> None:
         """Waits for the batches under way and keeps what they bring; submits nothing.
 
         Args:
-            moved: Told how many requests were answered, and how many were submitted.
+            on_progress: Told how many requests were answered, and how many were submitted.
 
         Raises:
             TeacherError: the endpoint forgot or refused a batch, or can't give its results.
         """
-        self._collect(0, moved)
+        self._collect(0, on_progress)
 
     def reason(self, request: EndpointRequest) -> str | None:
         """Why a request got no usable answer, or None if it has one."""
@@ -128,7 +128,7 @@ class BatchAsker:
 
     # Submitting -------------------------------------------------------------------------------------------------------
 
-    def _submit(self, requests: Callable[[], Iterable[EndpointRequest]], moved: Callable[[int], None]) -> int:
+    def _submit(self, requests: Callable[[], Iterable[EndpointRequest]], on_progress: Callable[[int], None]) -> int:
         """Submits what is still to be asked and may be afforded; gives how many requests that are."""
         submitted, draft = 0, None
         room = Room(self._terms, self._client.budget)
@@ -138,7 +138,7 @@ class BatchAsker:
                 draft = None
             draft = draft or Draft(self._ledger)
             draft.add(key, asked, line)
-            moved(submitted := submitted + 1)
+            on_progress(submitted := submitted + 1)
         if draft is not None:
             self._send(draft.finish())
         elif room.refused:
@@ -210,7 +210,7 @@ class BatchAsker:
 
     # Collecting -------------------------------------------------------------------------------------------------------
 
-    def _collect(self, before: int, moved: Callable[[int, int], None]) -> int:
+    def _collect(self, before: int, on_progress: Callable[[int, int], None]) -> int:
         """Waits for all batches under way and keeps what they bring; gives how many requests came back so far."""
         for submission in self._ledger.open:
             submission.batch = submission.batch or self._find(submission)
@@ -230,7 +230,7 @@ class BatchAsker:
                     done, pause = done + submission.count, FIRST_PAUSE
                 elif batch.request_counts is not None:
                     under_way += batch.request_counts.completed + batch.request_counts.failed
-            moved(done + under_way, submitted)
+            on_progress(done + under_way, submitted)
             if waiting:
                 time.sleep(pause)
                 pause = min(pause * GROWTH, LONGEST_PAUSE)

@@ -57,7 +57,7 @@ def command() -> list[str]:
     return json.loads((Path(os.environ[FOLDER]) / "command.json").read_text(encoding="utf-8"))
 
 
-def speaks(error: PrismError | KeyboardInterrupt) -> bool:
+def should_print(error: PrismError | KeyboardInterrupt) -> bool:
     """Whether this process is the one that prints how it ended; a launcher of prism's own is told instead."""
     if not by_prism():
         return processes.world_size() == 1 or processes.tells_of_failure()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prism_cli.errors import CheckpointError
-from prism_cli.progress import progress_callback
+from prism_cli.progress import progress
 from prism_cli.runs.references import checkpoint_step, read_manifest
 
 # Where a run lies and whom it asks by what address: of this machine, and nothing to a reader elsewhere.
@@ -223,10 +223,9 @@ def weights_of(folder: Path) -> dict[str, str]:
     """File → SHA-256 of a model's weights, as `sha256sum` prints it."""
     files = sorted(folder.glob("*.safetensors"))
     found = {}
-    bar, moved = progress_callback("hashing the weights", len(files))
-    with bar:
+    with progress("hashing the weights", len(files)) as on_progress:
         for number, path in enumerate(files, 1):
             with open(path, "rb") as file:
                 found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-            moved(number)
+            on_progress(number)
     return found

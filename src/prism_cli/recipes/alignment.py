@@ -15,7 +15,7 @@ from prism_cli.recipes.section import Fraction, Section, UserPath, type_if_absen
 from prism_cli.recipes.sections import FileData
 
 
-class JudgeLoRA(Section):
+class DiscriminatorLoRA(Section):
     """Train low-rank adapters instead of all weights (PEFT)."""
 
     rank: PositiveInt = 16
@@ -53,7 +53,7 @@ class WarmupSection(Section):
     number says, such as [0.7, 0.85]; above the second it is called saturated. Null trains on all pairs."""
     checkpoint_every: PositiveInt = 100
     """Steps between checkpoints; the last one is kept until the warm-up is done."""
-    lora: JudgeLoRA | None = None
+    lora: DiscriminatorLoRA | None = None
     """Train low-rank adapters on the judge's attention (a dense one's MLPs too) and its head instead of all weights;
     they are merged at the end."""
 

@@ -11,7 +11,7 @@ from prism_cli.recipes.launch import LaunchSection
 from prism_cli.recipes.pipelines import PipelineRecipe, StudyRecipe
 from prism_cli.recipes.section import Fraction, Section, UserPath, type_if_absent
 from prism_cli.recipes.sections import Data, ImageSection, LoRA, Model, ResponseSection
-from prism_cli.recipes.teachers import AnswerJudge, EmbeddedTeacher, OpenAITeacher, Teacher
+from prism_cli.recipes.teachers import EmbeddedTeacher, LLMJudge, OpenAITeacher, Teacher
 from prism_cli.recipes.training import (
     GRPO,
     Algorithm,
@@ -172,7 +172,7 @@ class EvalRecipe(Section):
     """Published benchmarks through lmms-eval, beside `data` or in its place."""
     teacher: Teacher | None = None
     """Who to measure the distance to; null measures no distance."""
-    judge: AnswerJudge | None = None
+    judge: LLMJudge | None = None
     """Asked where the rules find a free-text answer wrong: does it mean the same? An answer it gives no verdict on is
     left out and counted. Null: the rules alone decide."""
     samples: NonNegativeInt = 4

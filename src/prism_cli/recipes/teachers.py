@@ -106,7 +106,7 @@ class OpenAITeacher(EndpointSection, _LiveTeacher):
     """Larger pictures are scaled down to this many pixels before they are sent; others go as they were read."""
 
 
-class AnswerJudge(EndpointSection):
+class LLMJudge(EndpointSection):
     """A model that says whether a free-text answer means the same as an accepted one."""
 
     temperature: NonNegativeFloat = 0.0

@@ -11,7 +11,7 @@ from pydantic import (
 )
 
 from prism_cli.recipes.section import Fraction, Section, type_if_absent
-from prism_cli.recipes.teachers import AnswerJudge
+from prism_cli.recipes.teachers import LLMJudge
 
 
 class CustomReward(Section):
@@ -35,7 +35,7 @@ class RewardsSection(Section):
     """Weight of the penalty on repeated phrases (0 to −1); 0 leaves it out."""
     custom: dict[str, CustomReward] = Field(default_factory=dict)
     """Name → a reward of your own."""
-    judge: AnswerJudge | None = None
+    judge: LLMJudge | None = None
     """Asked where the rules find a free-text answer wrong: does it mean the same? Where it fails the response is left
     unscored. Null: the rules alone decide."""
     max_wrong: Fraction = 0.2

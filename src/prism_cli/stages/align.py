@@ -11,11 +11,11 @@ from prism_cli.assembly.asking import taught_grammar
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
 from prism_cli.assembly.generation import Engine, check_generation, chosen_engine, vllm_rollouts
-from prism_cli.assembly.judge_folder import check_judge
+from prism_cli.assembly.judge_folder import check_discriminator
 from prism_cli.assembly.policy import lora_config
 from prism_cli.assembly.response import grammar_ahead
 from prism_cli.assembly.run_folder import already_done, lineage, open_stage
-from prism_cli.assembly.teacher import teaching
+from prism_cli.assembly.teacher import open_teacher
 from prism_cli.assembly.teacher_plan import questions_at_most
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.recipes.stages import AlignRecipe
@@ -42,7 +42,7 @@ def check(recipe: AlignRecipe, pending: bool = False) -> Plan:
     _check_weights(recipe)
     if (pairs := recipe.discriminator.warmup.data) is not None:
         plan += checks.check_data(pairs, "align", "discriminator.warmup.data")
-    judge = check_judge(recipe.discriminator)
+    judge = check_discriminator(recipe.discriminator)
     rollouts = f"{recipe.prompts_per_step} prompts × {recipe.rollouts} rollouts a step"
     length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs} epochs"
     if recipe.stop is not None:
@@ -78,7 +78,7 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
         refuse_too_few(rows, recipe.prompts_per_step)
         engine = chosen_engine(recipe, policy)  # before the teacher costs anything
         asked = {"instruction": policy.instruction, "data": recipe.data, "at_most": questions_at_most(recipe)}
-        with teaching(recipe.teacher, policy.grammar, run, *filter(None, (rows, held_out)), **asked) as desk:
+        with open_teacher(recipe.teacher, policy.grammar, run, *filter(None, (rows, held_out)), **asked) as desk:
             judge = warm_discriminator(recipe, policy, rows, desk, run.folder / "warmup")
             trainer, learner = _trainer(recipe, policy, judge, desk, rows, held_out, run, engine)
             _train(trainer, learner, run, policy)

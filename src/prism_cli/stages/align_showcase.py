@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prism_cli.assembly.policy import start_policy
-from prism_cli.assembly.teacher import TeacherDesk
+from prism_cli.assembly.teacher import TeacherAnswers
 from prism_cli.discriminator.inputs import Comparisons
 from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.discriminator.model import Discriminator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SHOWN = 12
 
 
-def write_showcase(recipe: AlignRecipe, run: Run, judge: Discriminator, rows: "Dataset", desk: TeacherDesk) -> None:
+def write_showcase(recipe: AlignRecipe, run: Run, judge: Discriminator, rows: "Dataset", desk: TeacherAnswers) -> None:
     """Samples both policies on the first rows, scores them with the final judge, and writes showcase.jsonl."""
     chosen = [rows[i] for i in range(min(SHOWN, len(rows)))]
     answers = desk.answers(chosen)

@@ -14,9 +14,10 @@ from prism_cli.assembly.data import load_data
 from prism_cli.assembly.generation import chosen_engine, sampler
 from prism_cli.assembly.response import grammar_ahead, response_settings
 from prism_cli.assembly.run_folder import already_done, open_stage
-from prism_cli.assembly.teacher import teaching
+from prism_cli.assembly.teacher import open_teacher
 from prism_cli.endpoint.batch_ledger import under_way
 from prism_cli.errors import CheckpointError, PrismError, RecipeError
+from prism_cli.progress import say
 from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.stages import CollectRecipe
 from prism_cli.recipes.teachers import EmbeddedTeacher
@@ -128,7 +129,7 @@ def _collect(
     section = recipe.teacher.model_copy(update={"max_failed": 1.0})
     origin = {"instruction": settings.instruction, "data": recipe.data, "samples": recipe.samples}
     write, notes = _pairs if recipe.from_ else _demonstrations, run.folder / BATCHES
-    with teaching(section, settings.grammar, run, rows, batch=recipe.batch, **origin) as desk:
+    with open_teacher(section, settings.grammar, run, rows, batch=recipe.batch, **origin) as desk:
         if recipe.batch:
             answers: Answers = BatchAnswers(desk, recipe, notes)
         else:
@@ -289,7 +290,7 @@ def _say_stopped(collected: Collected, stopped: Stopped) -> None:
     if isinstance(stopped, PrismError):
         stopped.hint = f"{stopped.hint}; {kept}"
     else:
-        get_console().print(f"{kept}; the same command goes on", markup=False, soft_wrap=True)
+        say(f"{kept}; the same command goes on")
 
 
 def _say(collected: Collected, recipe: CollectRecipe) -> None:

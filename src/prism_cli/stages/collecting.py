@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from prism_cli.assembly.endpoint import at_batch_price, price_of
-from prism_cli.assembly.teacher import TeacherDesk
+from prism_cli.assembly.teacher import TeacherAnswers
 from prism_cli.endpoint.batch import BatchAsker
 from prism_cli.endpoint.batch_terms import Terms
 from prism_cli.endpoint.client import EndpointClient
 from prism_cli.endpoint.requests import EndpointRequest
 from prism_cli.errors import BudgetError, TeacherError
-from prism_cli.progress import progress_callback
+from prism_cli.progress import progress, say
 from prism_cli.recipes.stages import CollectRecipe
 from prism_cli.recipes.teachers import OpenAITeacher
 from prism_cli.teacher.batch_teacher import BatchTeacher
@@ -67,7 +67,7 @@ class DirectAnswers:
         samples: Answers a row.
     """
 
-    def __init__(self, desk: TeacherDesk, samples: int):
+    def __init__(self, desk: TeacherAnswers, samples: int):
         assert isinstance(desk.teacher, EndpointTeacher | BatchTeacher), "check refuses teachers that can't be asked"
         self._desk, self._samples, self._client = desk, samples, desk.teacher.client
         self._asking = isinstance(desk.teacher, EndpointTeacher)
@@ -78,14 +78,13 @@ class DirectAnswers:
         """See `Answers`."""
         ids = [{"id": id} for id in rows["id"]]
         ahead = max(LOT, AHEAD // self._samples)
-        bar, moved = progress_callback("collecting", len(ids) * self._samples)
-        with bar:
+        with progress("collecting", len(ids) * self._samples) as on_progress:
             self._prefetch(ids[:ahead])
             for start in range(0, len(ids), LOT):
                 if self.stopped is None:
                     self._prefetch(ids[start + ahead : start + ahead + LOT])
                 answered = self._lot(ids[start : start + LOT])
-                moved(min(start + LOT, len(ids)) * self._samples)
+                on_progress(min(start + LOT, len(ids)) * self._samples)
                 for index, given in enumerate(answered):
                     if given:
                         yield rows[start + index], given
@@ -140,7 +139,7 @@ class BatchAnswers:
         folder: Where batches are written down.
     """
 
-    def __init__(self, desk: TeacherDesk, recipe: CollectRecipe, folder: Path):
+    def __init__(self, desk: TeacherAnswers, recipe: CollectRecipe, folder: Path):
         self._desk, self._samples = desk, recipe.samples
         self._asker, client = _asker(desk, recipe, folder)
         desk.teacher = BatchTeacher(client, self._asker)
@@ -166,7 +165,7 @@ class BatchAnswers:
         return (self._desk.request(id, sample) for sample in range(self._samples))
 
 
-def collect_open(desk: TeacherDesk, recipe: CollectRecipe, folder: Path) -> None:
+def collect_open(desk: TeacherAnswers, recipe: CollectRecipe, folder: Path) -> None:
     """Brings in the batches that earlier starts submitted: they are paid for, whoever asks the rest.
 
     Args:
@@ -182,7 +181,7 @@ def collect_open(desk: TeacherDesk, recipe: CollectRecipe, folder: Path) -> None
         _wait(asker, asker.collect)
 
 
-def useless(asked: int, desk: TeacherDesk) -> TeacherError:
+def useless(asked: int, desk: TeacherAnswers) -> TeacherError:
     """The error over a teacher without one usable answer."""
     kinds: Counter[str] = Counter()
     for reason, count in desk.failures.items():
@@ -194,7 +193,7 @@ def useless(asked: int, desk: TeacherDesk) -> TeacherError:
     )
 
 
-def _asker(desk: TeacherDesk, recipe: CollectRecipe, folder: Path) -> tuple[BatchAsker, EndpointClient]:
+def _asker(desk: TeacherAnswers, recipe: CollectRecipe, folder: Path) -> tuple[BatchAsker, EndpointClient]:
     section = recipe.teacher
     assert isinstance(section, OpenAITeacher), "check refuses batches of another teacher"
     assert isinstance(desk.teacher, EndpointTeacher), "an endpoint's desk has an endpoint's teacher"
@@ -205,11 +204,10 @@ def _asker(desk: TeacherDesk, recipe: CollectRecipe, folder: Path) -> tuple[Batc
 
 def _wait(asker: BatchAsker, work: Callable[[Callable[[int, int], None]], None]) -> None:
     """Works with batches under a progress bar; says what goes on without us."""
-    bar, _ = progress_callback("waiting for batches", 0)
-    with bar:
+    with progress("waiting for batches", 0) as on_progress:
         try:
-            work(lambda done, submitted: bar.update(bar.task_ids[0], completed=done, total=submitted))
+            work(on_progress)
         except KeyboardInterrupt:
             if waiting := ", ".join(asker.waiting):
-                bar.console.print(f"{waiting}: under way at the endpoint, and collected by the next start")
+                say(f"{waiting}: under way at the endpoint, and collected by the next start")
             raise

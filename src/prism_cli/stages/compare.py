@@ -18,7 +18,7 @@ from prism_cli.assembly import report
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.run_folder import open_stage
 from prism_cli.errors import PrismError
-from prism_cli.progress import progress_callback
+from prism_cli.progress import progress, say
 from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.pipelines import PipelineStep, StudyRecipe
 from prism_cli.recipes.steps import resolve_steps
@@ -124,7 +124,6 @@ def _run_all(recipe: StudyRecipe, base: Path, folder: Path) -> dict[Job, str]:
     failed: dict[Job, str] = {}
     done: set[Job] = set()
     waiting = [Job(seed, arm) for seed in recipe.seeds for arm in (SHARED, *recipe.arms)]
-    bar, moved = progress_callback("arms", len(waiting))
     # A new interpreter a worker: a forked one would inherit torch's threads and locks. Ctrl-C ends it at once.
     pool = ProcessPoolExecutor(
         _processes(recipe),
@@ -134,7 +133,7 @@ def _run_all(recipe: StudyRecipe, base: Path, folder: Path) -> dict[Job, str]:
     )
     running: dict[Future[str | None], Job] = {}
     try:
-        with bar:
+        with progress("arms", len(waiting)) as on_progress:
             while waiting or running:
                 for job in [job for job in waiting if done.issuperset(_before(recipe, job))]:
                     waiting.remove(job)
@@ -146,8 +145,8 @@ def _run_all(recipe: StudyRecipe, base: Path, folder: Path) -> dict[Job, str]:
                         waiting = _without_those_after(recipe, waiting, job)
                     else:
                         done.add(job)
-                    moved(len(recipe.seeds) * (1 + len(recipe.arms)) - len(waiting) - len(running))
-                    bar.console.print(f"{job.name}: {'failed' if error else 'done'}", markup=False, highlight=False)
+                    on_progress(len(recipe.seeds) * (1 + len(recipe.arms)) - len(waiting) - len(running))
+                    say(f"{job.name}: {'failed' if error else 'done'}")
     except BrokenProcessPool:
         raise PrismError(
             "a process of the study was killed", "out of memory? set processes=1 and run it again"

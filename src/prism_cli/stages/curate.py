@@ -17,6 +17,7 @@ from prism_cli.assembly.generation import check_generation
 from prism_cli.assembly.response import response_settings
 from prism_cli.assembly.run_folder import already_done, open_stage
 from prism_cli.errors import DataError, RecipeError
+from prism_cli.progress import say
 from prism_cli.publishing.lineage import lineage_of, weights_of
 from prism_cli.recipes.stages import CurateRecipe
 from prism_cli.responses import ResponseSettings
@@ -80,7 +81,7 @@ def run(recipe: CurateRecipe, fresh: bool = False, command: Sequence[str] = ()) 
         _refuse_nothing(recipe, summary)
     user = "collect" if recipe.keep == "hard" else f"rl --from {recipe.from_}"
     following = f"next     prism {user} --data {run.folder} …"
-    get_console().print(following, markup=False, highlight=False, soft_wrap=True)
+    say(following)
     return run.folder
 
 

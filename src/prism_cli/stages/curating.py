@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prism_cli.assembly.generation import chosen_engine, sampler
 from prism_cli.errors import CheckpointError
-from prism_cli.progress import progress_callback
+from prism_cli.progress import progress
 from prism_cli.recipes.stages import CurateRecipe
 from prism_cli.responses import Grammar
 from prism_cli.rewards.accuracy import is_correct
@@ -49,9 +49,11 @@ def pass_rates(recipe: CurateRecipe, folder: Path, grammar: Grammar, rows: "Data
     rates = _kept(folder / SAMPLES, lot, len(rows))
     if len(rates) == len(rows):
         return rates
-    bar, moved = progress_callback(f"{recipe.samples} responses a prompt", len(rows))
-    with bar, open(folder / SAMPLES, "a", encoding="utf-8") as file:
-        moved(len(rates))
+    with (
+        progress(f"{recipe.samples} responses a prompt", len(rows)) as on_progress,
+        open(folder / SAMPLES, "a", encoding="utf-8") as file,
+    ):
+        on_progress(len(rates))
         for texts, lengths in _sampled(recipe, rows, len(rates), lot):
             asked = rows.select(range(len(rates), len(rates) + len(texts)))
             lines = [
@@ -61,7 +63,7 @@ def pass_rates(recipe: CurateRecipe, folder: Path, grammar: Grammar, rows: "Data
             file.writelines(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
             file.flush()
             rates += map(_rate, lines)
-            moved(len(rates))
+            on_progress(len(rates))
     return rates
 
 

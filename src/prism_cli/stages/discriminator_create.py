@@ -5,12 +5,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich import get_console
-
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.judge_folder import model_folder, refuse_unsupported
 from prism_cli.assembly.response import grammar_of
 from prism_cli.errors import CheckpointError, PrismError, RecipeError
+from prism_cli.progress import say
 from prism_cli.recipes.sections import ResponseSection
 from prism_cli.responses import read_settings
 
@@ -70,15 +69,14 @@ def create(creation: Creation) -> None:
     from prism_cli.assembly.run_folder import quiet_libraries
     from prism_cli.discriminator.create import create as write_judge
     from prism_cli.discriminator.create import mixture
-    from prism_cli.progress import progress_callback
+    from prism_cli.progress import progress
 
     quiet_libraries()
     folder = model_folder(creation.source)
     how = _rule(creation)
     weights = mixture(_dense_config(folder, creation.source), how).state_dict()
-    bar, moved = progress_callback("upcycling", len(weights))
     settings = _settings(folder, creation)
-    with bar:
+    with progress("upcycling", len(weights)) as on_progress:
         write_judge(
             folder,
             creation.output,
@@ -86,12 +84,12 @@ def create(creation: Creation) -> None:
             settings,
             head_std=creation.head_std,
             source=creation.source,
-            progress=moved,
+            progress=on_progress,
         )
     size = sum(path.stat().st_size for path in creation.output.glob("model*.safetensors"))
-    _say(f"{creation.output}: {size / 2**30:,.2f} GiB, {how.experts} experts a layer")
+    say(f"{creation.output}: {size / 2**30:,.2f} GiB, {how.experts} experts a layer")
     _compare(folder, creation, how, need=4 * 2 * sum(weight.numel() for weight in weights.values()))
-    _say(f"next     prism discriminator warmup … discriminator.path={creation.output}")
+    say(f"next     prism discriminator warmup … discriminator.path={creation.output}")
 
 
 def _rule(creation: Creation) -> "Upcycling":
@@ -146,7 +144,7 @@ def _compare(folder: Path, creation: Creation, how: "Upcycling", need: int) -> N
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if not creation.check or need > free:
         why = "--no-check" if not creation.check else f"{need / 2**30:,.0f} GiB wanted, {free / 2**30:,.0f} free"
-        _say(f"hidden states not compared with the dense model's: {why}")
+        say(f"hidden states not compared with the dense model's: {why}")
         return
     from prism_cli.discriminator.create import SAME, distance, upcycled_distance
     from prism_cli.discriminator.model import Discriminator
@@ -161,9 +159,7 @@ def _compare(folder: Path, creation: Creation, how: "Upcycling", need: int) -> N
             f"this model is not upcycled rightly; don't use {creation.output}",
         )
     noisy = distance(Discriminator.from_pretrained(creation.output).float().body, dense, inputs)
-    _say(
-        f"hidden states beside the dense model's, at most: {silent:.1e} of the largest without noise, {noisy:.1e} with"
-    )
+    say(f"hidden states beside the dense model's, at most: {silent:.1e} of the largest without noise, {noisy:.1e} with")
 
 
 def _probe(processor: Any) -> dict[str, Any]:
@@ -179,7 +175,3 @@ def _probe(processor: Any) -> dict[str, Any]:
         return_tensors="pt",
         add_generation_prompt=True,
     )
-
-
-def _say(line: str) -> None:
-    get_console().print(line, markup=False, highlight=False, soft_wrap=True)

@@ -14,7 +14,7 @@ from prism_cli.assembly.endpoint import NOWHERE
 from prism_cli.assembly.generation import check_generation, chosen_engine, sampler
 from prism_cli.assembly.response import grammar_ahead
 from prism_cli.assembly.run_folder import already_done, open_stage, run_names
-from prism_cli.assembly.teacher import TeacherDesk, teaching
+from prism_cli.assembly.teacher import TeacherAnswers, open_teacher
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.recipes.stages import DriftRecipe
@@ -103,13 +103,13 @@ def _teacher_answers(recipe: DriftRecipe, run: Run) -> tuple[Grammar, list[str |
     section = _kept_teacher(recipe.teacher)
     asked = [{"id": id} for id in rows["id"]]
     origin = {"instruction": settings.instruction, "data": recipe.data}
-    with teaching(section, settings.grammar, run, rows, **origin) as desk:
+    with open_teacher(section, settings.grammar, run, rows, **origin) as desk:
         if section is not recipe.teacher:
             _refuse_unkept(desk, asked, recipe.teacher)
         return desk.grammar, desk.answers(asked)
 
 
-def _refuse_unkept(desk: TeacherDesk, asked: Sequence[dict], section: Teacher) -> None:
+def _refuse_unkept(desk: TeacherAnswers, asked: Sequence[dict], section: Teacher) -> None:
     if missing := desk.plan(asked).calls:
         store = section.store if isinstance(section, OpenAITeacher) else ""
         raise DataError(

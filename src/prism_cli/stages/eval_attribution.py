@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from prism_cli.assembly.data import load_data
-from prism_cli.assembly.teacher import teaching
+from prism_cli.assembly.teacher import open_teacher
 from prism_cli.errors import RecipeError
-from prism_cli.progress import progress_callback
+from prism_cli.progress import progress
 from prism_cli.recipes.stages import EvalRecipe
 from prism_cli.recipes.teachers import DatasetTeacher
 from prism_cli.responses import Grammar, Part
@@ -174,16 +174,15 @@ def _tried(
 
     done = _whole_lots(path)
     answer = _answering(policy, rows, [place.row for place in places], recipe)
-    bar, moved = progress_callback(f"attribute {name}", len(cases))
-    with bar, open(path, "a", encoding="utf-8") as file:
+    with progress(f"attribute {name}", len(cases)) as on_progress, open(path, "a", encoding="utf-8") as file:
         for start in range(len(done), len(cases), TRIED_AT_ONCE):
-            moved(start)
+            on_progress(start)
             lot = cases[start : start + TRIED_AT_ONCE]
             found = retry(lot, lambda retries, start=start: answer(start, retries))
             file.writelines(f"{json.dumps(one._asdict())}\n" for one in found)
             file.flush()
             done += [one._asdict() for one in found]
-        moved(len(done))
+        on_progress(len(done))
     return [Tried(**one) for one in done]
 
 
@@ -271,7 +270,7 @@ def _reread(
         prompt = rows[places[int(id.partition("/")[0])].row]["prompt"]
         blind.append(cast(dict[str, Any], {**row(id, "", [], caption=caption), "prompt": prompt}))
     origin = {"instruction": policy.instruction, "data": recipe.data}
-    with teaching(reader, policy.grammar, run, dataset(blind), **origin) as desk:
+    with open_teacher(reader, policy.grammar, run, dataset(blind), **origin) as desk:
         texts = desk.answers([{"id": id} for id in captions])
         answers = {id: desk.grammar.parse(text or "").answer for id, text in zip(captions, texts, strict=True)}
     return {i: Reread(answers[f"{i}/caption"], answers[f"{i}/told"]) for i in asked}

@@ -12,7 +12,7 @@ from typing import Any
 
 from prism_cli.assembly.checks import Plan
 from prism_cli.errors import PrismError, RecipeError
-from prism_cli.progress import progress_callback
+from prism_cli.progress import progress
 from prism_cli.recipes.benchmarks import BenchmarksSection
 from prism_cli.recipes.stages import EvalRecipe
 from prism_cli.runs.folder import Run
@@ -154,12 +154,10 @@ def _follow(process: "subprocess.Popen[str]", name: str, order: Mapping[str, Any
     assert process.stdout is not None
     process.stdin.write(json.dumps(order))
     process.stdin.close()
-    bar, _ = progress_callback(f"benchmarks {name}", 1)
-    with bar:
+    with progress(f"benchmarks {name}", 1) as on_progress:
         for line in process.stdout:
             told = json.loads(line)
-            label = f"benchmarks {name}: {told['task']}"
-            bar.update(bar.task_ids[0], description=label, completed=told["done"], total=told["total"])
+            on_progress(told["done"], told["total"], told["task"])
     return process.wait()
 
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prism_cli.assembly.data import load_data
 from prism_cli.assembly.generation import Engine, chosen_engine, sampler
 from prism_cli.assembly.questions import keep_questions
-from prism_cli.assembly.teacher import teaching
+from prism_cli.assembly.teacher import open_teacher
 from prism_cli.errors import CheckpointError, PrismError
 from prism_cli.evaluation.sampling import Sample
-from prism_cli.progress import progress_callback
+from prism_cli.progress import progress
 from prism_cli.recipes.generation import VLLMEngine
 from prism_cli.recipes.sections import WorldData
 from prism_cli.recipes.stages import EvalRecipe
@@ -147,9 +147,8 @@ def _sampled(
     ends = end_tokens(policy.model, policy.processor.tokenizer)
     done = _whole_lots(partial, wanted[0].label, len(rows), size)
     _check_same_rows(partial.parent, [said["id"] for said in done], (list(rows["id"]) * len(wanted))[: len(done)])
-    bar, moved = progress_callback(label, len(wanted) * len(rows))
-    with bar, open(partial, "a", encoding="utf-8") as file:
-        moved(len(done))
+    with progress(label, len(wanted) * len(rows)) as on_progress, open(partial, "a", encoding="utf-8") as file:
+        on_progress(len(done))
         for one, start in _lots(wanted, len(rows), size):
             if len(done) > wanted.index(one) * len(rows) + start:
                 continue
@@ -159,7 +158,7 @@ def _sampled(
                 [multimodal(row["prompt"], row["images"]) for row in lot],
                 temperature=one.temperature,
                 seed=one.seed + start,
-                on_batch=lambda more, before=before: moved(before + more),
+                on_batch=lambda more, before=before: on_progress(before + more),
             )
             for row, response in zip(lot, said, strict=True):
                 cut = bool(response.token_ids) and response.token_ids[-1] not in ends
@@ -168,7 +167,7 @@ def _sampled(
                 done.append({"id": row["id"], "pass": one.label, **told})
             file.writelines(f"{json.dumps(line)}\n" for line in done[-len(lot) :])
             file.flush()
-            moved(len(done))
+            on_progress(len(done))
     return done
 
 
@@ -214,7 +213,7 @@ def teacher_texts(recipe: EvalRecipe, run: Run, policy: "Policy", rows: "Dataset
     if recipe.teacher is None:
         return None
     origin = {"instruction": policy.instruction, "data": recipe.data}
-    with teaching(recipe.teacher, policy.grammar, run, rows, **origin) as desk:
+    with open_teacher(recipe.teacher, policy.grammar, run, rows, **origin) as desk:
         return desk.answers([{"id": id} for id in rows["id"]])
 
 
@@ -227,7 +226,7 @@ def _judge(
     lines: Sequence[Line],
 ) -> None:
     """Adds to each response its verdicts, each 0 or 1."""
-    from prism_cli.assembly.llm_judge import asking_judge
+    from prism_cli.assembly.llm_judge import open_llm_judge
     from prism_cli.rewards.verdict import Accuracy
 
     asked = [
@@ -243,7 +242,7 @@ def _judge(
     if not whole:
         reasons = ", ".join(sorted({said["failed"] for _, said in every})[:3])
         raise PrismError(f"every request for a response failed: {reasons}", "see what generates: generation.engine")
-    with nullcontext() if recipe.judge is None else asking_judge(recipe.judge, run.folder, "judge") as ask:
+    with nullcontext() if recipe.judge is None else open_llm_judge(recipe.judge, run.folder, "judge") as ask:
         accuracy = Accuracy(ask)
         accuracy.prepare([(response, asked[i], said["length"]) for i, said, response in whole if asked[i]["answers"]])
     others = _other_verdicts(recipe, policy, rows, taught)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich import get_console
 
 from prism_cli.errors import CheckpointError
+from prism_cli.progress import say
 from prism_cli.publishing.hub import ABOUT
 from prism_cli.publishing.lineage import lineage_of
 from prism_cli.runs.folder import Run
@@ -83,14 +84,14 @@ def run(export: Export) -> Path:
     source = _source(export.run)
     output, about = _output(export, source), _about(source, export.dtype)
     if _there(output, about):
-        _say(f"{output} holds this export already")
+        say(f"{output} holds this export already")
     else:
         _write(source, export.dtype, output, about)
     if export.repo is not None:
         from prism_cli.publishing.hub import push
 
         with get_console().status(f"pushing {output} to {export.repo}"):
-            _say(push(output, export.repo, about))
+            say(push(output, export.repo, about))
     return output
 
 
@@ -174,7 +175,7 @@ def _write(source: Source, dtype: str | None, output: Path, about: dict[str, Any
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     size = sum(path.stat().st_size for path in output.glob("*.safetensors")) / 2**20
-    _say(f"{output}: {size:,.0f} MiB of weights, processor, chat template, model card")
+    say(f"{output}: {size:,.0f} MiB of weights, processor, chat template, model card")
 
 
 def _policy(source: Source, dtype: str | None) -> "Policy":
@@ -188,7 +189,3 @@ def _policy(source: Source, dtype: str | None) -> "Policy":
         return load_policy(source.folder, dtype or "auto")
     policy = with_adapter(source.run, source.folder)
     return policy if dtype is None else policy.with_model(policy.model.to(getattr(torch, dtype)))
-
-
-def _say(line: str) -> None:
-    get_console().print(line, markup=False, highlight=False, soft_wrap=True)

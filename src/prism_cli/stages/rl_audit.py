@@ -17,6 +17,7 @@ from prism_cli.assembly.response import response_settings
 from prism_cli.assembly.rewards import reward_rules
 from prism_cli.endpoint.requests import EndpointRequest
 from prism_cli.errors import DataError, PrismError
+from prism_cli.progress import say
 from prism_cli.recipes.load import load_recipe
 from prism_cli.recipes.stages import RLRecipe
 from prism_cli.recipes.teachers import EmbeddedTeacher, OpenAITeacher
@@ -59,7 +60,7 @@ def audit_before_training(recipe: RLRecipe, rows: "Dataset", settings: ResponseS
         raise PrismError("; ".join(problems), f"{cure(found)}; see all of it: prism rl … --audit")
     right = [f"{_number(case.means['accuracy'])} on {case.name}" for case in map(found.case, SAID) if case.rows]
     line = f"rewards audited on {found.rows} rows: accuracy {', '.join(right)}"
-    get_console().print(line, markup=False, highlight=False, soft_wrap=True)
+    say(line)
 
 
 def values(found: Audit, recipe: RLRecipe) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from prism_cli.assembly.data import load_data, streamed_rows
 from prism_cli.assembly.policy import lora_config
 from prism_cli.assembly.response import grammar_ahead
 from prism_cli.assembly.run_folder import already_done, lineage, open_stage
-from prism_cli.assembly.teacher import teaching
+from prism_cli.assembly.teacher import open_teacher
 from prism_cli.errors import DataError, RecipeError
-from prism_cli.progress import progress_callback
+from prism_cli.progress import progress
 from prism_cli.recipes.sections import FileData
 from prism_cli.recipes.stages import SFTRecipe
 from prism_cli.recipes.teachers import DatasetTeacher
@@ -22,7 +22,7 @@ from prism_cli.runs.folder import Run
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-    from prism_cli.assembly.teacher import TeacherDesk
+    from prism_cli.assembly.teacher import TeacherAnswers
     from prism_cli.models import Policy
 
 SHOWN = {"loss": "loss", "mean_token_accuracy": "token accuracy", "eval_loss": "held-out loss"}
@@ -117,7 +117,7 @@ def _demonstrations(
     texts = [None for _ in sources]
     if recipe.teacher is not None:
         origin = {"instruction": policy.instruction, "data": recipe.data}
-        with teaching(recipe.teacher, policy.grammar, run, *sources, **origin) as desk:
+        with open_teacher(recipe.teacher, policy.grammar, run, *sources, **origin) as desk:
             answered = [_answered(data, desk) for data in sources]
         sources, texts = [data for data, _ in answered], [texts for _, texts in answered]
         _refuse_malformed(texts[0], sources[0]["id"], policy)
@@ -139,11 +139,10 @@ def _stream(recipe: SFTRecipe, policy: "Policy") -> "IterableDataset":
     return rows.rename_column("demonstration", "completion").select_columns(["prompt", "images", "completion"])
 
 
-def _answered(data: "Dataset", desk: "TeacherDesk") -> tuple["Dataset", list[str]]:
+def _answered(data: "Dataset", desk: "TeacherAnswers") -> tuple["Dataset", list[str]]:
     """The rows the teacher has an answer to, and its answers; the desk says how many it failed on."""
-    bar, moved = progress_callback("asking the teacher", len(data))
-    with bar:
-        texts = desk.answers([{"id": id} for id in data["id"]], moved=moved)
+    with progress("asking the teacher", len(data)) as on_progress:
+        texts = desk.answers([{"id": id} for id in data["id"]], on_progress=on_progress)
     kept = [index for index, text in enumerate(texts) if text is not None]
     return (data.select(kept) if len(kept) < len(data) else data), [text for text in texts if text is not None]
 

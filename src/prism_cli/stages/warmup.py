@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import get_console
-
 from prism_cli.assembly import checks
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
-from prism_cli.assembly.judge_folder import check_judge
+from prism_cli.assembly.judge_folder import check_discriminator
 from prism_cli.assembly.policy import start_policy
 from prism_cli.assembly.response import grammar_ahead
 from prism_cli.assembly.run_folder import already_done, lineage, open_stage
 from prism_cli.assembly.teacher_plan import questions_at_most
 from prism_cli.assembly.warmup import _warm_up
 from prism_cli.errors import RecipeError
+from prism_cli.progress import say
 from prism_cli.recipes.stages import WarmupRecipe
 from prism_cli.recipes.teachers import DatasetTeacher
 from prism_cli.runs.references import DISCRIMINATOR
@@ -48,7 +47,7 @@ def check(recipe: WarmupRecipe, pending: bool = False) -> Plan:
     if warmup.stop_in is not None:
         low, high = warmup.stop_in
         length += f", until every part is told apart {low:g} to {high:g} of the time"
-    return [*plan, ("discriminator", check_judge(recipe.discriminator)), ("training", length)]
+    return [*plan, ("discriminator", check_discriminator(recipe.discriminator)), ("training", length)]
 
 
 def run(recipe: WarmupRecipe, fresh: bool = False, command: Sequence[str] = ()) -> Path:
@@ -63,7 +62,7 @@ def run(recipe: WarmupRecipe, fresh: bool = False, command: Sequence[str] = ()) 
         return run.folder
     from prism_cli.assembly.discriminator import refuse_unfit
     from prism_cli.assembly.out_of_memory import fitting
-    from prism_cli.assembly.teacher import teaching
+    from prism_cli.assembly.teacher import open_teacher
     from prism_cli.data.lengths import refuse_over_long
 
     with run.working(), fitting("warmup", recipe):
@@ -76,8 +75,8 @@ def run(recipe: WarmupRecipe, fresh: bool = False, command: Sequence[str] = ()) 
             rows = load_data(recipe.data, policy, "align", isinstance(recipe.teacher, DatasetTeacher))
             refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
             asked = {"instruction": policy.instruction, "data": recipe.data, "at_most": questions_at_most(recipe)}
-            with teaching(recipe.teacher, policy.grammar, run, rows, **asked) as desk:
+            with open_teacher(recipe.teacher, policy.grammar, run, rows, **asked) as desk:
                 _warm_up(recipe, policy, run.folder, (rows, desk))
     warm = run.folder / DISCRIMINATOR
-    get_console().print(f"next     prism align … discriminator.path={warm}", markup=False, highlight=False)
+    say(f"next     prism align … discriminator.path={warm}")
     return run.folder

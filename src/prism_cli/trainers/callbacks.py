@@ -144,7 +144,7 @@ class NoExtraStep(TrainerCallback):
             raise AlreadyTrainedError
 
 
-class StopWhenAsked(TrainerCallback):
+class GracefulShutdown(TrainerCallback):
     """Ctrl-C and SIGTERM while training: the step is ended, its checkpoint written on all processes, and then training.
 
     Asked a second time, the process ends where it is.

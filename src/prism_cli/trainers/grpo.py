@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from rich import get_console
 from torch import Tensor
 
+from prism_cli.progress import say
 from prism_cli.trainers.dynamic_sampling import DynamicSampling, NoUpdate
 from prism_cli.trainers.prompts import EpochSampler, PromptCursor
 from prism_cli.trainers.rollout import RolloutTrainer
@@ -128,7 +128,7 @@ class GRPOTrainer(RolloutTrainer):
         asked, able = (how.max_rounds, how.oversample * sampling.prompts), (sampling.max_rounds, sampling.a_round)
         if able != asked and self.is_world_process_zero():
             few = f"dynamic sampling: {sampler.num_samples} rows are enough for {_rounds(able[0])} of {able[1]} prompts"
-            get_console().print(f"{few} a step, not {_rounds(asked[0])} of {asked[1]}", markup=False)
+            say(f"{few} a step, not {_rounds(asked[0])} of {asked[1]}")
         return sampling
 
     def get_train_dataloader(self):
@@ -188,11 +188,11 @@ class GRPOTrainer(RolloutTrainer):
         looked = f"step {step}: {kept or 'none'} of {tally.seen} prompts had rollouts both right and wrong in "
         said = looked + _rounds(tally.rounds) + (f" ({unscored} could not be judged); " if unscored else "; ")
         if not kept:
-            get_console().print(said + "no update is made", markup=False)
+            say(said + "no update is made")
         elif not self._told_small:
             self._told_small = True
             more = f"the step trains on these instead of {sampling.prompts}; later ones show in sampling/kept"
-            get_console().print(said + more, markup=False)
+            say(said + more)
 
     def save_position(self, folder: Path) -> None:
         """Writes where in the prompts dynamic sampling is into a checkpoint, so that the rest follow as they would."""

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from rich import get_console
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from prism_cli.packing import ATTENTION, pack, packed_positions, use_packing
+from prism_cli.progress import say
 
 FAMILIES = (Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration)
 # (N, C) log-probabilities, (N, C) entropies or None, and the experts' balance loss, which packing never computes.
@@ -73,7 +73,7 @@ class PackedLogps:
         firsts = [_first_of_its_kind(prompts[chunk]) for chunk in chunks]
         if (reason := _why_not(known, prompts, firsts, other)) is not None:
             if not self.told:
-                get_console().print(f"prompts are not shared in the policy's update: {reason}", markup=False)
+                say(f"prompts are not shared in the policy's update: {reason}")
             self.told = True
             return None
         found = []
