@@ -17,17 +17,19 @@ def gemma(tmp_path):
     return str(tmp_path)
 
 
-@pytest.mark.parametrize("judge", [[], ["discriminator.base=Qwen/Qwen3-VL-2B-Instruct"], ["discriminator.type=dense"]])
-def test_a_policy_whose_tokens_no_judge_reads_is_not_aligned(gemma, judge):
-    recipe = load_recipe("align", None, [f"model.path={gemma}", *judge])
-    with pytest.raises(RecipeError, match="is a gemma3 model, and no judge reads its tokens") as refused:
+@pytest.mark.parametrize(
+    "section", [[], ["discriminator.base=Qwen/Qwen3-VL-2B-Instruct"], ["discriminator.type=dense"]]
+)
+def test_a_policy_whose_tokens_no_discriminator_reads_is_not_aligned(gemma, section):
+    recipe = load_recipe("align", None, [f"model.path={gemma}", *section])
+    with pytest.raises(RecipeError, match="is a gemma3 model, and no discriminator reads its tokens") as refused:
         check_start(recipe, "align", pending=False)
     assert "`prism sft` and `prism rl` train this one" in refused.value.hint
 
 
-def test_a_judge_is_not_made_of_another_family(gemma):
+def test_a_discriminator_is_not_made_from_another_family(gemma):
     recipe = load_recipe("align", None, ["model.path=Qwen/Qwen3-VL-4B-Instruct", f"discriminator.base={gemma}"])
-    with pytest.raises(RecipeError, match=r"no judge can be made of .* a gemma3 model"):
+    with pytest.raises(RecipeError, match=r"no discriminator can be made from .* a gemma3 model"):
         check_start(recipe, "align", pending=False)
 
 
@@ -73,3 +75,12 @@ def test_adapters_find_the_language_model_by_either_name(tower):
 
     assert re.fullmatch(LANGUAGE_LAYERS, f"model.{tower}.layers.0.self_attn.q_proj")
     assert not re.fullmatch(LANGUAGE_LAYERS, "model.vision_model.encoder.layers.0.self_attn.q_proj")
+
+
+def test_every_model_type_of_the_table_is_one_that_transformers_has():
+    from transformers import CONFIG_MAPPING
+
+    from prism_cli.model_configs.families import FAMILIES, Family, family
+
+    assert set(FAMILIES) <= set(CONFIG_MAPPING)
+    assert family("gemma3") == family(None) == Family()

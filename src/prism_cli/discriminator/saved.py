@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from prism_cli.errors import CheckpointError
+from prism_cli.model_configs.families import families_with, family
 
 SETTINGS_FILE, HEAD_FILE, CREATED_FILE = "discriminator.json", "head.safetensors", "created.json"
-KINDS = {"qwen3_vl_moe": "moe", "qwen3_vl": "dense"}
 _RELEASED_HEAD = re.compile(r"(^|\.)v_head\.(\d+\.)?weight$")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 
@@ -65,12 +65,14 @@ def _released_head(folder: Path) -> tuple[Path, str] | None:
 def _kind(folder: Path) -> str:
     config = folder / "config.json"
     found = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
-    if found not in KINDS:
+    kind = family(found).discriminator
+    if kind is None:
+        known = ", ".join(families_with(lambda one: one.discriminator))
         raise CheckpointError(
-            f"{config}: model_type is {found!r}, a judge's body is one of {', '.join(KINDS)}",
-            "give the folder of a judge built on Qwen3-VL",
+            f"{config}: model_type is {found!r}, a discriminator's body is one of {known}",
+            "give the folder of a discriminator built on Qwen3-VL",
         )
-    return KINDS[found]
+    return kind
 
 
 def _no_judge(folder: Path) -> CheckpointError:

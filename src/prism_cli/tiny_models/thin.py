@@ -11,6 +11,7 @@ import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from prism_cli.errors import RecipeError
+from prism_cli.model_configs.families import family
 from prism_cli.models import fit_threads
 from prism_cli.tiny_models.tiny import SPECIAL_TOKENS, tiny_processor
 
@@ -29,7 +30,7 @@ def shrunken_config(large: Mapping[str, Any], processor: Qwen3VLProcessor) -> Qw
     Raises:
         RecipeError: not a dense Qwen3-VL.
     """
-    if large.get("model_type") != "qwen3_vl":
+    if not family(large.get("model_type")).scaled_down:
         raise RecipeError(
             f"a {large.get('model_type')} model can't be shrunk", "only a dense Qwen3-VL can (model_type qwen3_vl)"
         )

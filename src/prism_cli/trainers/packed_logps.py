@@ -10,13 +10,12 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor
-from transformers import Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
+from prism_cli.model_configs.families import family
 from prism_cli.packing import ATTENTION, pack, packed_positions, use_packing
 from prism_cli.progress import say
 
-FAMILIES = (Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration)
 # (N, C) log-probabilities, (N, C) entropies or None, and the experts' balance loss, which packing never computes.
 Logps = tuple[Tensor, Tensor | None, None]
 # TRL's: patches of all images, the images' grids, and the number of images in each row.
@@ -132,7 +131,7 @@ def _why_not(known: Any, prompts: list[_Prompt], firsts: list[list[int]], other:
     """Why these rollouts can't be packed; makes the model ready where they can."""
     if any(value is not None and value is not False for value in other.values()):
         return "TRL asks for more than log-probabilities"
-    if not isinstance(known, FAMILIES):
+    if not family(known.config.model_type).prefix_packing:
         return f"{known.__class__.__name__} is not of the Qwen3-VL family"
     if min(len(prompt.ids) for prompt in prompts) < 2:
         return "a prompt has a single token"
