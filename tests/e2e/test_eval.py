@@ -106,7 +106,7 @@ def test_answers_without_a_verdict_leave_every_metric_of_accuracy_and_are_counte
 
     with FaultyEndpoint() as endpoint:
         endpoint.plan = Verdicts()
-        judge = f"judge={{endpoint: '{endpoint.url}', model: m, attempts: 1, store: kept.sqlite}}"
+        judge = f"llm_judge={{endpoint: '{endpoint.url}', model: m, attempts: 1, store: kept.sqlite}}"
         done = prism("eval", trained, *SMALL, "data.size=64", "samples=2", judge, cwd=tmp_path)
     assert done.code == 0, done.stderr
     said = [s for line in lines(tmp_path / "runs/eval/samples-sft.jsonl") for s in (line["greedy"], *line["samples"])]
@@ -114,7 +114,7 @@ def test_answers_without_a_verdict_leave_every_metric_of_accuracy_and_are_counte
     assert unjudged
     assert all("accuracy" not in s and "blue" in s["text"] for s in unjudged)
     (run,) = summary(tmp_path / "runs/eval")["runs"]
-    assert run["failed"] == {"responses": len(unjudged), "generation": 0, "judge": len(unjudged)}
+    assert run["failed"] == {"responses": len(unjudged), "generation": 0, "llm_judge": len(unjudged)}
     assert f"{len(unjudged)} failed, left out" in " ".join(done.stdout.split())
     right = [
         [s["accuracy"]]

@@ -39,18 +39,18 @@ def test_a_capped_judge_stops_training_and_the_same_command_goes_on(prism, train
         *("rl", "tiny", "--from", trained, "data.size=32", "eval_data=null", "checkpoint.evaluate_every=null"),
         *("prompts_per_step=8", "rollouts=4", "micro_batch=16", "temperature=1.5", "max_response_tokens=48"),
         *("rewards.repetition=0.1", "rewards.custom={short: {function: mine.short, weight: 0.05}}"),
-        f"rewards.judge={judge}",
+        f"rewards.llm_judge={judge}",
     ]
-    first = prism(*words, "--output", "first", "max_steps=1", "rewards.judge.store=first.sqlite", cwd=tmp_path)
+    first = prism(*words, "--output", "first", "max_steps=1", "rewards.llm_judge.store=first.sqlite", cwd=tmp_path)
     assert first.code == 0, first.stderr
     # What the first step takes, and one more.
-    cap = json.loads((tmp_path / "first/judge.json").read_text())["calls"] + 1
+    cap = json.loads((tmp_path / "first/llm_judge.json").read_text())["calls"] + 1
     endpoint.asked.clear()
-    words += ["--output", "run", "max_steps=4", "rewards.judge.store=kept.sqlite"]
-    done = prism(*words, f"rewards.judge.max_calls={cap}", cwd=tmp_path)
+    words += ["--output", "run", "max_steps=4", "rewards.llm_judge.store=kept.sqlite"]
+    done = prism(*words, f"rewards.llm_judge.max_calls={cap}", cwd=tmp_path)
     assert done.code == 3, done.stderr
-    assert f"rewards.judge: the budget of {cap} calls is used up" in done.stderr
-    assert "raise rewards.judge.max_calls" in done.stderr
+    assert f"rewards.llm_judge: the budget of {cap} calls is used up" in done.stderr
+    assert "raise rewards.llm_judge.max_calls" in done.stderr
     assert re.search(r"training is kept up to step [1-3]", done.stderr)
     assert endpoint.asked.total() == cap
     stopped = metrics(tmp_path)
@@ -60,13 +60,13 @@ def test_a_capped_judge_stops_training_and_the_same_command_goes_on(prism, train
     assert [line["step"] for line in whole] == [1, 2, 3, 4]
     assert stopped == whole[: len(stopped)]
     assert max(endpoint.asked.values()) == 1
-    assert json.loads((tmp_path / "run/judge.json").read_text())["calls"] == endpoint.asked.total() > cap
+    assert json.loads((tmp_path / "run/llm_judge.json").read_text())["calls"] == endpoint.asked.total() > cap
     # What the judge left open is unscored, and not wrong.
     assert any(line["rewards/unscored_fraction"] > 0 for line in whole)
     assert all(-1 < line["rewards/short/mean"] < 0 and "rewards/repetition/mean" in line for line in whole)
     audited = prism(*words, "--audit", "--json", cwd=tmp_path)
     assert audited.code == 0, audited.stderr
-    assert json.loads(audited.stdout)["judge"] == "not asked"
+    assert json.loads(audited.stdout)["llm_judge"] == "not asked"
 
 
 FAILING = """

@@ -35,7 +35,7 @@ def measured(prism, trained, tmp_path_factory):
     kept.write_text(kept.read_text().replace("<answer>", "<answer> not"))  # asked anew, it would be right again
     with FaultyEndpoint() as endpoint:
         endpoint.plan = Verdicts()
-        judge = f"benchmarks.judge={{endpoint: '{endpoint.url}', model: m, api_key_env: JUDGE_KEY}}"
+        judge = f"benchmarks.llm_judge={{endpoint: '{endpoint.url}', model: m, api_key_env: JUDGE_KEY}}"
         more = [*WORDS, judge, "--benchmarks", "shapes_by_rule,shapes_by_judge"]
         done = prism("eval", trained, *more, "--output", "run", cwd=folder, env={"JUDGE_KEY": SECRET})
         assert done.code == 0, done.stderr

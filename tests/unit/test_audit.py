@@ -160,19 +160,19 @@ def test_the_command_fails_where_training_would_be_refused(folder):
     assert values["cases"][-1]["means"] == {"accuracy": 0.25, "format": 1.0}
     assert "3 of 4 answers of the teacher are judged wrong" in values["problems"][0]
     assert "refused: 3 of 4" in done.stderr
-    assert "hint: mend the answers of the data, or give rewards.judge" in done.stderr
+    assert "hint: mend the answers of the data, or give rewards.llm_judge" in done.stderr
     assert prism("rewards.max_wrong=0.8").exit_code == 0
 
 
 def test_the_command_asks_no_judge_and_says_so(folder):
     write(folder, *map(rendered, ("B", "5 kg", "crimson", "1234")))
     with FaultyEndpoint() as endpoint:
-        judge = f"rewards.judge={{endpoint: {endpoint.url}, model: m}}"
+        judge = f"rewards.llm_judge={{endpoint: {endpoint.url}, model: m}}"
         done = prism("--json", judge)
         assert "judge not asked" in " ".join(prism(judge).stdout.split())
         assert endpoint.asked.total() == 0
     values = json.loads(done.stdout)
-    assert values["judge"] == "not asked"
+    assert values["llm_judge"] == "not asked"
     assert values["cases"][-1]["unscored"] == 1
     assert prism("--json").exit_code == 1  # without the judge that answer is wrong
 

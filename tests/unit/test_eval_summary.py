@@ -110,7 +110,7 @@ def test_runs_of_one_name_and_id_are_told_apart_by_their_folders(tmp_path, monke
 
 def test_failures_stand_under_the_table():
     metrics = {"accuracy/greedy": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 100}}
-    run = {"id": "rl", "metrics": metrics, "failed": {"responses": 3, "generation": 2, "judge": 1}}
+    run = {"id": "rl", "metrics": metrics, "failed": {"responses": 3, "generation": 2, "llm_judge": 1}}
     assert "3 failed, left out of every metric" in shown(summary_table({"runs": [run]}))
 
 

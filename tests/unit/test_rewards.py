@@ -233,7 +233,7 @@ def judged(tmp_path, endpoint):
 
     def judge(answers, accepted=("cat",), question=WHO, url=endpoint.url, **settings):
         section = {"endpoint": url, "model": "m", "store": str(tmp_path / "kept.sqlite"), "attempts": 2, **settings}
-        with build_rewards(recipe(f"rewards.judge={json.dumps(section)}"), run.folder) as (rewards, _):
+        with build_rewards(recipe(f"rewards.llm_judge={json.dumps(section)}"), run.folder) as (rewards, _):
             responses = [GRAMMAR.parse("") if one is None else said(one) for one in answers]
             rewards.judge(responses, [row(*accepted, question=question)] * len(answers), [1] * len(answers))
             assert rewards.values["format"] == [float(one is not None) for one in answers]
@@ -257,7 +257,7 @@ def test_the_same_answer_is_asked_once_in_a_batch_and_never_again(endpoint, judg
     assert judged(["a feline", "a  feline", "a feline"]) == [1.0, 1.0, 1.0]
     assert judged(["a feline", "a dog"]) == [1.0, 0.0]
     assert endpoint.asked.total() == 2
-    usage = json.loads((judged.folder / "judge.json").read_text())
+    usage = json.loads((judged.folder / "llm_judge.json").read_text())
     assert (usage["calls"], usage["prompt_tokens"]) == (2, 20)
 
 
@@ -285,8 +285,8 @@ def test_the_rules_are_final_where_words_do_not_decide(endpoint, judged, accepte
 def test_a_cap_on_the_judge_stops_the_run(judged):
     with pytest.raises(BudgetError) as error:
         judged(["a dog", "a feline"], max_calls=1)
-    assert "rewards.judge: the budget of 1 calls is used up" in str(error.value)
-    assert error.value.hint.startswith("raise rewards.judge.max_calls and run")
+    assert "rewards.llm_judge: the budget of 1 calls is used up" in str(error.value)
+    assert error.value.hint.startswith("raise rewards.llm_judge.max_calls and run")
     with pytest.raises(BudgetError, match="budget of 1 calls"):  # the cap holds over restarts
         judged(["a cow"], max_calls=1)
     assert judged(["a cow"], max_calls=2) == [0.0]
@@ -295,10 +295,10 @@ def test_a_cap_on_the_judge_stops_the_run(judged):
 def test_a_judge_that_cannot_be_asked_stops_the_run(judged, tmp_path):
     with pytest.raises(TeacherError) as error:
         judged(["a dog"], url="https://example.invalid/v1", api_key_env="NO_SUCH_KEY", model=None)
-    assert str(error.value).startswith("rewards.judge: ")
-    assert "rewards.judge.api_key_env" in error.value.hint
+    assert str(error.value).startswith("rewards.llm_judge: ")
+    assert "rewards.llm_judge.api_key_env" in error.value.hint
     with pytest.raises(RecipeError, match="no endpoint"):
-        check_rewards(recipe("rewards.judge={}"))
+        check_rewards(recipe("rewards.llm_judge={}"))
 
 
 def test_a_judge_that_never_gives_a_verdict_stops_the_run(judged):
@@ -311,15 +311,15 @@ def test_the_plan_tells_what_the_judge_may_take(tmp_path):
     data = tmp_path / "rows.jsonl"
     rows = [{"question": "Who?", "answer": "a cat"}, {"question": "How many?", "answer": "4"}]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    judge = "rewards.judge={endpoint: 'http://h/v1', model: m, max_calls: 9, max_usd: 1, price: PRICE}"
+    judge = "rewards.llm_judge={endpoint: 'http://h/v1', model: m, max_calls: 9, max_usd: 1, price: PRICE}"
     judge = judge.replace("PRICE", "{prompt: 1, completion: 1000}")
     steps = [f"data={{type: file, path: {data}}}", "prompts_per_step=2", "rollouts=4"]
     plan = dict(check_rewards(recipe(judge, *steps)))
-    assert plan["judge"].startswith("m at http://h/v1, key from $OPENAI_API_KEY")
+    assert plan["LLM judge"].startswith("m at http://h/v1, key from $OPENAI_API_KEY")
     # 8 rollouts a step, half of the rows.
-    assert plan["judge calls"] == "up to 4 a step; 1 of the first 2 rows have free-text answers; at most 9"
+    assert plan["LLM judge calls"] == "up to 4 a step; 1 of the first 2 rows have free-text answers; at most 9"
     # 4 verdicts of at most 512 tokens, 1000 $ a million: 2.05 $, and a little for what it reads.
-    assert plan["judge cost"].startswith("at most about $2.04")
-    assert plan["judge cost"].endswith("stops at $1")
-    plan = dict(check_rewards(recipe("rewards.judge={endpoint: 'http://h/v1'}", *steps)))
-    assert plan["judge cost"].startswith("no price given")
+    assert plan["LLM judge cost"].startswith("at most about $2.04")
+    assert plan["LLM judge cost"].endswith("stops at $1")
+    plan = dict(check_rewards(recipe("rewards.llm_judge={endpoint: 'http://h/v1'}", *steps)))
+    assert plan["LLM judge cost"].startswith("no price given")

@@ -148,7 +148,7 @@ def store_to_read(section: LiveTeacher, folder: Path) -> Iterator[AnswerStore]:
 
 def _endpoint(section: EndpointSection) -> str:
     if section.endpoint is None and isinstance(section, LLMJudge):
-        raise RecipeError("rewards.judge has no endpoint", "give rewards.judge.endpoint=URL")
+        raise RecipeError("rewards.llm_judge has no endpoint", "give rewards.llm_judge.endpoint=URL")
     if section.endpoint is None:
         raise RecipeError("the teacher has no endpoint", "give --teacher-endpoint URL")
     return section.endpoint

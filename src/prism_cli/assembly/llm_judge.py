@@ -28,7 +28,7 @@ from prism_cli.teacher.teachers import EndpointTeacher, Failed
 
 Ask = Callable[[Sequence[Asked]], Sequence[bool | None]]
 
-USAGE = "judge.json"
+USAGE = "llm_judge.json"
 # Seconds for verdicts under way when a run ends.
 DRAIN = 30.0
 # So many rows tell what share has free-text answers.
@@ -44,36 +44,36 @@ def llm_judge_lines(judge: LLMJudge, recipe: RLRecipe) -> Plan:
         RecipeError: it has no endpoint.
     """
     who = f"{judge.model or UNNAMED} at {shown_endpoint(judge)}, key from ${judge.api_key_env}"
-    lines = [("judge", f"{who}; asked where the rules find free text wrong")]
+    lines = [("LLM judge", f"{who}; asked where the rules find free text wrong")]
     try:
         assert recipe.data is not None, "check_data refuses a recipe without data"
         rows = first_rows(recipe.data, response_settings(recipe), LOOKED_AT)
     except PrismError as error:
-        return [*lines, ("judge calls", f"can't be told yet: {error}")]
+        return [*lines, ("LLM judge calls", f"can't be told yet: {error}")]
     free = [row for row in rows if any(map(is_free_text, row["answers"]))]
     step = len(free) * recipe.prompts_per_step * recipe.rollouts / max(1, len(rows))
     if isinstance(recipe.algorithm, DAPO) and recipe.algorithm.max_rounds:
         step *= recipe.algorithm.oversample  # a round
-    cap = f"at most {judge.max_calls:,}" if judge.max_calls else "no cap (rewards.judge.max_calls)"
+    cap = f"at most {judge.max_calls:,}" if judge.max_calls else "no cap (rewards.llm_judge.max_calls)"
     known = f"{len(free)} of the first {len(rows)} rows have free-text answers"
-    lines.append(("judge calls", f"up to {step:,.0f} a step; {known}; {cap}"))
+    lines.append(("LLM judge calls", f"up to {step:,.0f} a step; {known}; {cap}"))
     price = price_of(judge)
     if price is None or not free:
-        return [*lines, ("judge cost", "no price given: tokens are counted, dollars are not")] if free else lines
+        return [*lines, ("LLM judge cost", "no price given: tokens are counted, dollars are not")] if free else lines
     asked = [Asked(row["prompt"][-1]["content"], tuple(row["answers"]), row["answers"][0]) for row in free]
     characters = sum(len(message["content"]) for one in asked for message in judge_messages(one))
     usd = price.usd(round(characters / CHARACTERS_A_TOKEN / len(free)), judge.max_tokens) or 0.0
     stop = f"; stops at ${judge.max_usd:g}" if judge.max_usd is not None else ""
-    return [*lines, ("judge cost", f"at most about ${usd * step:,.4f} a step, at max_tokens a verdict{stop}")]
+    return [*lines, ("LLM judge cost", f"at most about ${usd * step:,.4f} a step, at max_tokens a verdict{stop}")]
 
 
 @contextmanager
-def open_llm_judge(section: LLMJudge, run_folder: Path, key: str = "rewards.judge") -> Iterator[Ask]:
+def open_llm_judge(section: LLMJudge, run_folder: Path, key: str = "rewards.llm_judge") -> Iterator[Ask]:
     """A function that has answers judged, all at a time; what is kept costs nothing.
 
     Args:
         section: Whom to ask.
-        run_folder: Whose spending counts; its judge.json has the sums.
+        run_folder: Whose spending counts; its llm_judge.json has the sums.
         key: The section's place in the recipe, for messages.
 
     Raises:
@@ -129,7 +129,7 @@ class _Judge:
         """Prints what it did."""
         if self._judged:
             unscored = f", {self._failed.total():,} left unscored ({self._reasons()})" if self._failed else ""
-            text = f"judge: {self._judged:,} answers judged{unscored}"
+            text = f"LLM judge: {self._judged:,} answers judged{unscored}"
             say(text)
 
     def _reasons(self) -> str:

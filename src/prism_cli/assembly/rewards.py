@@ -32,7 +32,7 @@ def check_rewards(recipe: RLRecipe) -> Plan:
     if not any(weights.values()):
         raise RecipeError("no reward has a weight", "give rewards.accuracy a weight above 0")
     total = " + ".join(f"{weight:g} · {name}" for name, weight in weights.items() if weight or name == "accuracy")
-    judge = recipe.rewards.judge
+    judge = recipe.rewards.llm_judge
     return [("reward", total.replace("+ -", "- ")), *([] if judge is None else llm_judge_lines(judge, recipe))]
 
 
@@ -42,17 +42,17 @@ def build_rewards(recipe: RLRecipe, run_folder: Path) -> Iterator[tuple[Verified
 
     Args:
         recipe: The stage's recipe.
-        run_folder: Whose spending on the judge counts; its judge.json has the sums.
+        run_folder: Whose spending on the judge counts; its llm_judge.json has the sums.
 
     Raises:
         RecipeError: see `check_rewards`.
         TeacherError: the judge can't be reached; later, it failed for good.
         BudgetError: later, a cap was reached.
     """
-    if recipe.rewards.judge is None:
+    if recipe.rewards.llm_judge is None:
         yield reward_rules(recipe)
         return
-    with _asking_for_all(recipe.rewards.judge, run_folder) as ask:
+    with _asking_for_all(recipe.rewards.llm_judge, run_folder) as ask:
         yield reward_rules(recipe, ask)
 
 

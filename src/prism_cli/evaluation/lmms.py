@@ -215,7 +215,7 @@ def _notice_judges(judged: bool) -> None:
     def asked(self: Any, request: Any) -> Any:
         failures.append("under way")
         if not judged:
-            raise ValueError("the task wants a judge and benchmarks.judge names none")
+            raise ValueError("the task wants a judge and benchmarks.llm_judge names none")
         response = ask(self, request)
         failures.pop()
         return response

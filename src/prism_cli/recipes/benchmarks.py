@@ -19,7 +19,7 @@ class BenchmarksSection(Section):
     """Folder with tasks of your own, in lmms-eval's form."""
     limit: PositiveInt | None = None
     """Questions a task at most; null for all."""
-    judge: EndpointSection | None = None
+    llm_judge: EndpointSection | None = None
     """The model that reads answers where a task wants one; null leaves such tasks to their rules."""
     max_response_tokens: PositiveInt = 8192
     """Longest response."""

@@ -20,7 +20,7 @@ FREE_KEYS = (
     "rewards.max_wrong",
     *(
         f"{asked}.{key}"
-        for asked in ("teacher", "rewards.judge", "judge")
+        for asked in ("teacher", "rewards.llm_judge", "llm_judge")
         for key in (
             "endpoint",
             "api_key_env",

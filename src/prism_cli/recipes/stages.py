@@ -172,7 +172,7 @@ class EvalRecipe(Section):
     """Published benchmarks through lmms-eval, beside `data` or in its place."""
     teacher: Teacher | None = None
     """Who to measure the distance to; null measures no distance."""
-    judge: LLMJudge | None = None
+    llm_judge: LLMJudge | None = None
     """Asked where the rules find a free-text answer wrong: does it mean the same? An answer it gives no verdict on is
     left out and counted. Null: the rules alone decide."""
     samples: NonNegativeInt = 4

@@ -35,7 +35,7 @@ class RewardsSection(Section):
     """Weight of the penalty on repeated phrases (0 to −1); 0 leaves it out."""
     custom: dict[str, CustomReward] = Field(default_factory=dict)
     """Name → a reward of your own."""
-    judge: LLMJudge | None = None
+    llm_judge: LLMJudge | None = None
     """Asked where the rules find a free-text answer wrong: does it mean the same? Where it fails the response is left
     unscored. Null: the rules alone decide."""
     max_wrong: Fraction = 0.2

@@ -85,9 +85,9 @@ def _check_own_questions(recipe: EvalRecipe) -> Plan:
     plan = checks.check_data(recipe.data, "eval")
     if recipe.teacher is not None:
         plan += checks.check_teacher(recipe.teacher, "eval", grammar_ahead(recipe))
-    if recipe.judge is not None:
-        who = f"{recipe.judge.model or UNNAMED} at {shown_endpoint(recipe.judge)}, key from ${recipe.judge.api_key_env}"
-        plan.append(("judge", f"{who}; asked where the rules find free text wrong"))
+    if recipe.llm_judge is not None:
+        who = f"{recipe.llm_judge.model or UNNAMED} at {shown_endpoint(recipe.llm_judge)}, key from ${recipe.llm_judge.api_key_env}"
+        plan.append(("LLM judge", f"{who}; asked where the rules find free text wrong"))
     if recipe.attribution is not None:
         plan += _check_attribution(recipe)
     how = f"{recipe.samples} samples at temperature {recipe.temperature}" + (", and greedy" if recipe.greedy else "")

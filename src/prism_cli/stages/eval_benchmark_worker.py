@@ -59,7 +59,7 @@ def main() -> None:
                 manager=manager,
                 limit=section.limit,
                 output=str(order.folder / "files" / task),
-                judged=section.judge is not None,
+                judged=section.llm_judge is not None,
                 verify=is_correct,
             )
             write_atomically(order.folder / f"{task}.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))

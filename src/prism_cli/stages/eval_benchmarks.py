@@ -39,15 +39,15 @@ def check(section: BenchmarksSection) -> Plan:
     plan = [("benchmark", f"{task}{first}") for task in section.tasks]
     # No refusal: an evaluation may be looked at where it will not run.
     plan += [("benchmarks need", f"{', '.join(missing)}, not installed here")] if (missing := _missing()) else []
-    if (judge := section.judge) is not None:
+    if (judge := section.llm_judge) is not None:
         if judge.endpoint is None or judge.model is None:
-            raise RecipeError("benchmarks.judge needs endpoint and model", "give both, or leave the judge out")
+            raise RecipeError("benchmarks.llm_judge needs endpoint and model", "give both, or leave it out")
         if not os.environ.get(judge.api_key_env):
             raise RecipeError(
-                f"benchmarks.judge: the environment has no {judge.api_key_env}",
-                "export the key under that name, or name another in benchmarks.judge.api_key_env",
+                f"benchmarks.llm_judge: the environment has no {judge.api_key_env}",
+                "export the key under that name, or name another in benchmarks.llm_judge.api_key_env",
             )
-        plan.append(("benchmarks' judge", f"{judge.model} at {judge.endpoint}, key from ${judge.api_key_env}"))
+        plan.append(("benchmarks' LLM judge", f"{judge.model} at {judge.endpoint}, key from ${judge.api_key_env}"))
     return plan
 
 
@@ -100,11 +100,11 @@ def measured(section: BenchmarksSection, names: Mapping[str, str], folder: Path)
 
 def settings(section: BenchmarksSection) -> dict[str, Any]:
     """What a benchmark's result depends on beside the model."""
-    judge = section.judge
+    judge = section.llm_judge
     return {
         "limit": section.limit,
         "max_response_tokens": section.max_response_tokens,
-        "judge": None if judge is None else f"{judge.model} at {judge.endpoint}",
+        "llm_judge": None if judge is None else f"{judge.model} at {judge.endpoint}",
     }
 
 
@@ -123,7 +123,7 @@ def _work(name: str, order: Mapping[str, Any], section: BenchmarksSection, folde
 
     free_memory()  # what answered this evaluation's own questions leaves the device to that process
     folder.mkdir(parents=True, exist_ok=True)
-    judge = section.judge
+    judge = section.llm_judge
     key = os.environ.get(judge.api_key_env) if judge else None
     environment = {**os.environ, **judge_environment(judge and judge.endpoint, judge and judge.model, key)}
     log = folder / "log.txt"

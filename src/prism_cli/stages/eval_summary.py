@@ -126,7 +126,7 @@ def _passes(lines: Sequence[Mapping[str, Any]]) -> Values:
 def _failures(lines: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     every = [said for line in lines for kind in ("greedy", "samples") for said in responses_of(line, kind)]
     generation, judge = (sum(what in said for said in every) for what in ("failed", "unjudged"))
-    return {"responses": generation + judge, "generation": generation, "judge": judge}
+    return {"responses": generation + judge, "generation": generation, "llm_judge": judge}
 
 
 def _metrics(values: Values) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def _trainer(
         lora_config(recipe),
         vllm=vllm_rollouts(chosen_engine(recipe, policy), recipe, policy),
         resampling=_resampling(recipe),
-        judged=recipe.rewards.judge is not None,
+        judged=recipe.rewards.llm_judge is not None,
     )
     return trainer
 

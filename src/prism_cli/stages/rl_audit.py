@@ -67,7 +67,7 @@ def values(found: Audit, recipe: RLRecipe) -> dict[str, Any]:
     """The audit as plain values."""
     return {
         "rows": found.rows,
-        "judge": None if recipe.rewards.judge is None else "not asked",
+        "llm_judge": None if recipe.rewards.llm_judge is None else "not asked",
         "cases": [{**case._asdict(), "surprises": [one._asdict() for one in case.surprises]} for case in found.cases],
         "problems": found.problems(recipe.rewards.max_wrong),
     }
@@ -87,7 +87,7 @@ def table(found: Audit) -> Table:
         open_ = f" ({case.unscored} open)" if case.unscored else ""
         shown.add_row(*(Text(cell) for cell in cells), Text(wanted + open_), style=style)
     if any(case.unscored for case in found.cases):
-        shown.caption = "judge not asked: free text that the rules find wrong is left open"
+        shown.caption = "LLM judge not asked: free text that the rules find wrong is left open"
     return shown
 
 
@@ -101,7 +101,7 @@ def cure(found: Audit) -> str:
     malformed = sum(one.problem is not None for one in wrong)
     advice = {
         "name the tags the teacher writes in response.parts, or leave teacher_response out of the rows": malformed > 0,
-        "mend the answers of the data, or give rewards.judge for free text": malformed < len(wrong),
+        "mend the answers of the data, or give rewards.llm_judge for free text": malformed < len(wrong),
         "raise rewards.max_wrong if the teacher is that often wrong": bool(wrong),
         "leave out the rows that are named": not wrong,
     }
@@ -109,7 +109,7 @@ def cure(found: Audit) -> str:
 
 
 def _audit(recipe: RLRecipe, rows: Sequence[dict[str, Any]], settings: ResponseSettings) -> Audit:
-    ask = None if recipe.rewards.judge is None else lambda answers: [None] * len(answers)
+    ask = None if recipe.rewards.llm_judge is None else lambda answers: [None] * len(answers)
     rewards, _ = reward_rules(recipe, ask)
 
     def score(

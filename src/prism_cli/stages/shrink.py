@@ -169,8 +169,8 @@ def _changes(recipe: Any, pending: bool = False, judge_pending: bool = False) ->
         ("launch", to_dict(LaunchSection())),
         ("generation", {"engine": "transformers"}),
         ("lora.bits", None),
-        ("rewards.judge", None),
-        ("judge", None),
+        ("rewards.llm_judge", None),
+        ("llm_judge", None),
         ("benchmarks", None),
         ("batch", False),
     ):

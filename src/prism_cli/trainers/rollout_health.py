@@ -171,7 +171,7 @@ def unscored(history: History) -> HealthWarning | None:
     return HealthWarning(
         "unscored",
         f"{mean:.0%} of the responses could not be scored: they teach nothing",
-        "see to the endpoint in rewards.judge, or to what a function in rewards.custom returns None for",
+        "see to the endpoint in rewards.llm_judge, or to what a function in rewards.custom returns None for",
     )
 
 
