@@ -85,8 +85,8 @@ def _check_own_questions(recipe: EvalRecipe) -> Plan:
     plan = checks.check_data(recipe.data, "eval")
     if recipe.teacher is not None:
         plan += checks.check_teacher(recipe.teacher, "eval", grammar_ahead(recipe))
-    if recipe.llm_judge is not None:
-        who = f"{recipe.llm_judge.model or UNNAMED} at {shown_endpoint(recipe.llm_judge)}, key from ${recipe.llm_judge.api_key_env}"
+    if (llm_judge := recipe.llm_judge) is not None:
+        who = f"{llm_judge.model or UNNAMED} at {shown_endpoint(llm_judge)}, key from ${llm_judge.api_key_env}"
         plan.append(("LLM judge", f"{who}; asked where the rules find free text wrong"))
     if recipe.attribution is not None:
         plan += _check_attribution(recipe)

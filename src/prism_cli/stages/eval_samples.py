@@ -242,7 +242,8 @@ def _judge(
     if not whole:
         reasons = ", ".join(sorted({said["failed"] for _, said in every})[:3])
         raise PrismError(f"every request for a response failed: {reasons}", "see what generates: generation.engine")
-    with nullcontext() if recipe.llm_judge is None else open_llm_judge(recipe.llm_judge, run.folder, "llm_judge") as ask:
+    llm_judge = recipe.llm_judge
+    with nullcontext() if llm_judge is None else open_llm_judge(llm_judge, run.folder, "llm_judge") as ask:
         accuracy = Accuracy(ask)
         accuracy.prepare([(response, asked[i], said["length"]) for i, said, response in whole if asked[i]["answers"]])
     others = _other_verdicts(recipe, policy, rows, taught)
