@@ -67,7 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = saved_policy(Path(scratch) / "model")
         policy = load_policy(folder)
-        rows: Any = load_data(WorldData(type="world", size=QUESTIONS), policy)
+        rows: Any = load_data(WorldData(type="world", size=QUESTIONS), policy.settings)
         greedy, walls, tokens, gap = {}, {}, {}, None
         for name, engine in ENGINES.items():
             conversations = [multimodal(one["prompt"], one["images"]) for one in rows]

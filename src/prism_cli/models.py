@@ -10,18 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from prism_cli.errors import CheckpointError, RecipeError
-from prism_cli.responses import Grammar, read_settings
+from prism_cli.responses import Grammar, ResponseSettings, read_settings
 from prism_cli.runs.files import write_atomically
-
-if TYPE_CHECKING:  # they import torch
-    from prism_cli.models import Policy
 
 SMALL = 10_000_000
 VISION_TOWERS = (r".*\bvisual\b", r".*\bvision_\w+")  # regular expressions, from the start of a module's name
@@ -52,6 +49,11 @@ class Policy:
 
     def __post_init__(self):
         fit_threads(self.model)
+
+    @property
+    def settings(self) -> ResponseSettings:
+        """Its grammar and instruction."""
+        return ResponseSettings(self.grammar, self.instruction)
 
     def with_model(self, model: Any) -> "Policy":
         """The same conventions around other weights."""

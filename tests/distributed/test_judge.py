@@ -148,7 +148,7 @@ WARMUP = {"pairs": 11, "held_out": 5, "batch_size": 4, "measure_every": 2, "chec
 def warmed(folder, zero):
     """A warm-up that is killed at its third step and run again: the account of it."""
     policy = Policy(*tiny_policy(), grammar_of(ResponseSection()), None)
-    rows = load_data(WorldData(type="world", split="train", size=16, seed=3), policy)
+    rows = load_data(WorldData(type="world", split="train", size=16, seed=3), policy.settings)
     reader = PartReader(policy.processor, policy.grammar)
     said = [f"<caption> {a} red square </caption> <think> so {a} is 4 </think> <answer> 4 </answer>" for a in CELLS]
     taught = [f"<caption> {a} blue circle </caption> <think> 4 is 4 </think> <answer> 4 </answer>" for a in CELLS]

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from importlib import import_module
+from pkgutil import iter_modules
 
 
 def kill_at(place: str, call: int) -> None:
@@ -51,10 +52,9 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for stage in ("run", "sft", "align", "rl", "eval", "training", "showcase", "warmup", "warming"):
-        import_module(f"prism_cli.stages.{stage}")
-    for module in ("trainers.sft", "trainers.grpo", "evaluation.intervals", "report.page", "tiny_policy"):
-        import_module(f"prism_cli.{module}")
+    for room in ("stages", "assembly", "trainers", "evaluation", "report", "tiny_models"):
+        for module in iter_modules(import_module(f"prism_cli.{room}").__path__, f"prism_cli.{room}."):
+            import_module(module.name)
     # Children collect only what is their own, and don't copy the pages of everything else to look through it.
     gc.collect()
     gc.freeze()

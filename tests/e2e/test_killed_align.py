@@ -77,7 +77,7 @@ CHAINS = {
         ("prism_cli.worlds.shapes:Shapes.oracle", 20),
         (f"{REPLICAS}:_average_gradients", 2),
         ("prism_cli.discriminator.model:Discriminator.save_pretrained", 1),
-        ("prism_cli.stages.warmup:write_atomically", 1),  # the discriminator is there, its marker is not
+        ("prism_cli.assembly.warmup:write_atomically", 1),  # the discriminator is there, its marker is not
     ],
     "a step": [
         (f"{REPLICAS}:_average_gradients", 4),  # the second step, whose gradients are there and whose update is not

@@ -31,7 +31,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     model, processor = tiny_policy()
     policy = Policy(model, processor, Grammar({"all": Part((), 1.0)}, None), None)
-    rows = load_data(WorldData(type="world", split="train", size=40, seed=3), policy)
+    rows = load_data(WorldData(type="world", split="train", size=40, seed=3), policy.settings)
     cut = RolloutBatch(PROMPTS, GROUP, 4, 2, 12, temperature=1.0).arguments()
     common = {"output_dir": str(folder / "out"), "report_to": "none", "use_cpu": True, "bf16": False}
     common |= {"gradient_checkpointing": False, "remove_unused_columns": False, "save_strategy": "no", "max_steps": 1}

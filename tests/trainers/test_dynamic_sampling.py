@@ -224,7 +224,7 @@ def random_policy():
 
 @pytest.fixture(scope="module")
 def rows(random_policy):
-    return load_data(WorldData(type="world", split="train", size=40, seed=3), random_policy)
+    return load_data(WorldData(type="world", split="train", size=40, seed=3), random_policy.settings)
 
 
 class Outcomes:

@@ -40,7 +40,7 @@ def start(trained, tmp_path):
         policy = load_policy(trained / "model")
         torch.manual_seed(0)  # the judge's head is random
         data = WorldData(type="world", split="train", size=8, seed=3)
-        return Run(policy, load_data(data, policy), tmp_path / folder, **options)
+        return Run(policy, load_data(data, policy.settings), tmp_path / folder, **options)
 
     return run
 

@@ -42,7 +42,7 @@ def in_turn(*values):
 
 
 def rows_of(policy, size=8):
-    return load_data(WorldData(type="world", split="train", size=size, seed=3), policy)
+    return load_data(WorldData(type="world", split="train", size=size, seed=3), policy.settings)
 
 
 # By hand --------------------------------------------------------------------------------------------------------------

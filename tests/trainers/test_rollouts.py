@@ -43,7 +43,7 @@ def policy(saved):
 
 @pytest.fixture(scope="module")
 def rows(saved):
-    return load_data(WorldData(type="world", split="train", size=8, seed=3), saved)
+    return load_data(WorldData(type="world", split="train", size=8, seed=3), saved.settings)
 
 
 def options(folder, **more):

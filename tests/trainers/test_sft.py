@@ -33,7 +33,7 @@ def policy():
 
 @pytest.fixture(scope="module")
 def data(policy):
-    return load_data(WorldData(type="world", split="train", size=12, seed=0), policy)
+    return load_data(WorldData(type="world", split="train", size=12, seed=0), policy.settings)
 
 
 def collated(policy, data, folder, texts):
@@ -131,7 +131,7 @@ def small_steps(folder, steps, **more):
 def test_the_loss_of_each_source_is_logged_and_adds_up(policy, data, tmp_path):
     world = {"type": "world", "split": "train", "count": 8}
     sources = {"one": {**world, "size": 8, "seed": 0}, "two": {**world, "size": 8, "seed": 1, "count": 4}}
-    mixed = load_data(MixtureData.model_validate({"type": "mixture", "sources": sources}), policy)
+    mixed = load_data(MixtureData.model_validate({"type": "mixture", "sources": sources}), policy.settings)
     rows = _completions(mixed, None, policy, 10_000)
     logs, model = Logs(), copy.deepcopy(policy.model)
     # One step over all rows at a learning rate of nothing, then the same rows as held-out ones.

@@ -36,7 +36,7 @@ def policy(trained):
 
 @pytest.fixture(scope="module")
 def rows(policy):
-    return load_data(WorldData(type="world", split="train", size=4, seed=3), policy)
+    return load_data(WorldData(type="world", split="train", size=4, seed=3), policy.settings)
 
 
 class Desk:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:  # torch and datasets cost seconds to import, and --dry-run ne
     from datasets import Dataset, IterableDataset
 
     from prism_cli.data.preflight import Problem
-    from prism_cli.models import Policy
     from prism_cli.responses import Grammar
 
 Needs = Literal["sft", "align", "rl", "eval"]
@@ -118,13 +117,13 @@ def _say_problems(path: str, problems: Sequence["Problem"], skipped: int) -> Non
 
 
 def load_data(
-    section: Data | None, policy: "Policy", needs: Needs | None = None, taught_by_column: bool = False
+    section: Data | None, settings: ResponseSettings, needs: Needs | None = None, taught_by_column: bool = False
 ) -> "Dataset":
     """The rows a section names, the instruction in front of each prompt.
 
     Args:
         section: Which rows.
-        policy: Its grammar and instruction are read, nothing else.
+        settings: The grammar of the rows' responses, and the instruction.
         needs: The stage the rows must serve: rows of a file that can't are refused or left out.
         taught_by_column: The rows' own teacher responses will be used, so they must have the grammar's form.
 
@@ -134,26 +133,28 @@ def load_data(
     """
     assert section is not None, "check_data refuses a recipe without data"
     if isinstance(section, MixtureData):
-        return _mixture(section, policy, needs, taught_by_column)
+        return _mixture(section, settings, needs, taught_by_column)
     if isinstance(section, WorldData):
-        return _world_rows(section, policy)
-    return file_rows(section, policy.instruction, needs, policy.grammar if taught_by_column else None)
+        return _world_rows(section, settings)
+    return file_rows(section, settings.instruction, needs, settings.grammar if taught_by_column else None)
 
 
-def _mixture(section: MixtureData, policy: "Policy", needs: Needs | None, taught_by_column: bool) -> "Dataset":
+def _mixture(
+    section: MixtureData, settings: ResponseSettings, needs: Needs | None, taught_by_column: bool
+) -> "Dataset":
     from prism_cli.data.mixture import mix
 
-    sources = {name: load_data(source, policy, needs, taught_by_column) for name, source in section.sources.items()}
+    sources = {name: load_data(source, settings, needs, taught_by_column) for name, source in section.sources.items()}
     weights = {name: source.weight for name, source in section.sources.items() if source.weight is not None}
     counts = {name: source.count for name, source in section.sources.items() if source.count is not None}
     return mix(sources, weights=weights or None, counts=counts or None, seed=0)
 
 
-def _world_rows(section: WorldData, policy: "Policy") -> "Dataset":
+def _world_rows(section: WorldData, settings: ResponseSettings) -> "Dataset":
     from prism_cli.data.rows import dataset, row, with_instruction
 
     place = world(section.world)
-    if unknown := set(policy.grammar.tags) - WORLD_BLOCKS:
+    if unknown := set(settings.grammar.tags) - WORLD_BLOCKS:
         raise RecipeError(
             f"world {section.world} writes {', '.join(sorted(WORLD_BLOCKS))}, not {', '.join(sorted(unknown))}",
             "declare response.parts with these tags, or take other data",
@@ -165,13 +166,13 @@ def _world_rows(section: WorldData, policy: "Policy") -> "Dataset":
             example.question,
             [example.image],
             answers=[example.answer],
-            demonstration=policy.grammar.render(place.demonstration(example, section.seed)),
+            demonstration=settings.grammar.render(place.demonstration(example, section.seed)),
             caption=example.caption,
             truth=example.truth,
         )
         for example in examples
     )
-    return with_instruction(rows, policy.instruction)
+    return with_instruction(rows, settings.instruction)
 
 
 def raw_rows(rows: "Dataset") -> Iterator[dict[str, Any]]:
@@ -204,7 +205,7 @@ def rows_ahead(section: Data, settings: ResponseSettings, count: int | None) -> 
             yield from rows_ahead(source, settings, count)
     elif isinstance(section, WorldData):
         size = section.size if count is None else min(section.size, count)
-        yield from raw_rows(load_data(section.model_copy(update={"size": size}), cast("Policy", settings)))
+        yield from raw_rows(load_data(section.model_copy(update={"size": size}), settings))
     else:
         from prism_cli.data.reading import Checks, RowReader
         from prism_cli.data.sources import open_source

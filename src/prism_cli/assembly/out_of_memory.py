@@ -1,20 +1,23 @@
 """Memory while a stage runs: measured beside the plan, and an error that says what to turn when it has run out."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import get_console
 
+from prism_cli.assembly.run_folder import check_processes, lineage, open_stage, worked_in
 from prism_cli.errors import PrismError
-from prism_cli.models import SMALL, Policy
 from prism_cli.planning.job import GB, Job
 from prism_cli.planning.ladder import Change, cheaper
 from prism_cli.planning.memory import GENERATION, JUDGE, UPDATE, WARM_UP, Moment, peaks
 from prism_cli.runs.folder import Run
+
+if TYPE_CHECKING:  # it imports torch
+    from prism_cli.models import Policy
 
 # What torch, its CPU allocator and vLLM say when there is none left.
 SIGNS = ("out of memory", "can't allocate memory", "No available memory for the cache blocks", "Free memory on device")
@@ -25,7 +28,7 @@ UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 WORTH = 0.1
 
 
-def memory_watch(stage: str, recipe: Any, run: Run, policy: Policy) -> list[Any]:
+def memory_watch(stage: str, recipe: Any, run: Run, policy: "Policy") -> list[Any]:
     """The callback that measures memory; none for models too small for it to tell anything.
 
     Args:
@@ -37,6 +40,7 @@ def memory_watch(stage: str, recipe: Any, run: Run, policy: Policy) -> list[Any]
     import torch
 
     from prism_cli.assembly.planned_job import running_job
+    from prism_cli.models import SMALL
     from prism_cli.trainers.memory import MemoryWatch, measurable
 
     cuda = torch.cuda.is_available()
@@ -58,6 +62,23 @@ def trained_peak(job: Job) -> float:
         for phase, moment in peaks(job).items()
         if phase != WARM_UP
     )
+
+
+@contextmanager
+def training_run(stage: str, recipe: Any, fresh: bool, command: Sequence[str]) -> Iterator[Run]:
+    """The frame of a stage that trains, on as many processes as its recipe says; see `run_folder.stage_run`.
+
+    Raises:
+        RecipeError: started on another number of processes than `launch` says.
+        CheckpointError: see `open_run`.
+        PrismError: out of memory, with advice.
+    """
+    launch = recipe.launch
+    check_processes(stage, launch)
+    run = open_stage(stage, recipe, lineage(recipe), fresh, command)
+    run.update(launch={"processes": launch.world_size, "nodes": launch.nodes, "zero": launch.zero})
+    with worked_in(run), fitting(stage, recipe):
+        yield run
 
 
 @contextmanager

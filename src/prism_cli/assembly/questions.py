@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from prism_cli.assembly.data import load_data
 from prism_cli.errors import PrismError
@@ -16,7 +16,6 @@ from prism_cli.runs.references import read_manifest, resolve_model
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from prism_cli.models import Policy
 
 QUESTIONS_FILE = "questions.jsonl"
 
@@ -67,7 +66,7 @@ def find_questions(folder: Path) -> None:
         say(told)
         model = resolve_model(recipe.runs[0])[0]
         settings = read_settings(json.loads((model / "response.json").read_text(encoding="utf-8")))
-        keep_questions(folder, load_data(recipe.data, cast("Policy", settings)))
+        keep_questions(folder, load_data(recipe.data, settings))
     except (PrismError, OSError, ValueError):
         return
 

@@ -1,9 +1,9 @@
-"""From recipe sections to machinery: policy, rows, teacher, run folder. The only room that knows both sides."""
+"""The run folder of a stage: opened, held while the stage works, and left with how it ended."""
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,53 +17,78 @@ from prism_cli.recipes.stages import Stage
 from prism_cli.runs.folder import Run, open_run
 from prism_cli.runs.references import read_manifest, resolve_model
 
+Changed = Callable[[dict[str, Any], dict[str, Any]], list[str]]
 
-def open_stage(
-    recipe: Section,
+
+@contextmanager
+def stage_run(
     stage: str,
+    recipe: Section,
     source: dict[str, Any] | None,
     fresh: bool,
     command: Sequence[str],
-    compared: bool = True,
-    growing: Sequence[str] = (),
-) -> Run:
-    """Opens the stage's run folder, new or to be continued.
+    changed: Changed = differences,
+) -> Iterator[Run]:
+    """The frame of a stage that runs as one process: its run folder, opened, held while it works, and left with how it
+    ended. In a finished run there is nothing left to do: it says so and the block is to leave.
 
     Args:
-        recipe: The resolved recipe.
         stage: Its command.
+        recipe: The resolved recipe.
         source: Lineage, see `open_run`.
         fresh: Start over.
         command: The command line, for the record.
-        compared: Whether another recipe on the same folder is refused.
-        growing: Keys that may have gained since, see `differences`.
+        changed: Names the keys in which the recipe there and this one differ; none, and the run is continued.
 
     Raises:
-        RecipeError: started on another number of processes than the recipe's `launch` says.
+        RecipeError: started on several processes.
         CheckpointError: see `open_run`.
     """
-    launch = getattr(recipe, "launch", None)
-    _check_processes(stage, launch)
+    check_processes(stage)
+    with worked_in(open_stage(stage, recipe, source, fresh, command, changed)) as run:
+        yield run
+
+
+@contextmanager
+def worked_in(run: Run) -> Iterator[Run]:
+    """Holds a run's folder while its stage works; of a finished run it says that nothing is left to do."""
+    if run.finished:
+        say(f"{run.folder} is finished; --fresh starts it over")
+        yield run
+        return
+    with run.working():
+        yield run
+
+
+def open_stage(
+    stage: str,
+    recipe: Section,
+    source: dict[str, Any] | None,
+    fresh: bool,
+    command: Sequence[str],
+    changed: Changed = differences,
+) -> Run:
+    """Opens a stage's run folder, new or to be continued; see `stage_run`."""
     processes.start()
     quiet_libraries()
-    run = processes.from_main(
+    folder = run_folder(stage, recipe)
+    return processes.from_main(
         lambda: open_run(
-            run_folder(stage, recipe),
-            stage,
-            to_dict(recipe),
-            to_yaml(recipe),
-            partial(differences, growing=growing) if compared else lambda old, new: [],
-            source=source,
-            fresh=fresh,
-            command=command,
+            *(folder, stage, to_dict(recipe), to_yaml(recipe), changed), source=source, fresh=fresh, command=command
         )
     )
-    if launch is not None:
-        run.update(launch={"processes": launch.world_size, "nodes": launch.nodes, "zero": launch.zero})
-    return run
 
 
-def _check_processes(stage: str, launch: LaunchSection | None) -> None:
+def check_processes(stage: str, launch: LaunchSection | None = None) -> None:
+    """Refuses a stage on another number of processes than it is meant to run on.
+
+    Args:
+        stage: Its command.
+        launch: On how many it trains; None for a stage that runs as one process.
+
+    Raises:
+        RecipeError: there are more or fewer.
+    """
     there = processes.world_size()
     if launch is None and there > 1:
         raise RecipeError(f"`prism {stage}` runs as one process", "start it without torchrun or accelerate launch")
@@ -80,28 +105,9 @@ def _check_processes(stage: str, launch: LaunchSection | None) -> None:
     )
 
 
-def already_done(run: Run) -> bool:
-    """Whether the stage has nothing left to do; says so."""
-    if run.finished:
-        say(f"{run.folder} is finished; --fresh starts it over")
-    return run.finished
-
-
-# Policy --------------------------------------------------------------------------------------------------------------
-
-
 def lineage(recipe: Stage) -> dict[str, Any] | None:
-    """What the manifest records of where a stage started."""
+    """Where a stage starts, as its manifest records it."""
     return resolve_model(recipe.from_)[1] if recipe.from_ else None
-
-
-# Adapters ------------------------------------------------------------------------------------------------------------
-
-
-# Rows ----------------------------------------------------------------------------------------------------------------
-
-
-# Quiet ---------------------------------------------------------------------------------------------------------------
 
 
 def quiet_libraries() -> None:
@@ -144,12 +150,13 @@ def run_names(references: Sequence[str], known: Mapping[str, str] | None = None)
     for at, reference in enumerate(references):
         path = "-".join(part for part in Path(reference.partition("@")[0]).parts if part not in ("/", ".."))
         own = longer[at] if longer.count(longer[at]) == 1 else f"{path}{marks[at]}"
-        named.append(known.get(_place(reference), own))
+        named.append(known.get(run_place(reference), own))
     if repeated := {name for name in named if named.count(name) > 1}:
         raise RecipeError(f"runs are named alike: {', '.join(sorted(repeated))}", "name each run once")
     return dict(zip(named, references, strict=True))
 
 
-def _place(reference: str) -> str:
+def run_place(reference: str) -> str:
+    """The run of a reference and its checkpoint, `FOLDER@step`: the same however it is written."""
     source = resolve_model(reference)[1]
     return f"{source['run']}@{source['checkpoint'] or ''}"

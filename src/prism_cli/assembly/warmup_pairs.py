@@ -86,7 +86,7 @@ def read_pairs(recipe: AlignRecipe | WarmupRecipe, policy: Policy, reader: PartR
     warmup = recipe.discriminator.warmup
     assert warmup.data is not None, "pairs are read where the recipe names a file"
     with processes.main_first():
-        rows = load_data(warmup.data, policy)
+        rows = load_data(warmup.data, policy.settings)
     for column, whose in (("teacher_response", "teacher_…"), ("student_response", "student_…")):
         lacking = [id for id, text in zip(rows["id"], rows[column], strict=True) if not text]
         if lacking:

@@ -14,7 +14,6 @@ from prism_cli.assembly.generation import Engine, check_generation, chosen_engin
 from prism_cli.assembly.judge_folder import check_discriminator
 from prism_cli.assembly.policy import lora_config
 from prism_cli.assembly.response import grammar_ahead
-from prism_cli.assembly.run_folder import already_done, lineage, open_stage
 from prism_cli.assembly.teacher import open_teacher
 from prism_cli.assembly.teacher_plan import questions_at_most
 from prism_cli.errors import DataError, RecipeError
@@ -57,21 +56,21 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
         PrismError: with the cure in its hint.
     """
     check(recipe)
-    run = open_stage(recipe, "align", lineage(recipe), fresh, command)
-    if already_done(run):
-        return run.folder
-    from prism_cli.assembly import training
-    from prism_cli.assembly.out_of_memory import fitting
-    from prism_cli.assembly.warmup import warm_discriminator
-    from prism_cli.data.lengths import refuse_mixed, refuse_over_long, refuse_too_few
-    from prism_cli.models import free_memory
+    from prism_cli.assembly.out_of_memory import training_run
 
-    with run.working(), fitting("align", recipe):
+    with training_run("align", recipe, fresh, command) as run:
+        if run.finished:
+            return run.folder
+        from prism_cli.assembly import training
+        from prism_cli.assembly.warmup import warm_discriminator
+        from prism_cli.data.lengths import refuse_mixed, refuse_over_long, refuse_too_few
+        from prism_cli.models import free_memory
+
         policy = training.start(recipe)
         by_column = isinstance(recipe.teacher, DatasetTeacher)
         with processes.main_first():
-            rows = load_data(recipe.data, policy, "align", by_column)
-            held_out = load_data(recipe.eval_data, policy, "align", by_column) if recipe.eval_data else None
+            rows = load_data(recipe.data, policy.settings, "align", by_column)
+            held_out = load_data(recipe.eval_data, policy.settings, "align", by_column) if recipe.eval_data else None
         refuse_mixed(rows)
         refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
         _check_column(recipe, *filter(None, (rows, held_out)))

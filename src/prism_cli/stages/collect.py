@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich import get_console
 
@@ -13,7 +13,7 @@ from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
 from prism_cli.assembly.generation import chosen_engine, sampler
 from prism_cli.assembly.response import grammar_ahead, response_settings
-from prism_cli.assembly.run_folder import already_done, open_stage
+from prism_cli.assembly.run_folder import stage_run
 from prism_cli.assembly.teacher import open_teacher
 from prism_cli.endpoint.batch_ledger import under_way
 from prism_cli.errors import CheckpointError, PrismError, RecipeError
@@ -31,8 +31,6 @@ from prism_cli.stages.collection_card import card
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from prism_cli.models import Policy
 
 DATA, DEMONSTRATIONS, PAIRS = "data", "demonstrations.parquet", "pairs.jsonl"
 REJECTED, SUMMARY, BATCHES = "rejected.jsonl", "summary.json", "batches"
@@ -97,12 +95,11 @@ def run(recipe: CollectRecipe, fresh: bool = False, command: Sequence[str] = ())
     if fresh:
         _refuse_to_forget(run_folder("collect", recipe))
     source = resolve_model(recipe.from_)[1] if recipe.from_ else None
-    run = open_stage(recipe, "collect", source, fresh, command)
-    if already_done(run):
-        return run.folder
-    with run.working():
+    with stage_run("collect", recipe, source, fresh, command) as run:
+        if run.finished:
+            return run.folder
         settings = response_settings(recipe)
-        rows = load_data(recipe.data, cast("Policy", settings))
+        rows = load_data(recipe.data, settings)
         collected, stopped = _collect(recipe, run, settings, rows)
         if stopped is not None:
             _say_stopped(collected, stopped)

@@ -16,7 +16,7 @@ from rich import get_console
 
 from prism_cli.assembly import report
 from prism_cli.assembly.checks import Plan
-from prism_cli.assembly.run_folder import open_stage
+from prism_cli.assembly.run_folder import check_processes, open_stage
 from prism_cli.errors import PrismError
 from prism_cli.progress import progress, say
 from prism_cli.recipes.identity import run_folder
@@ -69,10 +69,10 @@ def run(recipe: StudyRecipe, base: Path, fresh: bool = False, command: Sequence[
     """
     check(recipe, base)
     folder = run_folder("compare", recipe)
+    check_processes("compare")
+    named = recipe.model_copy(update={"output": str(folder)})
     # Each step compares the recipe it was run with, so arms and seeds may be added to a study.
-    study = open_stage(
-        recipe.model_copy(update={"output": str(folder)}), "compare", None, fresh, command, compared=False
-    )
+    study = open_stage("compare", named, None, fresh, command, lambda there, now: [])
     failed: dict[Job, str] = {}
     try:
         with study.working():

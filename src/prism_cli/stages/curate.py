@@ -15,7 +15,7 @@ from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
 from prism_cli.assembly.generation import check_generation
 from prism_cli.assembly.response import response_settings
-from prism_cli.assembly.run_folder import already_done, open_stage
+from prism_cli.assembly.run_folder import stage_run
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.progress import say
 from prism_cli.publishing.lineage import lineage_of, weights_of
@@ -29,8 +29,6 @@ from prism_cli.stages.curation_card import card
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from prism_cli.models import Policy
 
 DATA, ROWS, RATES, SUMMARY = "data", "rows.jsonl", "rates.jsonl", "summary.json"
 MOST_LINES, BAR = 20, 32
@@ -66,13 +64,12 @@ def run(recipe: CurateRecipe, fresh: bool = False, command: Sequence[str] = ()) 
     """
     check(recipe)
     assert recipe.from_ is not None, "check refuses a recipe without a run"
-    run = open_stage(recipe, "curate", resolve_model(recipe.from_)[1], fresh, command)
-    if already_done(run):
-        _say(json.loads((run.folder / SUMMARY).read_text(encoding="utf-8")))
-        return run.folder
-    with run.working():
+    with stage_run("curate", recipe, resolve_model(recipe.from_)[1], fresh, command) as run:
+        if run.finished:
+            _say(json.loads((run.folder / SUMMARY).read_text(encoding="utf-8")))
+            return run.folder
         settings = response_settings(recipe)
-        rows = _each_once(load_data(recipe.data, cast("Policy", settings), "rl"))
+        rows = _each_once(load_data(recipe.data, settings, "rl"))
         refuse_other_rows(run, rows)
         run.update(policy=run.manifest.get("policy") or _policy(recipe, run))
         rates = pass_rates(recipe, run.folder, settings.grammar, rows)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from rich import get_console
 
@@ -13,7 +13,7 @@ from prism_cli.assembly.data import load_data
 from prism_cli.assembly.endpoint import NOWHERE
 from prism_cli.assembly.generation import check_generation, chosen_engine, sampler
 from prism_cli.assembly.response import grammar_ahead
-from prism_cli.assembly.run_folder import already_done, open_stage, run_names
+from prism_cli.assembly.run_folder import run_names, stage_run
 from prism_cli.assembly.teacher import TeacherAnswers, open_teacher
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import DataError, RecipeError
@@ -23,9 +23,6 @@ from prism_cli.responses import Grammar, ResponseSettings, read_settings
 from prism_cli.runs.files import write_atomically
 from prism_cli.runs.folder import Run
 from prism_cli.runs.references import read_manifest, resolve_model
-
-if TYPE_CHECKING:
-    from prism_cli.models import Policy
 
 RESULT = "drift.json"
 
@@ -54,9 +51,8 @@ def run(recipe: DriftRecipe, fresh: bool = False, command: Sequence[str] = ()) -
     """
     check(recipe)
     source = {"runs": [resolve_model(reference)[1] for reference in recipe.runs]}
-    run = open_stage(recipe, "drift", source, fresh, command)
-    if not already_done(run):
-        with run.working():
+    with stage_run("drift", recipe, source, fresh, command) as run:
+        if not run.finished:
             grammar, answers = _teacher_answers(recipe, run)
             runs = [_measure(recipe, *named, run, grammar, answers) for named in run_names(recipe.runs).items()]
             settings = {"prompts": len(answers), "samples": recipe.samples, "temperature": recipe.temperature}
@@ -99,7 +95,7 @@ def _kept_teacher(section: Teacher) -> Teacher:
 def _teacher_answers(recipe: DriftRecipe, run: Run) -> tuple[Grammar, list[str | None]]:
     """The parts the teacher writes, and its answer to each row; None where it failed."""
     settings = _settings(recipe.runs)
-    rows = load_data(recipe.data, cast("Policy", settings))
+    rows = load_data(recipe.data, settings)
     section = _kept_teacher(recipe.teacher)
     asked = [{"id": id} for id in rows["id"]]
     origin = {"instruction": settings.instruction, "data": recipe.data}
@@ -185,7 +181,7 @@ def _responses(recipe: DriftRecipe, name: str, reference: str, run: Run) -> tupl
 
     folder = resolve_model(reference)[0]
     policy = load_policy(folder)
-    rows = load_data(recipe.data, policy)
+    rows = load_data(recipe.data, policy.settings)
     wanted = [row for row in range(len(rows)) for _ in range(recipe.samples)]
     path, sizes = run.folder / f"responses-{name}.jsonl", {"max_tokens": recipe.max_response_tokens}
     how = {"temperature": recipe.temperature, "seed": recipe.seed, "label": f"drift {name}"}

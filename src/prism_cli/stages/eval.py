@@ -12,8 +12,9 @@ from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.endpoint import UNNAMED, shown_endpoint
 from prism_cli.assembly.generation import check_generation
 from prism_cli.assembly.response import grammar_ahead
-from prism_cli.assembly.run_folder import _place, already_done, open_stage, run_names
+from prism_cli.assembly.run_folder import run_names, run_place, stage_run
 from prism_cli.errors import RecipeError
+from prism_cli.recipes.identity import differences
 from prism_cli.recipes.stages import EvalRecipe
 from prism_cli.runs.files import write_atomically
 from prism_cli.runs.references import resolve_model
@@ -60,11 +61,10 @@ def run(recipe: EvalRecipe, fresh: bool = False, command: Sequence[str] = ()) ->
     if recipe.benchmarks is not None:
         eval_benchmarks.refuse_if_missing()
     source = {"runs": [resolve_model(reference)[1] for reference in recipe.runs]}
-    run = open_stage(recipe, "eval", source, fresh, command, growing=GROWING)
-    if not already_done(run):
-        with run.working():
+    with stage_run("eval", recipe, source, fresh, command, partial(differences, growing=GROWING)) as run:
+        if not run.finished:
             names = run_names(recipe.runs, run.manifest.get("names", {}))
-            run.update(names={_place(reference): name for name, reference in names.items()})
+            run.update(names={run_place(reference): name for name, reference in names.items()})
             for name, reference in names.items():
                 if recipe.data is not None:
                     answer_questions(recipe, name, reference, run)

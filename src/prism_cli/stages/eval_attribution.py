@@ -103,7 +103,7 @@ def attribute(
         return
     policy = load_policy(resolve_model(reference)[0])
     policy.model.to(device())
-    rows = load_data(recipe.data, policy)
+    rows = load_data(recipe.data, policy.settings)
     cases = _cases(policy, rows, samples, places, taught(policy, rows))
     tried = _tried(recipe, name, policy, rows, places, cases, run.folder / f"retries-{name}.jsonl")
     reread = _reread(recipe, policy, rows, places, cases, tried, run)

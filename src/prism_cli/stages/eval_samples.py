@@ -82,7 +82,7 @@ def answer_questions(recipe: EvalRecipe, name: str, reference: str, run: Run) ->
         return
     folder = resolve_model(reference)[0]
     policy = load_policy(folder)
-    rows: Any = load_data(recipe.data, policy)
+    rows: Any = load_data(recipe.data, policy.settings)
     there = before or next(map(read_lines, run.folder.glob("samples-*.jsonl")), [])
     _check_same_rows(run.folder, [line["id"] for line in there], rows["id"] if there else [])
     taught = teacher_texts(recipe, run, policy, rows)  # before hours of sampling: a cap may end it

@@ -13,11 +13,9 @@ from prism_cli.assembly.data import load_data
 from prism_cli.assembly.generation import check_generation, chosen_engine, vllm_rollouts
 from prism_cli.assembly.policy import lora_config
 from prism_cli.assembly.rewards import build_rewards, check_rewards
-from prism_cli.assembly.run_folder import already_done, lineage, open_stage
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.recipes.stages import RLRecipe
 from prism_cli.recipes.training import DAPO, GSPO
-from prism_cli.responses import ResponseSettings
 from prism_cli.runs.folder import Run
 from prism_cli.stages.rl_audit import audit_before_training
 from prism_cli.trainers.verified_reward import VerifiedReward
@@ -77,17 +75,16 @@ def run(recipe: RLRecipe, fresh: bool = False, command: Sequence[str] = ()) -> P
         PrismError: with the cure in its hint.
     """
     check(recipe)
-    run = open_stage(recipe, "rl", lineage(recipe), fresh, command)
-    if already_done(run):
-        return run.folder
-    from prism_cli.assembly import training
-    from prism_cli.assembly.out_of_memory import fitting
+    from prism_cli.assembly.out_of_memory import training_run
 
-    with run.working(), fitting("rl", recipe):
+    with training_run("rl", recipe, fresh, command) as run:
+        if run.finished:
+            return run.folder
+        from prism_cli.assembly import training
+
         policy = training.start(recipe)
         rows, held_out = _rows(recipe, policy)
-        settings = ResponseSettings(policy.grammar, policy.instruction)
-        processes.from_main(lambda: audit_before_training(recipe, rows, settings))
+        processes.from_main(lambda: audit_before_training(recipe, rows, policy.settings))
         training.seed(recipe)
         with build_rewards(recipe, run.folder) as rewards:
             trainer = _trainer(recipe, run, policy, rewards, rows, held_out)
@@ -100,8 +97,8 @@ def _rows(recipe: RLRecipe, policy: "Policy") -> tuple["Dataset", "Dataset | Non
     from prism_cli.data.lengths import refuse_mixed, refuse_over_long, refuse_too_few
 
     with processes.main_first():
-        rows = load_data(recipe.data, policy, "rl")
-        held_out = load_data(recipe.eval_data, policy, "rl") if recipe.eval_data else None
+        rows = load_data(recipe.data, policy.settings, "rl")
+        held_out = load_data(recipe.eval_data, policy.settings, "rl") if recipe.eval_data else None
     refuse_mixed(rows)
     refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
     _check_answers(rows)

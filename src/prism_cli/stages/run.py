@@ -8,7 +8,7 @@ from rich import get_console
 
 from prism_cli.assembly import launch, report
 from prism_cli.assembly.checks import Plan
-from prism_cli.assembly.run_folder import open_stage
+from prism_cli.assembly.run_folder import check_processes, open_stage
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.pipelines import PipelineRecipe, PipelineStep
@@ -49,11 +49,12 @@ def run(recipe: PipelineRecipe, base: Path, fresh: bool = False, command: Sequen
     check(recipe, base)
     folder = run_folder("run", recipe)
     steps = resolve_steps(recipe.steps, base, folder, recipe.seed)
-    whole = open_stage(recipe.model_copy(update={"output": str(folder)}), "run", None, fresh, command)
+    check_processes("run")
+    pipeline = open_stage("run", recipe.model_copy(update={"output": str(folder)}), None, fresh, command)
     console = get_console()
     from prism_cli.models import free_memory
 
-    with whole.working():
+    with pipeline.working():
         for number, (step, resolved) in enumerate(steps, start=1):
             console.rule(f"[bold]{step.id or step.stage}[/bold]  {number} of {len(steps)}", align="left")
             run_step(step, resolved, command)

@@ -10,7 +10,6 @@ from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data, streamed_rows
 from prism_cli.assembly.policy import lora_config
 from prism_cli.assembly.response import grammar_ahead
-from prism_cli.assembly.run_folder import already_done, lineage, open_stage
 from prism_cli.assembly.teacher import open_teacher
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.progress import progress
@@ -73,14 +72,14 @@ def run(recipe: SFTRecipe, fresh: bool = False, command: Sequence[str] = ()) -> 
         PrismError: with the cure in its hint.
     """
     check(recipe)
-    run = open_stage(recipe, "sft", lineage(recipe), fresh, command)
-    if already_done(run):
-        return run.folder
-    from prism_cli.assembly import training
-    from prism_cli.assembly.out_of_memory import fitting
-    from prism_cli.trainers.sft import sft_trainer
+    from prism_cli.assembly.out_of_memory import training_run
 
-    with run.working(), fitting("sft", recipe):
+    with training_run("sft", recipe, fresh, command) as run:
+        if run.finished:
+            return run.folder
+        from prism_cli.assembly import training
+        from prism_cli.trainers.sft import sft_trainer
+
         policy = training.start(recipe)
         train, held_out = _demonstrations(recipe, policy, run)
         batch = {
@@ -108,12 +107,12 @@ def _demonstrations(
     """Training and held-out rows as prompt, completion, images and source; over-long ones are refused."""
     if _streamed(recipe):
         with processes.main_first():
-            held_out = load_data(recipe.eval_data, policy, "sft") if recipe.eval_data is not None else None
+            held_out = load_data(recipe.eval_data, policy.settings, "sft") if recipe.eval_data is not None else None
         return _stream(recipe, policy), held_out and _completions(held_out, None, policy, recipe.max_tokens)
     needs, by_column = None if recipe.teacher else "sft", isinstance(recipe.teacher, DatasetTeacher)
     sections = [section for section in (recipe.data, recipe.eval_data) if section is not None]
     with processes.main_first():
-        sources = [load_data(section, policy, needs, by_column) for section in sections]
+        sources = [load_data(section, policy.settings, needs, by_column) for section in sections]
     texts = [None for _ in sources]
     if recipe.teacher is not None:
         origin = {"instruction": policy.instruction, "data": recipe.data}

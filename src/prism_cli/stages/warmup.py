@@ -9,7 +9,6 @@ from prism_cli.assembly.data import load_data
 from prism_cli.assembly.judge_folder import check_discriminator
 from prism_cli.assembly.policy import start_policy
 from prism_cli.assembly.response import grammar_ahead
-from prism_cli.assembly.run_folder import already_done, lineage, open_stage
 from prism_cli.assembly.teacher_plan import questions_at_most
 from prism_cli.assembly.warmup import _warm_up
 from prism_cli.errors import RecipeError
@@ -57,22 +56,22 @@ def run(recipe: WarmupRecipe, fresh: bool = False, command: Sequence[str] = ()) 
         PrismError: with the cure in its hint.
     """
     check(recipe)
-    run = open_stage(recipe, "warmup", lineage(recipe), fresh, command)
-    if already_done(run):
-        return run.folder
-    from prism_cli.assembly.discriminator import refuse_unfit
-    from prism_cli.assembly.out_of_memory import fitting
-    from prism_cli.assembly.teacher import open_teacher
-    from prism_cli.data.lengths import refuse_over_long
+    from prism_cli.assembly.out_of_memory import training_run
 
-    with run.working(), fitting("warmup", recipe):
+    with training_run("warmup", recipe, fresh, command) as run:
+        if run.finished:
+            return run.folder
+        from prism_cli.assembly.discriminator import refuse_unfit
+        from prism_cli.assembly.teacher import open_teacher
+        from prism_cli.data.lengths import refuse_over_long
+
         policy = start_policy(recipe)
         refuse_unfit(recipe.discriminator, policy)
         if recipe.discriminator.warmup.data is not None:
             _warm_up(recipe, policy, run.folder)
         else:
             assert recipe.teacher is not None, "check refuses to sample pairs without a teacher"
-            rows = load_data(recipe.data, policy, "align", isinstance(recipe.teacher, DatasetTeacher))
+            rows = load_data(recipe.data, policy.settings, "align", isinstance(recipe.teacher, DatasetTeacher))
             refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
             asked = {"instruction": policy.instruction, "data": recipe.data, "at_most": questions_at_most(recipe)}
             with open_teacher(recipe.teacher, policy.grammar, run, rows, **asked) as desk:
