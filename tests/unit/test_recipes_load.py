@@ -1,19 +1,16 @@
 """Loading recipes: where values come from, which win, and what is said when they are wrong."""
 
-from typing import Annotated, Literal
-
 import pytest
-from pydantic import Field
 
 from prism_cli.cli.options import given
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.alignment import DenseDiscriminator, MoEDiscriminator
-from prism_cli.recipes.changes import _switch
+from prism_cli.recipes.launch import LaunchSection
 from prism_cli.recipes.load import load_recipe, load_step
 from prism_cli.recipes.pipelines import PipelineStep
-from prism_cli.recipes.section import Section
 from prism_cli.recipes.sections import FileData
 from prism_cli.recipes.teachers import DatasetTeacher, EmbeddedTeacher, OpenAITeacher
+from prism_cli.recipes.training import GSPO
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +124,13 @@ def test_values_for_the_data_that_an_option_names_are_kept():
     assert data == FileData(path="rows.parquet", format="verl")
 
 
+def test_a_later_word_on_where_to_start_takes_the_files_away(folder):
+    assert load_recipe("rl", write("model: {type: tiny}"), ["from=runs/a"]).model is None
+    write("from: runs/a", "rl.yaml")
+    step = PipelineStep(stage="rl", recipe="rl.yaml", set={"model.type": "tiny"})
+    assert load_step(step, folder).from_ is None
+
+
 def test_an_option_for_where_to_start_takes_the_files_away():
     assert load_recipe("rl", write("model: {type: tiny}"), options={"from": "runs/a"}).model is None
     start = {"type": "pretrained", "path": "m"}
@@ -151,7 +155,7 @@ def test_the_usual_type_may_be_left_out():
     assert load_recipe("rl", write("algorithm: {clip_low: 0.1}")).algorithm.type == "grpo"
 
 
-def test_changing_the_type_drops_what_the_new_type_does_not_share():
+def test_changing_the_type_keeps_only_what_both_inherit():
     file = write("teacher: {endpoint: http://a, model: m}\ndiscriminator: {experts: 8, dropout: 0.2}")
     recipe = load_recipe("align", file, ["teacher.type=dataset", "discriminator.type=dense"])
     assert recipe.teacher == DatasetTeacher(type="dataset")
@@ -163,22 +167,38 @@ def test_a_world_s_keys_are_no_keys_of_a_file():
     assert load_recipe("sft", file, ["data.type=file", "data.path=a"]).data == FileData(path="a")
 
 
-class Number(Section):
-    type: Literal["number"]
-    value: int
-    unit: str
+def test_another_algorithm_comes_with_its_own_clips():
+    file = write("algorithm: {type: grpo, clip_low: 0.2, clip_high: 0.3}")
+    assert load_recipe("rl", file, ["algorithm.type=gspo"]).algorithm == GSPO(type="gspo")
+    assert load_recipe("rl", file, ["algorithm.type=grpo"]).algorithm.clip_high == 0.3
 
 
-class Word(Section):
-    type: Literal["word"]
-    value: str
-    unit: str
+def test_a_mapping_replaces_the_section_and_a_dotted_key_one_value():
+    file = write("launch: {processes: 8, zero: 3}")
+    assert load_recipe("sft", file, ["launch={zero: 2}"]).launch == LaunchSection(zero=2)
+    assert load_recipe("sft", file, ["launch.zero=2"]).launch == LaunchSection(processes=8, zero=2)
 
 
-def test_a_key_of_the_same_name_but_another_type_is_not_shared():
-    section = {"type": "number", "value": 3, "unit": "kg"}
-    _switch(Annotated[Number | Word, Field(discriminator="type")], section, "word")
-    assert section == {"unit": "kg"}
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_dotted_key_goes_into_the_mapping_of_its_layer(order):
+    overrides = ["teacher={type: embedded}", "teacher.variant=text_only"][::order]
+    teacher = load_recipe("align", write("teacher: {endpoint: http://a}"), overrides).teacher
+    assert teacher == EmbeddedTeacher(type="embedded", variant="text_only")
+
+
+def test_the_engine_of_generation_is_told_apart_as_types_are():
+    file = write("generation: {engine: vllm, memory: 0.5}")
+    assert load_recipe("rl", file, ["generation.memory=0.4"]).generation.memory == 0.4
+    assert load_recipe("rl", file, ["generation.engine=transformers"]).generation.engine == "transformers"
+    assert problems("rl", "generation: {engine: vllm, memroy: 0.5}") == [
+        "x.yaml:1: generation.memroy: no such key (did you mean memory?)"
+    ]
+    assert problems("rl", "seed: 1", ["generation.memory=0.5"]) == [
+        "override 'generation.memory=0.5': generation.engine: expected transformers or vllm, which is missing"
+    ]
+    assert problems("rl", "generation: {engine: sglang}") == [
+        "x.yaml:1: generation.engine: expected transformers or vllm, found text 'sglang'"
+    ]
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -313,7 +333,9 @@ def test_what_is_no_override_is_refused(override):
 
 
 def test_an_override_below_a_plain_value_is_refused():
-    assert problems("rl", "seed: 1", ["seed.a=1"]) == ["override 'seed.a=1': seed is no section; set it as a whole"]
+    assert problems("rl", "seed: 1", ["seed.a=1"]) == [
+        "override 'seed.a=1': seed: expected a whole number, found a section"
+    ]
 
 
 def test_a_grammar_that_contradicts_itself_is_refused():

@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the commands themselves.
+"""docs/cli.md, generated from the commands themselves.
 
 `python -m prism_cli.cli.document --write` writes it, `--check` fails when it is not current.
 """
@@ -10,6 +10,7 @@ import typer
 from typer.cli import get_docs_for_click
 
 from prism_cli.cli.app import app
+from prism_cli.recipes.document import write_or_check
 
 PAGE = Path("docs/cli.md")
 INTRODUCTION = """# Command line
@@ -38,16 +39,5 @@ def page() -> str:
     return INTRODUCTION + text.strip() + "\n"
 
 
-def main(arguments: list[str]) -> int:
-    """Writes (`--write`) or checks (`--check`) the page; the exit code."""
-    if arguments == ["--write"]:
-        PAGE.write_text(page(), encoding="utf-8")
-        return 0
-    current = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page()
-    if not current:
-        print(f"{PAGE} is not current: run python -m prism_cli.cli.document --write", file=sys.stderr)
-    return 0 if current else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(write_or_check(PAGE, page(), sys.argv[1:]))

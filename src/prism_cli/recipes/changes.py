@@ -1,40 +1,39 @@
-"""Changes on top of a recipe file: overrides `key.path=value`, command-line options, a pipeline step's `set`."""
+"""Changes on top of a recipe file, layer by layer; the last layer wins.
+
+A dotted key changes one value. A mapping replaces the section under its key, and so does another `type`, but for what
+the two types inherit from one base. Within a layer order matters only for a key that is given twice.
+"""
 
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+import sys
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from prism_cli.recipes.fields import annotation_at, child, chosen, keys, sections, type_word
+from prism_cli.recipes.fields import TAGS, child, chosen, keys
 from prism_cli.recipes.section import Section
 from prism_cli.recipes.sources import KeyPath, parse_value
 
-# Each says where to start; an option for one takes the file's other away.
+# Each says where to start; a layer that gives one takes the other away from those before it.
 STARTS = {"model": "from", "from": "model"}
-# A cap is for the teacher there is: it makes no other one.
-CAPS = ("teacher.max_calls", "teacher.max_usd")
 # What may hold a key is not repeated in messages, which end up in logs.
 SECRET = re.compile(r"(?<=://).*|(?<=token=).*", re.S)
+AFTER_ALL_LINES = sys.maxsize
+
+# Path of a key → (line in the file or AFTER_ALL_LINES, the place as messages name it).
+Places = dict[KeyPath, tuple[int, str]]
+Part = tuple[KeyPath, Any, str]
 
 
 class Change(NamedTuple):
-    """One value to put in.
-
-    Attributes:
-        key: Dotted key.
-        value: Plain value.
-        origin: How messages name it: `override 'seed=1'`, `--seed`.
-        wins: An option: it may turn a section of a union into the type that has its key.
-    """
+    """A plain value for a dotted key; `origin` names it in messages: `override 'seed=1'`, `--seed`."""
 
     key: str
     value: Any
     origin: str
-    wins: bool = False
 
 
 def parse_override(text: str) -> Change:
-    """Reads `key.path=value`.
+    """The change that `key.path=value` asks for.
 
     Raises:
         ValueError: no key, or no YAML value; the text says which override.
@@ -49,104 +48,55 @@ def parse_override(text: str) -> Change:
         raise ValueError(f"override {shown}: {error}") from None
 
 
-def apply(
-    recipe: type[Section], values: dict[str, Any], changes: Sequence[Change]
-) -> tuple[dict[KeyPath, str], list[str]]:
-    """Puts changes into nested values, in place.
-
-    A changed `type` comes first, whatever the order written: keys of the section that the new type doesn't share go.
-
-    Returns:
-        Path → origin of what was put in, and the problems met.
-    """
-    origins: dict[KeyPath, str] = {}
-    problems = []
-    changes = [part for change in changes for part in _parts(change)]
-    for change in changes:
-        if change.wins and change.key in STARTS:
-            values.pop(STARTS[change.key], None)
-        # Before any value goes in, so that values meant for the new type are not lost with the old one.
-        if change.wins and change.key not in CAPS:
-            _make_room(recipe, values, tuple(change.key.split(".")))
-    for change in sorted(changes, key=_turn):
-        path = tuple(change.key.split("."))
-        try:
-            section = _enter(recipe, values, path, origins, change.origin)
-        except ValueError as error:
-            problems.append(f"{change.origin}: {error}")
-            continue
-        annotation = annotation_at(recipe, values, path[:-1])
-        if path[-1] == "type":
-            _switch(annotation, section, change.value)
-        elif change.wins and change.key not in CAPS:
-            _become_owner(annotation, section, path[-1])
-        section[path[-1]] = change.value
-        origins[path] = change.origin
-    return origins, problems
+def apply(recipe: type[Section], values: dict[str, Any], layer: Iterable[Change], places: Places) -> None:
+    """Puts a layer of changes into nested values and notes their places, both in place."""
+    parts = [part for change in layer for part in _parts(change)]
+    given = {path[0] for path, _, _ in parts}
+    for start, other in STARTS.items():
+        if start in given and other not in given:
+            values.pop(other, None)
+    for path, value, origin in sorted(parts, key=_turn):
+        annotation, section = recipe, values
+        for depth, key in enumerate(path[:-1], start=1):
+            inner = section.get(key)
+            if not isinstance(inner, dict):
+                inner, places[path[:depth]] = _default_entries(annotation, key), (AFTER_ALL_LINES, origin)
+            annotation = child(annotation, section, key)
+            section[key] = section = dict(inner)  # a copy, because a YAML alias makes two keys share one dict
+        if path[-1] in TAGS:
+            _change_type(annotation, section, {path[-1]: value})
+        section[path[-1]] = value
+        places[path] = (AFTER_ALL_LINES, origin)
 
 
-def _parts(change: Change) -> list[Change]:
-    """An option for a whole section as the section, then its keys one by one."""
-    if not change.wins or not isinstance(change.value, dict):
-        return [change]
-    return [change, *(change._replace(key=f"{change.key}.{key}", value=value) for key, value in change.value.items())]
+def _parts(change: Change) -> list[Part]:
+    """A mapping as itself, then its entries one by one."""
+    path, entries = tuple(change.key.split(".")), change.value.items() if isinstance(change.value, dict) else ()
+    return [(path, *change[1:]), *(((*path, key), value, change.origin) for key, value in entries)]
 
 
-def _turn(change: Change) -> tuple[bool, bool]:
-    """A section that an option gives comes before overrides of its other keys; then types; options win in the end."""
-    whole = change.wins and isinstance(change.value, dict)
-    return change.wins and not whole, not whole and not change.key.endswith(".type")
+def _turn(part: Part) -> tuple[int, int]:
+    """Mappings come first, then types, then all else; outer ones before inner ones."""
+    path, value, _ = part
+    return 0 if isinstance(value, dict) else 1 if path[-1] in TAGS else 2, len(path)
 
 
-def _make_room(recipe: type[Section], values: dict[str, Any], path: KeyPath) -> None:
-    with suppress(ValueError):  # told when the value goes in
-        section = _enter(recipe, values, path, {}, "")
-        _become_owner(annotation_at(recipe, values, path[:-1]), section, str(path[-1]))
-
-
-def _enter(annotation: Any, values: dict, path: KeyPath, origins: dict[KeyPath, str], origin: str) -> dict:
-    """The dict that holds the path's last key; sections that are not written yet are begun."""
-    for depth, key in enumerate(path[:-1]):
-        inner = values.get(key)
-        if inner is None:
-            inner = _default(annotation, key)
-            origins.setdefault(path[: depth + 1], origin)
-        if not isinstance(inner, dict):
-            kind = "a list" if isinstance(inner, list) else "no section"
-            raise ValueError(f"{'.'.join(map(str, path[: depth + 1]))} is {kind}; set it as a whole")
-        annotation = child(annotation, values, key)
-        # A copy, because a YAML alias makes two keys share one dict.
-        values[key] = values = dict(inner)
-    return values
-
-
-def _default(annotation: Any, key: str | int) -> dict:
+def _default_entries(annotation: Any, key: str | int) -> dict:
     """What an unwritten section starts from: a mapping's default entries, else nothing (the type fills the rest in)."""
     section = chosen(annotation, {})
-    name = keys(section).get(str(key)) if section else None
-    default = section.model_fields[name].get_default(call_default_factory=True) if section and name else None
-    if not isinstance(default, dict):
-        return {}
-    return {k: v.model_dump(mode="json") if isinstance(v, Section) else v for k, v in default.items()}
+    field = section and section.model_fields.get(keys(section).get(str(key), ""))
+    default = field.get_default(call_default_factory=True) if field else None
+    entries = default.items() if isinstance(default, dict) else ()
+    return {name: entry.model_dump(mode="json") if isinstance(entry, Section) else entry for name, entry in entries}
 
 
-def _switch(annotation: Any, section: dict[str, Any], word: Any) -> None:
-    """Drops the keys that the new type of a section does not share with the old one."""
-    old, new = chosen(annotation, section), chosen(annotation, {"type": word})
-    if old is None or new is None or old is new:
-        return
-    for key in list(section):
-        here, there = old.model_fields.get(key), new.model_fields.get(key)
-        if here is not None and (there is None or there.annotation != here.annotation):
+def _change_type(annotation: Any, section: dict[Any, Any], tag: dict[Any, Any]) -> None:
+    """Leaves of a section whose type changes what the two types inherit from one base."""
+    old, new = chosen(annotation, section), chosen(annotation, tag)
+    if old is not None and new is not None and old is not new:
+        shared = keys(next(base for base in old.__mro__ if issubclass(new, base)))
+        for key in section.keys() - shared.keys():
             del section[key]
-
-
-def _become_owner(annotation: Any, section: dict[str, Any], key: str) -> None:
-    """Turns a section of a union into the one type that has `key`, unless it already has it."""
-    owners = [owner for owner in sections(annotation) if key in keys(owner)]
-    if len(owners) == 1 and chosen(annotation, section) is not owners[0]:
-        section.clear()
-        section["type"] = type_word(owners[0])
 
 
 def put_into_step(change: Change, values: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Writes docs/recipes.md from the recipe types: every key with its type, default and meaning.
+"""docs/recipes.md, generated from the recipe types: every key with its type, default and meaning.
 
 `python -m prism_cli.recipes.document --write` writes it, `--check` fails when it is not current.
 """
@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from prism_cli.recipes.fields import description, keys, sections, type_word
+from prism_cli.recipes.fields import description, is_usual, keys, sections, tag_key, type_word
 from prism_cli.recipes.identity import FREE_KEYS
 from prism_cli.recipes.section import Section
 from prism_cli.recipes.sources import file_name
@@ -24,16 +24,19 @@ INTRODUCTION = f"""# Recipes
 
 <!-- Written by `python -m prism_cli.recipes.document --write` from src/prism_cli/recipes. Do not edit. -->
 
-A recipe is a YAML 1.2 file, one a stage. Every key has a default where the paper gives a value, so a file holds
-decisions only. `prism recipes list` shows the shipped ones, `prism align tiny --dry-run` prints one with every key
-filled in, `prism recipes check FILE` says what is wrong with one.
+A recipe is a YAML 1.2 file, one for each stage. Keys have the paper's values as defaults, so a file only needs what
+differs. `prism recipes list` lists the shipped recipes, `prism align tiny --dry-run` prints one with every key filled
+in, `prism recipes check FILE` reports every error in a file.
 
-Any key can be set on the command line, `prism align tiny optimizer.learning_rate=2e-6 teacher.type=dataset`, values
-in YAML; on a pipeline a step's key is set as `STEP.key=value`. Changing `type` drops the keys that the new type does
-not share. Options such as `--max-steps` win over these.
+Any key can be set on the command line, values in YAML: `prism align tiny optimizer.learning_rate=2e-6 max_steps=20`; on
+a pipeline as `STEP.key=value`. The layers are the recipe file, a pipeline step's `set`, and the command line, where an
+option such as `--max-steps` wins over `max_steps=20`; the last layer wins. A dotted key changes one value. A mapping
+replaces the section (`launch={{}}` gives its defaults). A changed `type` replaces it too, except for keys that all
+discriminators, or all live teachers, have in common. `model` and `from` exclude each other: the last layer that gives
+one of them decides.
 
-Running the same command on the same folder continues the run; a recipe that differs is refused. These keys may differ
-all the same: {", ".join(f"`{key}`" for key in FREE_KEYS)}, and `max_steps` may grow.
+Running the same command on the same folder continues the run; a different recipe is refused. These keys may change
+between two starts: {", ".join(f"`{key}`" for key in FREE_KEYS)}, and `max_steps` may grow.
 """
 
 
@@ -64,8 +67,7 @@ def _groups(recipe: type[Section], prefix: str) -> Iterator[tuple[tuple[type[Sec
 
 def _section(section: type[Section], groups: dict) -> str:
     word = type_word(section)
-    usual = "" if word is None or section.model_fields["type"].is_required() else " (default)"
-    heading = f"### type: {word}{usual}\n\n" if word else ""
+    heading = f"### {tag_key(section)}: {word}{' (default)' if is_usual(section) else ''}\n\n" if word else ""
     return heading + _docstring(section) + "\n\n" + _table(section, groups)
 
 
@@ -74,7 +76,7 @@ def _table(section: type[Section], groups: dict) -> str:
         f"| `{key}` | {_type(section.model_fields[name], groups)} | {_default(section.model_fields[name])} "
         f"| {description(section, name).replace('<', '&lt;')} |"
         for key, name in keys(section).items()
-        if name != "type"
+        if name != tag_key(section)
     ]
     return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows]) if rows else ""
 
@@ -121,16 +123,16 @@ def _docstring(section: type[Section]) -> str:
     return " ".join((section.__doc__ or "").split())
 
 
-def main(arguments: list[str]) -> int:
-    """Writes (`--write`) or checks (`--check`) the page; the exit code."""
+def write_or_check(path: Path, text: str, arguments: list[str]) -> int:
+    """Writes a generated page (`--write`), or checks that it is current (`--check`); the exit code."""
     if arguments == ["--write"]:
-        PAGE.write_text(page(), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
         return 0
-    current = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page()
-    if not current:
-        print(f"{PAGE} is not current: run python -m prism_cli.recipes.document --write", file=sys.stderr)
-    return 0 if current else 1
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return 0
+    print(f"{path} is not current: run `make docs`", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(write_or_check(PAGE, page(), sys.argv[1:]))

@@ -1,10 +1,14 @@
-"""What a recipe type says about a key: which section it leads to, and which keys stand beside it."""
+"""Keys and sections as the recipe types declare them: the type of a key, the members of a union, the documentation."""
 
 from collections.abc import Sequence
+from itertools import compress
 from types import NoneType
 from typing import Any, get_args, get_origin
 
 from prism_cli.recipes.section import Section
+
+# The keys that tell the sections of a union apart.
+TAGS = ("type", "engine")
 
 
 def sections(annotation: Any) -> tuple[type[Section], ...]:
@@ -16,21 +20,31 @@ def sections(annotation: Any) -> tuple[type[Section], ...]:
     return tuple(found for inner in get_args(annotation) for found in sections(inner))
 
 
+def tag_key(section: type[Section]) -> str | None:
+    """The key that tells a section of a union from the others, None for a section of no union."""
+    return next((key for key in TAGS if key in section.model_fields), None)
+
+
 def type_word(section: type[Section]) -> str | None:
-    """The word that stands under `type` for a section of a union, else None."""
-    field = section.model_fields.get("type")
-    return get_args(field.annotation)[0] if field else None
+    """The word under the tag key of a section of a union, else None."""
+    key = tag_key(section)
+    return get_args(section.model_fields[key].annotation)[0] if key else None
+
+
+def is_usual(section: type[Section]) -> bool:
+    """Whether a section of a union is taken where its tag key is left out."""
+    key = tag_key(section)
+    return key is not None and not section.model_fields[key].is_required()
 
 
 def chosen(annotation: Any, value: Any) -> type[Section] | None:
-    """The section type that `value` is written as; the usual one of a union when `type` is absent."""
+    """The section type that `value` is written as; where the tag key is absent the usual one, None without one."""
     options = sections(annotation)
     if len(options) < 2:
         return options[0] if options else None
-    word = value.get("type") if isinstance(value, dict) else None
-    if word is None:
-        return next(section for section in options if not section.model_fields["type"].is_required())
-    return next((section for section in options if type_word(section) == word), None)
+    word = value.get(tag_key(options[0])) if isinstance(value, dict) else None
+    fits = (is_usual(section) if word is None else type_word(section) == word for section in options)
+    return next(compress(options, fits), None)
 
 
 def keys(section: type[Section]) -> dict[str, str]:

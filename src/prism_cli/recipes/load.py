@@ -1,40 +1,22 @@
-"""Turns a recipe file, overrides and command-line options into one checked recipe, or says all that is wrong."""
+"""Loading a recipe: its file, then layers of changes, validated once, with all problems and their places."""
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
 from prism_cli.errors import RecipeError
-from prism_cli.recipes.changes import Change, apply, parse_override, put_into_step
+from prism_cli.recipes.changes import Change, Places, apply, parse_override, put_into_step
+from prism_cli.recipes.flags import FLAGS
 from prism_cli.recipes.pipelines import PipelineStep
 from prism_cli.recipes.problems import validation_problems
 from prism_cli.recipes.sources import KeyPath, Source, file_name, find_recipe, read
 from prism_cli.recipes.stages import RECIPES
 from prism_cli.recipes.trl_options import option_problems
 
-# Dotted key → the command-line option that sets it, for messages.
-FLAGS = {
-    "model": "--model",
-    "data": "--data",
-    "from": "--from",
-    "discriminator.warmup.data": "--data",
-    "output": "--output",
-    "teacher.endpoint": "--teacher-endpoint",
-    "teacher.model": "--teacher-model",
-    "teacher.store": "--teacher-store",
-    "teacher.max_calls": "--max-teacher-calls",
-    "teacher.max_usd": "--max-teacher-usd",
-    "max_steps": "--max-steps",
-    "samples": "--samples",
-    "keep": "--keep",
-    "band": "--band",
-    "seed": "--seed",
-    "runs": "RUN",
-    "benchmarks.tasks": "--benchmarks",
-}
+# An option for one of these makes the teacher an endpoint; a cap alone is for the teacher there is.
+ENDPOINT_KEYS = ("teacher.endpoint", "teacher.model", "teacher.store")
 
 
 def load_recipe(
@@ -50,14 +32,20 @@ def load_recipe(
         source: A file, a folder that holds <stage>.yaml, a shipped name, or None: ./<stage>.yaml if there is one, else
             the defaults.
         overrides: `key.path=value`, values in YAML; they win over the file. On a pipeline also `STEP.key.path=value`.
-        options: Dotted key → plain value; they win over overrides, and a `teacher.endpoint` or `teacher.model` makes
-            the teacher an endpoint whatever the recipe says.
+        options: Dotted key → plain value; they win over overrides. One of ENDPOINT_KEYS makes the teacher an endpoint.
 
     Raises:
         RecipeError: with every problem, one a line, each with its place.
     """
-    chosen = [Change(key, value, FLAGS[key], wins=True) for key, value in (options or {}).items()]
-    return _load(stage, find_recipe(stage, source), overrides, chosen)
+    written, unread = [], []
+    for text in overrides:
+        try:
+            written.append(parse_override(text))
+        except ValueError as error:
+            unread.append(str(error))
+    chosen = [Change(key, value, FLAGS[key]) for key, value in (options or {}).items()]
+    chosen += [Change("teacher.type", "openai", FLAGS[key]) for key in ENDPOINT_KEYS if key in (options or {})]
+    return _load(stage, find_recipe(stage, source), [[*written, *chosen]], unread)
 
 
 def load_step(step: PipelineStep, base: Path, options: Mapping[str, Any] | None = None) -> Any:
@@ -71,60 +59,34 @@ def load_step(step: PipelineStep, base: Path, options: Mapping[str, Any] | None 
     Raises:
         RecipeError: as `load_recipe`; problems in `set` name the step.
     """
-    name = step.id or step.stage
-    changes = [Change(key, value, f"step {name!r}, set") for key, value in step.set.items()]
-    changes += [Change(key, value, f"step {name!r}", wins=True) for key, value in (options or {}).items()]
-    return _load(step.stage, find_recipe(step.stage, base / step.recipe), (), changes)
+    name = f"step {step.id or step.stage!r}"
+    set_by_step = [Change(key, value, f"{name}, set") for key, value in step.set.items()]
+    decided = [Change(key, value, name) for key, value in (options or {}).items()]
+    return _load(step.stage, find_recipe(step.stage, base / step.recipe), [set_by_step, decided])
 
 
-def _load(stage: str, path: Path | None, overrides: Sequence[str], changes: Iterable[Change]) -> Any:
+def _load(stage: str, path: Path | None, layers: Iterable[Sequence[Change]], unread: Sequence[str] = ()) -> Any:
     if path is None and stage in ("run", "compare"):
         raise RecipeError(f"no {file_name(stage)} here", f"name one: `prism {stage} FILE`, or `prism {stage} tiny`")
     file = read(path) if path else Source(f"{stage} recipe", {}, {})
-    recipe, values = RECIPES[stage], file.values
-    written, unread = _parse(overrides)
-    if stage == "run":
-        written = [change for change in written if not put_into_step(change, values)]
-    origins, unapplied = apply(recipe, values, [*written, *changes])
-    places = _Places(file, origins)
+    recipe, values, checked, wrong = RECIPES[stage], file.values, None, []
+    places = {key: (line, f"{file.name}:{line}") for key, line in file.lines.items()}
+    for layer in layers:
+        apply(recipe, values, [one for one in layer if stage != "run" or not put_into_step(one, values)], places)
     try:
-        checked, wrong = recipe.model_validate(values), []
+        checked = recipe.model_validate(values)
     except ValidationError as error:
-        checked, wrong = None, list(validation_problems(error, recipe, values))
+        wrong += validation_problems(error, recipe, values)
     if isinstance(trainer := values.get("trainer"), dict):
         wrong += [(("trainer", name), text) for name, text in option_problems(stage, trainer)]
-    wrong.sort(key=lambda problem: places.place(problem[0])[0])
-    if problems := unread + unapplied + [places.describe(problem) for problem in wrong]:
-        raise RecipeError("\n".join(problems), "docs/recipes.md lists every key")
+    found = [(*_place(key, places, file.name), ".".join(map(str, key)), text) for key, text in wrong]
+    problems = [": ".join(filter(None, words)) for _, *words in sorted(found, key=lambda problem: problem[0])]
+    if unread or problems:
+        raise RecipeError("\n".join([*unread, *problems]), "docs/recipes.md lists every key")
     return checked
 
 
-def _parse(overrides: Sequence[str]) -> tuple[list[Change], list[str]]:
-    changes, problems = [], []
-    for text in overrides:
-        try:
-            changes.append(parse_override(text))
-        except ValueError as error:
-            problems.append(str(error))
-    return changes, problems
-
-
-class _Places(NamedTuple):
-    """Where things were written: in a line of the file, or in an override or option."""
-
-    file: Source
-    origins: Mapping[KeyPath, str]
-
-    def place(self, path: KeyPath) -> tuple[int, str]:
-        """(line, text) of what set a path or the section it stands in; overrides and options come after all lines."""
-        for length in range(len(path), 0, -1):
-            if origin := self.origins.get(path[:length]):
-                return sys.maxsize, origin
-            if line := self.file.lines.get(path[:length]):
-                return line, f"{self.file.name}:{line}"
-        return 0, self.file.name
-
-    def describe(self, problem: tuple[KeyPath, str]) -> str:
-        """`place: dotted.key: what is wrong`."""
-        path, text = problem
-        return ": ".join(part for part in (self.place(path)[1], ".".join(map(str, path)), text) if part)
+def _place(path: KeyPath, places: Places, file: str) -> tuple[int, str]:
+    """(line, place) of what set a key or the section it stands in."""
+    known = (places[path[:length]] for length in range(len(path), 0, -1) if path[:length] in places)
+    return next(known, (0, file))

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in words: where, which key, what was found, what belongs there."""
+"""Problems of a recipe in words: which key, what was found, what belongs there."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -6,7 +6,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from prism_cli.recipes.fields import annotation_at, child, chosen, keys, may_be_null, sections, type_word, value_at
+from prism_cli.recipes.fields import (
+    annotation_at,
+    child,
+    chosen,
+    keys,
+    may_be_null,
+    sections,
+    tag_key,
+    type_word,
+    value_at,
+)
 from prism_cli.recipes.section import Section
 from prism_cli.recipes.sources import KeyPath
 
@@ -37,9 +47,13 @@ def validation_problems(error: ValidationError, recipe: type[Section], values: A
         kind, found, context = problem["type"], problem["input"], problem.get("ctx", {})
         if kind == "extra_forbidden":
             yield path, unknown_key(annotation_at(recipe, values, path[:-1]), values, path)
-        elif kind == "union_tag_invalid":
-            words = [str(type_word(section)) for section in sections(annotation_at(recipe, values, path))]
-            yield (*path, "type"), f"expected {' or '.join(words)}, found {describe(context['tag'])}"
+        elif kind in ("union_tag_invalid", "union_tag_not_found"):
+            options = sections(annotation_at(recipe, values, path))
+            found = f"found {describe(context['tag'])}" if "tag" in context else "which is missing"
+            yield (
+                (*path, str(tag_key(options[0]))),
+                f"expected {' or '.join(map(str, map(type_word, options)))}, {found}",
+            )
         elif kind == "literal_error":
             yield path, f"expected {context['expected']}, found {describe(found)}"
         elif kind == "missing":
@@ -63,7 +77,8 @@ def unknown_key(annotation: Any, values: Any, path: KeyPath) -> str:
     here = chosen(annotation, value_at(values, path[:-1]))
     owners = [str(type_word(section)) for section in sections(annotation) if key in keys(section)]
     if owners and here is not None:
-        return f"a section of type {type_word(here)} has no such key (type {' or '.join(owners)} has)"
+        tag = tag_key(here)
+        return f"a section of {tag} {type_word(here)} has no such key ({tag} {' or '.join(owners)} has)"
     return f"no such key{nearest(key, keys(here) if here else ())}"
 
 
