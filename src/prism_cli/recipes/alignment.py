@@ -146,10 +146,8 @@ class AdvantageSection(Section):
 
 
 class StopSection(Section):
-    """Ends alignment before its last step, once it no longer brings the policy nearer to the teacher."""
+    """Early stopping of alignment, once no part's drift (docs/drift.md) has fallen over the last measurements."""
 
-    when: Literal["drift_flat"] = "drift_flat"
-    """No part's drift (see docs/drift.md) fell further over the last measurements."""
     min_steps: NonNegativeInt = 100
     """Never end before this many steps."""
     every: PositiveInt = 25

@@ -48,7 +48,7 @@ def parse_override(text: str) -> Change:
         raise ValueError(f"override {shown}: {error}") from None
 
 
-def apply(recipe: type[Section], values: dict[str, Any], layer: Iterable[Change], places: Places) -> None:
+def apply(recipe: type[Section], values: dict[Any, Any], layer: Iterable[Change], places: Places) -> None:
     """Puts a layer of changes into nested values and notes their places, both in place."""
     parts = [part for change in layer for part in _parts(change)]
     given = {path[0] for path, _, _ in parts}
@@ -99,7 +99,7 @@ def _change_type(annotation: Any, section: dict[Any, Any], tag: dict[Any, Any]) 
             del section[key]
 
 
-def put_into_step(change: Change, values: dict[str, Any]) -> bool:
+def put_into_step(change: Change, values: dict[Any, Any]) -> bool:
     """Puts `STEP.key=value` on a pipeline into that step's `set`, in place; False when no step has that name."""
     step_id, _, key = change.key.partition(".")
     steps = values.get("steps")

@@ -1,4 +1,4 @@
-"""What generates the policy's responses."""
+"""Generation engines: what produces the policy's responses."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,33 +8,31 @@ from prism_cli.recipes.section import Fraction, Section
 
 
 class TransformersEngine(Section):
-    """transformers generates: works everywhere, slowly."""
+    """Generation by transformers: works everywhere, slowly."""
 
     engine: Literal["transformers"]
-    """It has no further settings."""
 
 
 class VLLMEngine(Section):
-    """vLLM generates; while training, with the policy's weights of that step."""
+    """Generation by vLLM, during training with the policy's current weights. Needs `pip install 'prism-cli[vllm]'`."""
 
     engine: Literal["vllm"]
-    """Needs `pip install 'prism-cli[vllm]'`."""
     mode: Literal["colocate", "server"] = "colocate"
-    """`colocate`: in the training processes, on their GPUs. `server`: a `trl vllm-serve` on GPUs of its own (training
+    """`colocate`: inside the training processes, on their GPUs. `server`: a `trl vllm-serve` on separate GPUs (training
     only)."""
     memory: Fraction = 0.3
-    """Share of a GPU's memory that vLLM takes for weights and cache, colocated."""
+    """Share of each GPU's memory for vLLM's weights and cache, with `mode: colocate`."""
     sleep: bool = True
-    """Give that memory to training between generations, colocated; has no effect on CPU."""
+    """Free that memory for training between generations, with `mode: colocate`; no effect on a CPU."""
     tensor_parallel: PositiveInt = 1
-    """GPUs over which vLLM splits the model, colocated: a divisor of `launch.processes`."""
+    """Number of GPUs over which vLLM splits the model, with `mode: colocate`; must divide `launch.processes`."""
     max_model_tokens: PositiveInt | None = None
-    """Longest prompt and response together; null takes the stage's own limits."""
+    """Maximum tokens of prompt and response together; null takes the sum of the stage's limits."""
     server: str | None = None
     """Base URL of the server, such as http://127.0.0.1:8000; for `mode: server`."""
     importance_correction: bool = True
-    """Weigh each token's gradient by how much likelier the trainer finds it than vLLM did, 3 times at most (truncated
-    importance sampling)."""
+    """Weight each token's gradient by the ratio of the trainer's probability to vLLM's, at most 3 (truncated importance
+    sampling)."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further options of vLLM's `LLM`, by their own names."""
 
