@@ -46,3 +46,9 @@ class BudgetError(PrismError):
 
 class CheckpointError(PrismError):
     """A run folder or checkpoint is missing, incomplete, or belongs to another recipe."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: as Ctrl-C, with an exit code of its own."""
+
+    exit_code = 143

@@ -12,13 +12,12 @@ import pytest
 from prism_cli import processes
 from prism_cli.assembly import launch
 from prism_cli.cli.app import app
-from prism_cli.errors import PrismError, RecipeError
+from prism_cli.errors import PrismError, RecipeError, Terminated
 from prism_cli.launching import worker
 from prism_cli.launching.nodes import Place, first_host, place
 from prism_cli.launching.worker import Failure
 from prism_cli.recipes.launch import LaunchSection
 from prism_cli.recipes.load import load_recipe
-from prism_cli.runs.folder import Terminated
 from prism_cli.stages import sbatch
 
 STEP = {

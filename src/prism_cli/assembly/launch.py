@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prism_cli import processes
-from prism_cli.errors import PrismError, RecipeError
+from prism_cli.errors import PrismError, RecipeError, Terminated
 from prism_cli.launching import nodes, worker
 from prism_cli.progress import say
 from prism_cli.recipes.identity import run_folder, to_yaml
 from prism_cli.recipes.launch import LaunchSection
 from prism_cli.recipes.sources import command_of, file_name
-from prism_cli.runs.folder import Terminated, tell_killed
+from prism_cli.runs.folder import tell_killed
 
 SOMEWHERE = ("$NODE_RANK", "$MASTER_ADDR", "$MASTER_PORT")
 RESUME_HINT = "run the same command again to continue from the last checkpoint"

@@ -21,8 +21,7 @@ from prism_cli.progress import progress, say
 from prism_cli.recipes.alignment import MoEDiscriminator, WarmupSection
 from prism_cli.recipes.stages import AlignRecipe, WarmupRecipe
 from prism_cli.runs.files import write_atomically
-from prism_cli.runs.folder import Run
-from prism_cli.runs.references import COMPLETE, checkpoint_step
+from prism_cli.runs.references import COMPLETE, checkpoint_step, last_complete_checkpoint
 
 # Published value; the game itself has none unless the recipe sets one.
 WARMUP_BALANCE = 0.01
@@ -189,7 +188,7 @@ class _Kept:
         Raises:
             CheckpointError: it is sharded otherwise than the learner.
         """
-        checkpoint = processes.from_main(lambda: Run(self._folder, {}).last_checkpoint())
+        checkpoint = processes.from_main(lambda: last_complete_checkpoint(self._folder / "checkpoints"))
         step = 0
         if checkpoint is not None:
             step = checkpoint_step(checkpoint)

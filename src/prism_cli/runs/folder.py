@@ -8,7 +8,6 @@ runs/<name>/<step>/
   model/          the final policy and processor
 """
 
-import fcntl
 import json
 import platform
 import shutil
@@ -24,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from prism_cli import processes
-from prism_cli.errors import CheckpointError
-from prism_cli.runs.files import write_atomically
-from prism_cli.runs.references import COMPLETE, checkpoint_step, read_manifest
+from prism_cli.errors import CheckpointError, Terminated
+from prism_cli.runs.files import locked, write_atomically
+from prism_cli.runs.references import last_complete_checkpoint, read_manifest
 
 RECORDED_PACKAGES = ("prism-cli", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm", "deepspeed")
 
@@ -55,16 +54,7 @@ class Run:
 
     def last_checkpoint(self) -> Path | None:
         """The newest complete checkpoint; those a kill left half-written are deleted. Call it on every process."""
-        return processes.from_main(self._last_checkpoint)
-
-    def _last_checkpoint(self) -> Path | None:
-        complete = []
-        for path in (self.folder / "checkpoints").glob("checkpoint-*"):
-            if (path / COMPLETE).is_file():
-                complete.append(path)
-            else:
-                shutil.rmtree(path)
-        return max(complete, key=checkpoint_step, default=None)
+        return processes.from_main(lambda: last_complete_checkpoint(self.folder / "checkpoints"))
 
     def update(self, **changes: Any) -> None:
         """Changes the manifest, and on the main process the one on disk."""
@@ -103,7 +93,7 @@ class Run:
     def _held(self) -> Iterator[None]:
         """The lock, held by the main process for all."""
         with ExitStack() as stack:
-            processes.from_main(lambda: (stack.enter_context(_locked(self.folder)), None)[1])
+            processes.from_main(lambda: (stack.enter_context(locked(self.folder)), None)[1])
             yield
 
 
@@ -111,16 +101,10 @@ def tell_killed(folder: Path) -> None:
     """Records that a run failed whose processes were killed: they could not, or took it for an interrupt."""
     if not (folder / "run.json").is_file():
         return
-    with suppress(CheckpointError), _locked(folder):  # else somebody works in it
+    with suppress(CheckpointError), locked(folder):  # else somebody works in it
         run = Run(folder, read_manifest(folder))
         if not run.finished:
             run.update(status="failed")
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: as Ctrl-C, with an exit code of its own."""
-
-    exit_code = 143
 
 
 @contextmanager
@@ -137,18 +121,6 @@ def _sigterm_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(
-                f"{folder} is in use by another process", "wait for it, or give this run another --output"
-            ) from None
-        yield
 
 
 def open_run(
@@ -183,7 +155,7 @@ def open_run(
                 raise CheckpointError(
                     f"{folder} is not a run folder; --fresh will not delete it", "choose another --output"
                 )
-            with _locked(folder):
+            with locked(folder):
                 shutil.rmtree(folder)
         if manifest_path.is_file():
             run = _continue(folder, stage, resolved, differences, source)
@@ -195,7 +167,7 @@ def open_run(
                 folder,
                 {"stage": stage, "id": folder.name, "name": folder.parent.name or folder.name, "created": _now()},
             )
-        with _locked(folder):  # another process at work here keeps its recipe and manifest
+        with locked(folder):  # another process at work here keeps its recipe and manifest
             write_atomically(folder / "recipe.yaml", resolved_text)
             run.update(
                 status=run.manifest.get("status", "running"),

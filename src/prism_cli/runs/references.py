@@ -2,17 +2,16 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 from prism_cli.errors import CheckpointError, PrismError
 
+# In a run of align or warm-up: the discriminator.
 DISCRIMINATOR = "discriminator"
-
-
+# Written last: a checkpoint, or a warm-up, without it was cut short.
 COMPLETE = "complete.json"
-
-
 # Ends the folder's name of what `--shrink` made.
 SHRUNKEN = "-shrunken"
 
@@ -53,10 +52,10 @@ def resolve_model(reference: str) -> tuple[Path, dict[str, Any]]:
     if selected and not selected.isdigit():
         folder, selected = folder / selected, ""
     if not folder.is_dir():
-        raise CheckpointError(f"no run folder {folder}", _known_runs())
+        raise CheckpointError(f"no run folder {folder}", known_runs())
     if not (folder / "run.json").is_file() or read_manifest(folder)["stage"] == "run":
         steps = [p.parent.name for p in folder.glob("*/run.json") if (p.parent / "model").is_dir()]
-        hint = f"name a step: {', '.join(f'{base}@{s}' for s in sorted(steps))}" if steps else _known_runs()
+        hint = f"name a step: {', '.join(f'{base}@{s}' for s in sorted(steps))}" if steps else known_runs()
         raise CheckpointError(f"{folder} is not a training step's folder", hint)
     if selected:
         path = folder / "checkpoints" / f"checkpoint-{selected}"
@@ -95,6 +94,17 @@ def newest_finished(stage: str, root: Path = Path("runs")) -> Path | None:
     return max(found, default=(None, None))[1]
 
 
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """The newest complete `checkpoint-N` in a folder; those that a kill left half-written are deleted."""
+    complete = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / COMPLETE).is_file():
+            complete.append(path)
+        else:
+            shutil.rmtree(path)
+    return max(complete, key=checkpoint_step, default=None)
+
+
 def checkpoint_step(path: Path) -> int:
     """The optimiser step of `checkpoint-N`."""
     match = re.fullmatch(r"checkpoint-(\d+)", path.name)
@@ -103,6 +113,7 @@ def checkpoint_step(path: Path) -> int:
     return int(match[1])
 
 
-def _known_runs(root: Path = Path("runs")) -> str:
+def known_runs(root: Path = Path("runs")) -> str:
+    """A hint that names the first runs below a folder."""
     runs = sorted({str(p.parent) for pattern in ("*/run.json", "*/*/run.json") for p in root.glob(pattern)})
     return f"runs here: {', '.join(runs[:8])}" if runs else "there are no runs here yet; start with `prism sft`"

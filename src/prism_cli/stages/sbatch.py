@@ -4,10 +4,9 @@ import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from prism_cli.errors import RecipeError
+from prism_cli.errors import RecipeError, Terminated
 from prism_cli.recipes.launch import LaunchSection
 from prism_cli.runs.files import write_atomically
-from prism_cli.runs.folder import Terminated
 
 SCRIPT = """\
 #!/bin/bash

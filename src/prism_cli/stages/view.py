@@ -1,13 +1,13 @@
 """`prism view`: a run's page; of a run that is going, a page that follows it."""
 
-import fcntl
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prism_cli.assembly import report
 from prism_cli.errors import CheckpointError
-from prism_cli.runs.references import read_manifest
+from prism_cli.runs.files import is_held
+from prism_cli.runs.references import known_runs, read_manifest
 
 RUNS = Path("runs")
 # What a page is made of lies at these depths of a step, a pipeline and a study.
@@ -30,12 +30,18 @@ def find(reference: str | None) -> Path:
     for folder in (Path(base) / step, RUNS / base / step):
         if (folder / "run.json").is_file() or any(folder.glob("*/run.json")):
             return folder
-    raise CheckpointError(f"no run in {reference}", _known())
+    raise CheckpointError(f"no run in {reference}", known_runs())
 
 
 def is_going(folder: Path) -> bool:
     """Whether a process works in the folder or in one of its steps now."""
-    return any(_is_held(path.parent) for path in (folder / "run.json", *folder.glob("*/run.json")) if path.is_file())
+    manifests = [folder / "run.json", *folder.glob("*/run.json")]
+    # A manifest alone would call a killed run running.
+    return any(
+        read_manifest(path.parent)["status"] == "running" and is_held(path.parent)
+        for path in manifests
+        if path.is_file()
+    )
 
 
 def page(folder: Path) -> Path:
@@ -85,28 +91,9 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _is_held(folder: Path) -> bool:
-    """Whether a process holds the folder's lock: its manifest alone would call a killed run running."""
-    if read_manifest(folder)["status"] != "running" or not (folder / ".lock").is_file():
-        return False
-    with open(folder / ".lock") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
 def _newest() -> Path:
     found = [path for pattern in ("*/run.json", "*/*/run.json") for path in RUNS.glob(pattern)]
     if not found:
         raise CheckpointError("there are no runs here", "name a run's folder: prism view DIR")
     folder = max(found, key=lambda path: path.stat().st_mtime).parent
     return folder.parent if (folder.parent / "run.json").is_file() else folder
-
-
-def _known() -> str:
-    found = sorted(
-        {str(path.parent) for path in RUNS.glob("*/run.json")} | {str(p.parent) for p in RUNS.glob("*/*/run.json")}
-    )
-    return f"runs here: {', '.join(found[:8])}" if found else "there are no runs here yet"

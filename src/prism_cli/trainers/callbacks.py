@@ -15,9 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerState
 
 from prism_cli import processes
-from prism_cli.errors import CheckpointError, PrismError
+from prism_cli.errors import CheckpointError, PrismError, Terminated
 from prism_cli.runs.files import write_atomically
-from prism_cli.runs.folder import Terminated
 from prism_cli.runs.references import COMPLETE, checkpoint_step
 
 
