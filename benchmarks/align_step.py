@@ -31,6 +31,7 @@ from prism_cli.data.rows import dataset, row
 from prism_cli.discriminator.inputs import Comparisons, PromptInputs
 from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.discriminator.model import Discriminator
+from prism_cli.discriminator.settings import LearnerSettings
 from prism_cli.models import Policy
 from prism_cli.responses import Grammar, Part
 from prism_cli.tiny_models.tiny import tiny_processor
@@ -88,7 +89,9 @@ def learner() -> DiscriminatorLearner:
     torch.manual_seed(0)
     processor = tiny_processor([f"w{i}" for i in range(WORDS)], pixels=48 * 48)
     body = Qwen3VLModel(config(HIDDEN, LAYERS // 2, VISION_LAYERS, len(processor.tokenizer), image_token(processor)))
-    return DiscriminatorLearner(Discriminator(body, ("perception", "reasoning"), 0, "dense"), micro_batch=ROLLOUTS)
+    return DiscriminatorLearner(
+        Discriminator(body, ("perception", "reasoning"), 0, "dense"), LearnerSettings(micro_batch=ROLLOUTS)
+    )
 
 
 def rollouts(view: PromptInputs, length: int, token: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from prism_cli.discriminator.inputs import Comparisons, PromptInputs
 from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.discriminator.losses import discriminator_loss
 from prism_cli.discriminator.model import Discriminator
+from prism_cli.discriminator.settings import LearnerSettings, Upcycling
 from prism_cli.discriminator.upcycle import upcycle
 
 ROLLOUTS, PARTS = 16, ("perception", "reasoning")
@@ -197,10 +198,10 @@ def assert_exact(found: dict[str, Measured]) -> None:
 def learner_of(kind: str) -> DiscriminatorLearner:
     torch.manual_seed(0)
     dense = Qwen3VLModel(config()).eval()
-    body = upcycle(dense) if kind == "moe" else dense
+    body = upcycle(dense, Upcycling()) if kind == "moe" else dense
     judge = Discriminator(body, PARTS, READOUT, kind=kind, dropout=0.0)
     # One row for the group, and no step: what is timed is reading.
-    return DiscriminatorLearner(judge, learning_rate=0.0, weight_decay=0.0, max_grad_norm=1e9, micro_batch=ROLLOUTS)
+    return DiscriminatorLearner(judge, LearnerSettings(0.0, weight_decay=0.0, max_grad_norm=1e9, micro_batch=ROLLOUTS))
 
 
 def main() -> None:

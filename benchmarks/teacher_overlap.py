@@ -127,14 +127,14 @@ def _align(folder: Path, start: Path, delay: float, way: type[Ahead]) -> Ahead:
     """Aligns in one of the ways; gives the trainer that watched itself."""
     asked.clear()
     on_policy_distill.OnPolicyDistillTrainer = way
-    first_asked = warmup._first_asked
+    first_asked = warmup._first_questions
     if way is not Ahead:
-        warmup._first_asked = lambda recipe, rows: []
+        warmup._first_questions = lambda recipe, rows: []
     with ServedEndpoint(world_app("shapes", "exact", grammar_of(ResponseSection()), delay=delay)) as served:
         store = folder / "store.sqlite"
         teacher = f"teacher={{type: openai, endpoint: {served.url}, model: shapes-exact, check: false, store: {store}}}"
         align.run(load_recipe("align", "tiny", [*ALIGN.split(), teacher, f"from={start}", f"output={folder / 'run'}"]))
-    warmup._first_asked = first_asked
+    warmup._first_questions = first_asked
     return Ahead.last
 
 

@@ -1,4 +1,4 @@
-"""The judge on two real processes: the steps, scores and checkpoints that one process would give."""
+"""The discriminator on two real processes: the steps, scores and checkpoints that one process would give."""
 
 import faulthandler
 import json
@@ -13,13 +13,14 @@ import torch
 
 from prism_cli import processes
 from prism_cli.assembly.data import load_data
+from prism_cli.assembly.discriminator import discriminator_settings
 from prism_cli.assembly.response import grammar_of
-from prism_cli.assembly.warming import warm
 from prism_cli.discriminator.inputs import Comparisons
 from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.discriminator.model import Discriminator
 from prism_cli.discriminator.pairs import Pairs
 from prism_cli.discriminator.reader import PartReader
+from prism_cli.discriminator.warmup import Account, warm_up
 from prism_cli.errors import CheckpointError
 from prism_cli.models import Policy
 from prism_cli.recipes.sections import ResponseSection, WorldData
@@ -159,8 +160,9 @@ def warmed(folder, zero):
         [None if i in (7, 8) else reader.text(said[i % 4]) for i in range(16)],
     )
     shape = {"processes": processes.world_size(), "zero": zero}
-    judge = {"type": "dense", "dropout": 0.0, "warmup": WARMUP}
-    recipe = WarmupRecipe.model_validate({"discriminator": judge, "launch": shape})
+    section = {"type": "dense", "dropout": 0.0, "warmup": WARMUP}
+    recipe = WarmupRecipe.model_validate({"discriminator": section, "launch": shape})
+    settings = discriminator_settings(recipe).warmup
     place = folder / f"warm-{zero}"
     place.mkdir(exist_ok=True)
     processes.barrier()
@@ -176,9 +178,9 @@ def warmed(folder, zero):
     whole = learner_class.score_and_update
     learner_class.score_and_update = killed
     with pytest.raises(KeyboardInterrupt):
-        warm(recipe, discriminator("dense", dropout=0.0), pairs, reader, place, place / "judge")
+        warm_up(discriminator("dense", dropout=0.0), settings, pairs, reader, place)
     learner_class.score_and_update = whole
-    return warm(recipe, discriminator("dense", dropout=0.0), pairs, reader, place, place / "judge")[1]
+    return warm_up(discriminator("dense", dropout=0.0), settings, pairs, reader, place)[1]
 
 
 def all_cases(folder):
@@ -257,7 +259,7 @@ def test_a_process_without_a_picture_keeps_up_with_one_that_has(played, zero):
 def test_a_warm_up_that_was_killed_ends_as_on_one_process(played, tmp_path, zero):
     folder, first, second = played
     account = warmed(tmp_path, None)
-    assert first[f"warm-{zero}"] == second[f"warm-{zero}"] == account == {"pairs": 16, "steps": 3, "stopped": None}
+    assert first[f"warm-{zero}"] == second[f"warm-{zero}"] == account == Account(pairs=16, steps=3, stopped=None)
     lines, expected = (
         [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
         for place in (folder / f"warm-{zero}", tmp_path / "warm-None")
@@ -265,5 +267,5 @@ def test_a_warm_up_that_was_killed_ends_as_on_one_process(played, tmp_path, zero
     assert len(lines) == 3
     for line, whole in zip(lines, expected, strict=True):
         assert line == pytest.approx(whole, rel=1e-3, abs=1e-4)
-    found, wanted = weights_in(folder / f"warm-{zero}/judge"), weights_in(tmp_path / "warm-None/judge")
+    found, wanted = weights_in(folder / f"warm-{zero}/discriminator"), weights_in(tmp_path / "warm-None/discriminator")
     assert max(float((found[name] - weight).abs().max()) for name, weight in wanted.items()) < 1e-4

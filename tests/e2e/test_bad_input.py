@@ -186,7 +186,7 @@ def test_a_cap_holds_over_a_start_that_was_killed(prism, trained, tmp_path):
     order = [*ALIGN.replace("TRAINED", str(trained)).split(), "data.size=16", *game.split()]
     with ServedEndpoint(world_app("shapes", "exact", GRAMMAR)) as served:
         order.append(f"teacher={{type: openai, endpoint: '{served.url}', check: false, max_calls: 9}}")
-        training = ("prism_cli.assembly.warmup:_train", 1)
+        training = ("prism_cli.assembly.warmup:train_discriminator", 1)
         killed = prism(*order, cwd=tmp_path, env={"OPENAI_API_KEY": "any"}, kill=training)
         assert killed.code == -signal.SIGKILL
         assert json.loads((tmp_path / "runs/align/teacher.json").read_text())["calls"] == 8

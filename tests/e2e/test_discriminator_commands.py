@@ -57,8 +57,8 @@ def changed(folder, other):
 def test_a_killed_warm_up_ends_as_one_that_was_never_killed(warmup, tmp_path):
     done = warmup(output="whole")
     assert done.code == 0, done.stderr
-    kept = "prism_cli.assembly.warming:"
-    for place, call in ((f"{kept}_Kept.save", 2), (f"{kept}shutil.rmtree", 1), (f"{kept}_measured", 1)):
+    kept = "prism_cli.discriminator.warmup:"
+    for place, call in ((f"{kept}_save", 2), (f"{kept}shutil.rmtree", 1), (f"{kept}_measured", 1)):
         assert warmup(kill=(place, call)).code == -signal.SIGKILL, place
     assert [p.name for p in (tmp_path / "judge/checkpoints").glob("*/complete.json")] == ["complete.json"]
     done = warmup()
@@ -115,7 +115,7 @@ def test_it_ends_once_every_part_is_told_apart(warmup, tmp_path):
 def test_adapters_leave_a_whole_judge_whose_eyes_stood_still(warmup, tmp_path):
     lora = "discriminator.warmup.lora={rank: 4, alpha: 8}"
     assert warmup(lora, output="whole").code == 0
-    assert warmup(lora, kill=("prism_cli.assembly.warming:_Kept.save", 2)).code == -signal.SIGKILL
+    assert warmup(lora, kill=("prism_cli.discriminator.warmup:_save", 2)).code == -signal.SIGKILL
     done = warmup(lora)
     assert done.code == 0, done.stderr
     assert "checkpoint-2" in done.stdout

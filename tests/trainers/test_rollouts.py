@@ -12,6 +12,7 @@ from prism_cli.assembly.rewards import reward_rules
 from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.discriminator.model import Discriminator
 from prism_cli.discriminator.reader import PartReader
+from prism_cli.discriminator.settings import LearnerSettings
 from prism_cli.discriminator.upcycle import dense_body
 from prism_cli.evaluation.sampling import sample_responses
 from prism_cli.models import load_policy, multimodal, placeholder_ids
@@ -75,7 +76,7 @@ class Align:
             0.0,
         )
         self.asked, self.prefetched = [], []
-        self.learner = DiscriminatorLearner(judge, learning_rate=1e-3)
+        self.learner = DiscriminatorLearner(judge, LearnerSettings(learning_rate=1e-3))
 
         def answers(wanted):
             self.asked.append([row["id"] for row in wanted])

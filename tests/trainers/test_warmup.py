@@ -1,4 +1,4 @@
-"""The pairs a judge is warmed up on: who is asked for them, what they come to, and what they can't be made of."""
+"""The pairs of a warm-up: who is asked for them, what they come to, and what they can't be made of."""
 
 import copy
 import json
@@ -7,10 +7,12 @@ import pytest
 
 from prism_cli.assembly import policy_samples
 from prism_cli.assembly.data import load_data
-from prism_cli.assembly.discriminator import build_discriminator, refuse_unfit
-from prism_cli.assembly.warming import warm
-from prism_cli.assembly.warmup_pairs import sampled_pairs
+from prism_cli.assembly.discriminator import discriminator_settings
+from prism_cli.assembly.generation import TRANSFORMERS
+from prism_cli.assembly.warmup_pairs import PairSampling, sampled_pairs
+from prism_cli.discriminator.build import discriminator_for, refuse_unfit
 from prism_cli.discriminator.reader import PartReader
+from prism_cli.discriminator.warmup import Account, warm_up
 from prism_cli.errors import PrismError, RecipeError
 from prism_cli.models import load_policy
 from prism_cli.recipes.alignment import WarmupSection
@@ -59,7 +61,9 @@ class Desk:
 
 
 def pairs(policy, rows, desk, path):
-    return sampled_pairs(RECIPE, policy, rows, desk, PartReader(policy.processor, policy.grammar), path)
+    reader = PartReader(policy.processor, policy.grammar)
+    sampling = PairSampling(TRANSFORMERS, max_tokens=48, batch_size=16, temperature=1.0, path=path)
+    return sampled_pairs(discriminator_settings(RECIPE).warmup, sampling, policy, rows, desk, reader)
 
 
 def test_a_row_in_several_pairs_is_asked_once_and_paired_with_its_own_answer(policy, rows, tmp_path):
@@ -96,7 +100,7 @@ def test_kept_samples_are_whole_batches_and_what_a_kill_left_of_another_is_cut_o
 
 
 def based_on(path):
-    return RECIPE.model_copy(update={"discriminator": RECIPE.discriminator.model_copy(update={"base": str(path)})})
+    return discriminator_settings(RECIPE).start._replace(base=str(path))
 
 
 def test_a_base_with_another_vocabulary_is_refused(policy, tmp_path):
@@ -104,34 +108,34 @@ def test_a_base_with_another_vocabulary_is_refused(policy, tmp_path):
     copy.deepcopy(model).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match="has another vocabulary than the policy") as caught:
-        refuse_unfit(based_on(tmp_path).discriminator, policy)
+        refuse_unfit(based_on(tmp_path), policy)
     assert "same family" in caught.value.hint
 
 
 def test_a_base_with_the_policys_vocabulary_is_taken(policy, trained):
-    recipe = based_on(trained / "model")
-    refuse_unfit(recipe.discriminator, policy)
-    judge = build_discriminator(recipe, policy, ("perception", "reasoning"))
+    start = based_on(trained / "model")
+    refuse_unfit(start, policy)
+    made = discriminator_for(start, policy, ("perception", "reasoning"))
     own = policy.model.model.state_dict()
-    assert all(weight.equal(own[name]) for name, weight in judge.body.state_dict().items())
+    assert all(weight.equal(own[name]) for name, weight in made.body.state_dict().items())
 
 
 def test_a_base_of_another_family_is_refused(policy, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     with pytest.raises(RecipeError, match="is a qwen2_5_vl model") as caught:
-        refuse_unfit(based_on(tmp_path).discriminator, policy)
+        refuse_unfit(based_on(tmp_path), policy)
     assert "Qwen3-VL-2B" in caught.value.hint
 
 
 def test_a_second_epoch_sees_the_same_pairs_again(policy, rows, tmp_path):
     warmup = {"pairs": 8, "held_out": 4, "batch_size": 4, "epochs": 2, "learning_rate": 1e-12, "measure_every": 4}
     section = RECIPE.discriminator.model_copy(update={"warmup": WarmupSection.model_validate(warmup), "dropout": 0.0})
-    recipe = RECIPE.model_copy(update={"discriminator": section})
+    settings = discriminator_settings(RECIPE.model_copy(update={"discriminator": section}))
     made = pairs(policy, rows, Desk(policy, rows), tmp_path / "samples.jsonl")
     reader = PartReader(policy.processor, policy.grammar)
-    judge = build_discriminator(recipe, policy, ("perception", "reasoning"))
-    _, account = warm(recipe, judge, made, reader, tmp_path, tmp_path / "judge")
-    assert account == {"pairs": 12, "steps": 4, "stopped": None}
+    cold = discriminator_for(settings.start, policy, ("perception", "reasoning"))
+    _, account = warm_up(cold, settings.warmup, made, reader, tmp_path)
+    assert account == Account(pairs=12, steps=4, stopped=None)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     first, second, again, last = (line["discriminator/loss/reasoning"] for line in lines)
     assert (again, last) == pytest.approx((first, second), rel=1e-5)

@@ -10,19 +10,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.tiny import tiny_policy
 
-from prism_cli.assembly.discriminator import open_discriminator
-from prism_cli.assembly.judge_folder import check_discriminator, samples_pairs
+from prism_cli.assembly.discriminator import check_discriminator, discriminator_settings, samples_pairs
 from prism_cli.assembly.response import grammar_of
 from prism_cli.discriminator import create as creating
+from prism_cli.discriminator.build import open_discriminator
 from prism_cli.discriminator.create import SAME, create, distance, upcycled_distance
 from prism_cli.discriminator.inputs import PromptInputs
 from prism_cli.discriminator.model import Discriminator
 from prism_cli.discriminator.saved import saved_discriminator
-from prism_cli.discriminator.upcycle import Upcycling, upcycle
+from prism_cli.discriminator.settings import Upcycling
+from prism_cli.discriminator.upcycle import upcycle
 from prism_cli.errors import CheckpointError, RecipeError
 from prism_cli.models import Policy
-from prism_cli.recipes.alignment import DenseDiscriminator, MoEDiscriminator
 from prism_cli.recipes.sections import ResponseSection
+from prism_cli.recipes.stages import AlignRecipe
 from prism_cli.stages import discriminator_create as stage
 from prism_cli.tiny_models.tiny import tiny_model
 
@@ -171,7 +172,11 @@ def test_what_can_not_be_upcycled_is_refused(dense, tmp_path):
         stage.check(creation(dense, dense))
 
 
-# Released judges -----------------------------------------------------------------------------------------------------
+# Released discriminators ----------------------------------------------------------------------------------------------
+
+
+def aligned(**section):
+    return AlignRecipe.model_validate({"discriminator": section})
 
 
 @pytest.fixture
@@ -201,27 +206,28 @@ def test_a_released_judge_scores_as_it_did(released):
 
 
 def test_a_released_judge_needs_a_recipe_that_says_how_it_is_read(released):
-    with pytest.raises(CheckpointError, match="does not say how its judge is read") as caught:
+    with pytest.raises(CheckpointError, match="does not say how its discriminator is read") as caught:
         Discriminator.from_pretrained(released[0])
     assert "discriminator.path" in caught.value.hint
 
 
 def test_a_recipe_names_a_released_judge_by_its_kind(released):
     folder = str(released[0])
-    assert "released" in check_discriminator(MoEDiscriminator(path=folder, readout="mean"))
+    assert "released" in check_discriminator(aligned(path=folder, readout="mean"))
     with pytest.raises(RecipeError, match="has type 'moe', the recipe 'dense'"):
-        check_discriminator(DenseDiscriminator(type="dense", path=folder))
+        check_discriminator(aligned(type="dense", path=folder))
 
 
 def test_a_recipe_says_how_a_released_judge_is_read_and_a_stranger_to_the_policys_tokens_is_refused(released):
     folder, ours = released
     policy = Policy(*tiny_policy(), grammar_of(ResponseSection()), None)
-    judge = open_discriminator(MoEDiscriminator(path=str(folder), readout="mean", dropout=0.3), policy, ("reasoning",))
+    start = discriminator_settings(aligned(readout="mean", dropout=0.3)).start
+    judge = open_discriminator(str(folder), start, policy, ("reasoning",))
     assert (judge.kind, judge.readout, judge.dropout, judge.parts) == ("moe", "mean", 0.3, ("reasoning",))
     assert judge.readout_id == policy.processor.tokenizer.eos_token_id != ours.readout_id
     cold = folder.parent / "ours"
     with pytest.raises(RecipeError, match="reads other tokens than the policy"):
-        open_discriminator(MoEDiscriminator(path=str(cold)), policy, ("reasoning",))
+        open_discriminator(str(cold), start, policy, ("reasoning",))
 
 
 def test_a_released_judge_without_some_expert_is_refused(released):
@@ -251,7 +257,7 @@ def test_a_head_that_is_only_pickled_is_refused_unopened(released):
 
 def test_a_cold_judge_is_warmed_up_and_a_recipe_that_reads_it_otherwise_refused(dense, tmp_path):
     folder = str(made(dense, tmp_path / "judge"))
-    assert check_discriminator(MoEDiscriminator(path=folder)).startswith("moe, warmed up on 120000 pairs, from ")
-    assert samples_pairs(MoEDiscriminator(path=folder))
+    assert check_discriminator(aligned(path=folder)).startswith("moe, warmed up on 120000 pairs, from ")
+    assert samples_pairs(aligned(path=folder))
     with pytest.raises(RecipeError, match="has readout 'last', the recipe 'mean'"):
-        check_discriminator(MoEDiscriminator(path=folder, readout="mean"))
+        check_discriminator(aligned(path=folder, readout="mean"))

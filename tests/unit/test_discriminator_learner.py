@@ -10,6 +10,7 @@ from tests.unit.test_discriminator_model import discriminator, ids, picture, pro
 
 from prism_cli.discriminator.inputs import Comparisons
 from prism_cli.discriminator.learner import DiscriminatorLearner
+from prism_cli.discriminator.settings import LearnerSettings
 from prism_cli.errors import CheckpointError, PrismError
 
 PARTS = ("perception", "reasoning")
@@ -36,7 +37,8 @@ def batch():
 
 
 def learner(kind="dense", dropout=0.0, **options):
-    return DiscriminatorLearner(discriminator(kind, dropout=dropout), **{"learning_rate": 1e-3, **options})
+    settings = LearnerSettings(**{"learning_rate": 1e-3, **options})
+    return DiscriminatorLearner(discriminator(kind, dropout=dropout), settings)
 
 
 def weights(one):
@@ -183,7 +185,7 @@ def test_a_malformed_teacher_answer_teaches_nothing_but_its_rollouts_are_scored(
 @pytest.mark.parametrize("kind", ["moe", "dense"])
 @pytest.mark.parametrize("readout", ["last", "mean"])
 def test_thirty_steps_separate_two_kinds_of_parts(kind, readout):
-    one = DiscriminatorLearner(discriminator(kind, readout), learning_rate=1e-3)
+    one = DiscriminatorLearner(discriminator(kind, readout), LearnerSettings(learning_rate=1e-3))
     shuffle, view = random.Random(0), prompt(picture("red"))
     cells = ["a1", "a2", "b1", "b2", "c3"]
 

@@ -8,7 +8,8 @@ from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import load_balancin
 
 from prism_cli.discriminator.inputs import PromptInputs, build_score_inputs
 from prism_cli.discriminator.model import Discriminator
-from prism_cli.discriminator.upcycle import Upcycling, dense_body, upcycle
+from prism_cli.discriminator.settings import Upcycling
+from prism_cli.discriminator.upcycle import dense_body, upcycle
 from prism_cli.errors import CheckpointError, DataError
 
 READOUT = 60
@@ -245,7 +246,7 @@ def test_what_is_saved_comes_back_bit_equal(kind, tmp_path):
 
 def test_half_precision_weights_stay_half_and_scores_are_single(tmp_path):
     policy, _ = tiny_policy()
-    judge = Discriminator(upcycle(copy.deepcopy(policy).to(torch.bfloat16)), ("all",), READOUT)
+    judge = Discriminator(upcycle(copy.deepcopy(policy).to(torch.bfloat16), Upcycling()), ("all",), READOUT)
     judge.save_pretrained(tmp_path)
     again = Discriminator.from_pretrained(tmp_path)
     assert {weight.dtype for weight in again.parameters()} == {torch.bfloat16}

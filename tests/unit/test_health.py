@@ -13,6 +13,7 @@ from prism_cli.discriminator.health import HealthWarning, blind, collapsed_route
 from prism_cli.discriminator.inputs import Comparisons
 from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.discriminator.router import router_loads
+from prism_cli.discriminator.settings import LearnerSettings
 from prism_cli.trainers.health import HealthWatch, align_detectors, judge_detectors, rl_detectors
 from prism_cli.trainers.rollout_health import (
     CLIPPED_RESPONSES,
@@ -362,7 +363,7 @@ def test_router_loads_are_the_share_of_a_parts_tokens_that_visit_an_expert(micro
         for a, b in (("a1 red square", "so 4"), ("b2 blue circle , a1 empty", "2 plus 2 is 4"), ("c1 green", "so 7"))
     ]
     batch = Comparisons(prompts, [said[0], said[2]], [said[1], said[2], said[0]], [0, 0, 1])
-    learner = DiscriminatorLearner(judge, micro_batch=micro_batch)
+    learner = DiscriminatorLearner(judge, LearnerSettings(micro_batch=micro_batch))
     with router_loads(judge) as loads:
         learner.score(batch)
     metrics = loads.metrics()

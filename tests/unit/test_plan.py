@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from prism_cli.assembly.out_of_memory import fitting
 from prism_cli.assembly.policy import LANGUAGE_LAYERS
 from prism_cli.cli.app import app
-from prism_cli.discriminator.upcycle import Upcycling
+from prism_cli.discriminator.settings import Upcycling
+from prism_cli.discriminator.upcycle import mixture_config
 from prism_cli.errors import PrismError
 from prism_cli.model_configs import config_folder
 from prism_cli.planning.activations import Arithmetic, text_layer, vision_layer
@@ -44,7 +45,7 @@ def policy(configs):
 
 @pytest.fixture(scope="module")
 def body(configs):
-    return shape_of(Upcycling().config(configs["2B"]), LANGUAGE_LAYERS, body=True)
+    return shape_of(mixture_config(configs["2B"], Upcycling()), LANGUAGE_LAYERS, body=True)
 
 
 @pytest.fixture
@@ -84,7 +85,9 @@ def test_what_a_text_layer_keeps_is_what_torch_saves(how, experts):
     config = tiny_policy()[0].config
     model = _text(config, experts).to(torch.float32 if how.weight_bytes == 4 else torch.bfloat16)
     layer, count = model.layers[0], 509
-    tower = shape_of(Upcycling(top_k=2).config(config) if experts else config, LANGUAGE_LAYERS, bool(experts)).text
+    tower = shape_of(
+        mixture_config(config, Upcycling(top_k=2)) if experts else config, LANGUAGE_LAYERS, bool(experts)
+    ).text
     states = torch.randn(1, count, tower.hidden, dtype=layer.input_layernorm.weight.dtype)
     turns = model.rotary_emb(states, torch.arange(count)[None, None].expand(3, 1, -1))
     kept = _saved(layer, states, how.autocast, position_embeddings=turns, attention_mask=None)
@@ -109,7 +112,7 @@ def _text(config, experts):
     from transformers import Qwen3VLModel, Qwen3VLMoeModel
 
     if experts:
-        return Qwen3VLMoeModel._from_config(Upcycling(top_k=experts).config(config)).language_model
+        return Qwen3VLMoeModel._from_config(mixture_config(config, Upcycling(top_k=experts))).language_model
     return Qwen3VLModel._from_config(config).language_model
 
 

@@ -196,7 +196,7 @@ def judge_on_meta(recipe):
 
     from prism_cli.discriminator.create import mixture
     from prism_cli.discriminator.model import Discriminator
-    from prism_cli.discriminator.upcycle import Upcycling
+    from prism_cli.discriminator.settings import Upcycling
     from prism_cli.model_configs import config_folder
 
     section = recipe.discriminator

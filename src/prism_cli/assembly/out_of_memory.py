@@ -122,7 +122,7 @@ def _where(traceback: TracebackType | None) -> tuple[str | None, int | None]:
     while traceback is not None:
         frame = traceback.tb_frame
         file, name = Path(frame.f_code.co_filename), frame.f_code.co_name
-        if file.name == "warming.py":
+        if file.parts[-2:] == ("discriminator", "warmup.py"):
             phase = WARM_UP
         elif file.parts[-2:] == ("discriminator", "learner.py"):
             phase = phase or JUDGE

@@ -5,14 +5,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prism_cli.assembly.judge_folder import model_folder, refuse_unsupported, samples_pairs
+from prism_cli.assembly.discriminator import discriminator_settings, samples_pairs
 from prism_cli.assembly.policy import LANGUAGE_LAYERS, start_policy
+from prism_cli.discriminator.saved import model_folder, refuse_no_base
+from prism_cli.discriminator.settings import Upcycling
 from prism_cli.errors import CheckpointError, PrismError, RecipeError
 from prism_cli.model_configs import config_folder
 from prism_cli.model_configs.families import family
 from prism_cli.planning.job import Adapters, Device, Generation, Job, Judge, Launch
 from prism_cli.planning.shapes import Shape, shape_of
-from prism_cli.recipes.alignment import MoEDiscriminator
 from prism_cli.recipes.generation import VLLMEngine
 from prism_cli.recipes.sections import ImageSection, ResponseSection, TinyModel
 from prism_cli.recipes.stages import AlignRecipe, RLRecipe, RolloutStage, SFTRecipe, WarmupRecipe
@@ -174,31 +175,34 @@ def _adapters(recipe: Any) -> Adapters | None:
 def _judge(recipe: Any, start: Start) -> Judge | None:
     if not isinstance(recipe, AlignRecipe | WarmupRecipe):
         return None
-    section = recipe.discriminator
-    path = section.path if section.path is not None and _is_there(section.path) else None
+    settings = discriminator_settings(recipe)
+    origin, section = settings.start, recipe.discriminator
+    path = origin.path if origin.path is not None and _is_there(origin.path) else None
     if path is None:
-        config = start.config if section.base is None else _config(section.base, None)
-        refuse_unsupported(config, f"discriminator.base {section.base}" if section.base else "the policy")
-        config = _upcycled(config, section)
+        config = start.config if origin.base is None else _config(origin.base, None)
+        name = "the policy" if origin.base is None else f"discriminator.base {origin.base}"
+        refuse_no_base(config.model_type, name)
+        config = _upcycled(config, origin.upcycling)
     else:
         config = _config(str(model_folder(path)), None)
     warms = (
-        isinstance(recipe, WarmupRecipe) or samples_pairs(section) or (path is None and section.warmup.data is not None)
+        isinstance(recipe, WarmupRecipe) or samples_pairs(recipe) or (path is None and section.warmup.data is not None)
     )
-    return Judge(_shape(config, body=True), section.micro_batch, start.parts, section.type != "text_only", warms)
+    micro_batch = settings.learner.micro_batch
+    return Judge(_shape(config, body=True), micro_batch, start.parts, origin.kind != "text_only", warms)
 
 
 def _is_there(path: str) -> bool:
-    """Whether a judge can be looked at; one that an earlier step will make can't."""
+    """Whether a discriminator can be looked at; one that an earlier step will make can't."""
     return Path(path).is_dir()
 
 
-def _upcycled(config: Any, section: Any) -> Any:
-    if not isinstance(section, MoEDiscriminator):
+def _upcycled(config: Any, rule: Upcycling | None) -> Any:
+    if rule is None:
         return config
-    from prism_cli.discriminator.upcycle import Upcycling
+    from prism_cli.discriminator.upcycle import mixture_config
 
-    return Upcycling(section.experts, section.top_k).config(config)
+    return mixture_config(config, rule)
 
 
 def _shape(config: Any, body: bool = False) -> Shape:

@@ -7,6 +7,7 @@ from typing import Any
 
 from prism_cli.assembly.asking import Asking, asking
 from prism_cli.assembly.data import rows_ahead
+from prism_cli.assembly.discriminator import samples_pairs
 from prism_cli.assembly.endpoint import (
     EMBEDDED_MAX_TOKENS,
     UNNAMED,
@@ -18,7 +19,6 @@ from prism_cli.assembly.endpoint import (
     shown_endpoint,
     store_to_read,
 )
-from prism_cli.assembly.judge_folder import samples_pairs
 from prism_cli.assembly.response import response_settings
 from prism_cli.endpoint.budget import Price
 from prism_cli.endpoint.estimate import Average, Rates, TeacherPlan, teacher_plan
@@ -97,7 +97,7 @@ def questions_at_most(recipe: Any) -> int | None:
         return pairs
     if recipe.max_steps is None:
         return None
-    warm = pairs if samples_pairs(recipe.discriminator) else 0
+    warm = pairs if samples_pairs(recipe) else 0
     return recipe.max_steps * recipe.prompts_per_step + warm
 
 

@@ -7,94 +7,100 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prism_cli import processes
-from prism_cli.recipes.stages import AlignRecipe, WarmupRecipe
+from prism_cli.assembly.discriminator import discriminator_settings
+from prism_cli.discriminator.settings import DiscriminatorSettings
+from prism_cli.recipes.stages import AlignRecipe
 from prism_cli.runs.files import write_atomically
 from prism_cli.runs.references import COMPLETE, DISCRIMINATOR
 
 if TYPE_CHECKING:  # torch and datasets cost seconds to import, and --dry-run needs neither
     from datasets import Dataset
 
-    from prism_cli.assembly.desk import TeacherAnswers
+    from prism_cli.assembly.generation import Engine
+    from prism_cli.assembly.teacher import TeacherAnswers
     from prism_cli.discriminator.model import Discriminator
+    from prism_cli.discriminator.pairs import Pairs
     from prism_cli.discriminator.reader import PartReader
     from prism_cli.models import Policy
 
 
 def warm_discriminator(
-    recipe: AlignRecipe, policy: "Policy", rows: "Dataset", desk: "TeacherAnswers", folder: Path
+    recipe: AlignRecipe,
+    policy: "Policy",
+    rows: "Dataset",
+    teacher: "TeacherAnswers",
+    engine: "Engine",
+    folder: Path,
 ) -> "Discriminator":
-    """A warm judge: the one the recipe names, the one this run warmed up before, or a new one.
+    """The warm discriminator of an align run: the one its recipe names, the one it warmed up before, or a new one.
 
     Args:
-        recipe: The stage's recipe.
-        policy: Whose responses the judge learns to tell from the teacher's.
+        recipe: The stage's.
+        policy: Whose responses the discriminator learns to tell from the teacher's.
         rows: Prompts for the pairs.
-        desk: The teacher.
+        teacher: Its answers.
+        engine: Generates the policy's samples.
         folder: Where the warm-up is kept; complete once its marker stands.
     """
-    from prism_cli.assembly import discriminator
+    from prism_cli.assembly.warmup_pairs import PairSampling, read_pairs, sampled_pairs
+    from prism_cli.discriminator.build import open_discriminator, refuse_unfit
     from prism_cli.discriminator.model import Discriminator
+    from prism_cli.discriminator.reader import PartReader
+    from prism_cli.discriminator.saved import model_folder, saved_discriminator
 
-    section = recipe.discriminator
-    if section.path is not None and discriminator.is_warm(section.path):
-        return discriminator.open_discriminator(section, policy, desk.taught)
+    settings, section = discriminator_settings(recipe), recipe.discriminator.warmup
+    path = settings.start.path
+    if path is not None and saved_discriminator(model_folder(path)).warm:
+        return open_discriminator(path, settings.start, policy, teacher.taught)
     if processes.from_main((folder / COMPLETE).is_file):
         return Discriminator.from_pretrained(folder / DISCRIMINATOR)
-    discriminator.refuse_unfit(section, policy)
+    refuse_unfit(settings.start, policy)
     folder.mkdir(parents=True, exist_ok=True)
-    return _warm_up(recipe, policy, folder, (rows, desk))
-
-
-def _warm_up(
-    recipe: AlignRecipe | WarmupRecipe,
-    policy: "Policy",
-    folder: Path,
-    asked: "tuple[Dataset, TeacherAnswers] | None" = None,
-) -> "Discriminator":
-    """A judge trained on the pairs a recipe names, else on pairs of the rows and the teacher in `asked`."""
-    from prism_cli.assembly.warmup_pairs import read_pairs, sampled_pairs
-    from prism_cli.discriminator.reader import PartReader
-
-    reader = PartReader(policy.processor, policy.grammar, asked[1].grammar if asked else None)
-    if recipe.discriminator.warmup.data is not None:
-        pairs = read_pairs(recipe, policy, reader)
+    reader = PartReader(policy.processor, policy.grammar, teacher.grammar)
+    if section.data is not None:
+        pairs = read_pairs(settings.warmup, section.data, policy, reader, recipe.max_prompt_tokens)
     else:
-        assert asked is not None, "without a file of pairs there are prompts and a teacher"
-        pairs = sampled_pairs(recipe, policy, *asked, reader, folder / "samples.jsonl")
-    if isinstance(recipe, AlignRecipe) and asked is not None:
-        rows, desk = asked
-        desk.prefetch(_first_asked(recipe, rows))  # so that the teacher goes on while the judge is trained
-    return _train(recipe, policy, pairs, reader, folder)
+        # No more together than in training, so that what fits there fits here.
+        together = max(recipe.micro_batch, recipe.rollouts)
+        sampling = PairSampling(
+            engine, recipe.max_response_tokens, together, section.temperature, folder / "samples.jsonl"
+        )
+        pairs = sampled_pairs(settings.warmup, sampling, policy, rows, teacher, reader)
+    teacher.prefetch(_first_questions(recipe, rows))  # so that the teacher goes on while the discriminator is trained
+    return train_discriminator(settings, policy, pairs, reader, folder)
 
 
-def _train(recipe: AlignRecipe | WarmupRecipe, policy: "Policy", pairs, reader: "PartReader", folder: Path):
-    """Trains a judge and leaves it in the folder, with the account of it as the marker that it is complete."""
-    import torch
-
-    from prism_cli.assembly import discriminator, warming
-
-    # From here on nothing depends on what ran before, so a warm-up that was killed ends the same when run again.
-    torch.manual_seed(recipe.seed)
-    parts = tuple(reader.taught.parts)
-    make = discriminator.build_discriminator if recipe.discriminator.path is None else _opened
-    cold = make(recipe, policy, parts)
-    warm, account = warming.warm(recipe, cold, pairs, reader, folder, folder / DISCRIMINATOR)
-    processes.from_main(lambda: write_atomically(folder / COMPLETE, json.dumps(account)))
-    if processes.is_main():
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return warm
-
-
-def _opened(recipe: AlignRecipe | WarmupRecipe, policy: "Policy", parts: tuple[str, ...]) -> "Discriminator":
-    from prism_cli.assembly.discriminator import open_discriminator
-
-    return open_discriminator(recipe.discriminator, policy, parts)
-
-
-def _first_asked(recipe: AlignRecipe, rows: "Dataset") -> list[dict[str, str]]:
-    """The prompts the game will ask about first."""
+def _first_questions(recipe: AlignRecipe, rows: "Dataset") -> list[dict[str, str]]:
+    """The rows that adversarial training asks about first."""
     from prism_cli.trainers.prompts import first_prompts
 
     steps = recipe.max_steps or math.ceil(recipe.epochs * (len(rows) // recipe.prompts_per_step))
     ids = rows["id"]
     return [{"id": ids[i]} for i in first_prompts(len(rows), recipe.prompts_per_step, recipe.seed, steps)]
+
+
+def train_discriminator(
+    settings: DiscriminatorSettings, policy: "Policy", pairs: "Pairs", reader: "PartReader", folder: Path
+) -> "Discriminator":
+    """A discriminator trained on pairs; it stays in the folder, with the account of it as the marker of completeness.
+
+    Args:
+        settings: Where it comes from and how it is trained.
+        policy: Gives it its body where the settings name none.
+        pairs: Of teacher and policy.
+        reader: Encodes their prompts, and names the parts.
+        folder: Of the warm-up.
+    """
+    import torch
+
+    from prism_cli.discriminator.build import discriminator_for
+    from prism_cli.discriminator.warmup import CHECKPOINTS, warm_up
+
+    # From here on nothing depends on what ran before, so a warm-up that was killed ends the same when run again.
+    torch.manual_seed(settings.warmup.seed)
+    cold = discriminator_for(settings.start, policy, tuple(reader.taught.parts))
+    warm, account = warm_up(cold, settings.warmup, pairs, reader, folder)
+    processes.from_main(lambda: write_atomically(folder / COMPLETE, json.dumps(account._asdict())))
+    if processes.is_main():
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return warm

@@ -1,1 +1,1 @@
-"""The judge of the game: tells a teacher's parts from the policy's, and so gives the policy its reward."""
+"""The discriminator: scores the parts of a response, and so tells the teacher's from the policy's."""

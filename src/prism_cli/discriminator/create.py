@@ -1,4 +1,4 @@
-"""A judge's folder made from a dense model's folder, weight by weight, so that neither need fit in memory."""
+"""A discriminator's folder made from a dense model's folder, weight by weight, so that neither need fit in memory."""
 
 import json
 import shutil
@@ -14,7 +14,8 @@ from transformers import Qwen3VLConfig, Qwen3VLModel, Qwen3VLMoeModel
 
 from prism_cli.discriminator.model import HEAD_STD
 from prism_cli.discriminator.saved import CREATED_FILE, HEAD_FILE, SETTINGS_FILE
-from prism_cli.discriminator.upcycle import Upcycling, upcycle
+from prism_cli.discriminator.settings import Upcycling
+from prism_cli.discriminator.upcycle import mixture_config, mixture_weight, upcycle
 from prism_cli.errors import CheckpointError
 
 SHARD_BYTES = 2 << 30
@@ -33,17 +34,17 @@ class DenseWeights:
     """
 
     def __init__(self, folder: Path):
-        index, whole = folder / INDEX, folder / "model.safetensors"
+        index, single = folder / INDEX, folder / "model.safetensors"
         if index.is_file():
             files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        elif whole.is_file():
-            with safe_open(whole, framework="pt") as file:
-                files = dict.fromkeys(file.keys(), whole.name)
+        elif single.is_file():
+            with safe_open(single, framework="pt") as file:
+                files = dict.fromkeys(file.keys(), single.name)
         else:
             raise CheckpointError(
                 f"{folder}: no model.safetensors and no {INDEX}", "give a model whose weights are safetensors"
             )
-        # A whole model has its body under `model.`, a body alone has not.
+        # A full model has its body under `model.`, a body alone has not.
         self._places = {name.removeprefix("model."): (folder / file, name) for name, file in files.items()}
         self._folder = folder
 
@@ -60,16 +61,16 @@ class DenseWeights:
             return file.get_tensor(stored)
 
 
-def mixture(config: Qwen3VLConfig, how: Upcycling) -> Qwen3VLMoeModel:
+def mixture(config: Qwen3VLConfig, rule: Upcycling) -> Qwen3VLMoeModel:
     """The mixture as names, shapes and its config, without memory for weights."""
     with torch.device("meta"):
-        return Qwen3VLMoeModel._from_config(how.config(config), dtype=config.dtype)
+        return Qwen3VLMoeModel._from_config(mixture_config(config, rule), dtype=config.dtype)
 
 
 def create(
     folder: Path,
     output: Path,
-    how: Upcycling,
+    rule: Upcycling,
     settings: Mapping[str, Any],
     *,
     head_std: float = HEAD_STD,
@@ -77,14 +78,15 @@ def create(
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Writes a cold judge that `Discriminator.from_pretrained` opens; its body is what `upcycle` gives, bit for bit.
+    """A new discriminator's folder, as `Discriminator.from_pretrained` opens it; its body is what `upcycle` gives, bit
+    for bit.
 
-    In memory are the weights of one shard, and those that one more is made of. The folder is there once it is whole.
+    In memory are the weights of one shard, and those that one more is made of. The folder is there once it is complete.
 
     Args:
         folder: A dense Qwen3-VL, or its body.
-        output: The judge's folder; must not be there.
-        how: The rule.
+        output: Its folder; must not be there.
+        rule: Of the upcycling.
         settings: What discriminator.json shall say.
         head_std: Standard deviation of the head's weights.
         source: What the user called the dense model, for the record.
@@ -95,7 +97,7 @@ def create(
         CheckpointError: weights are missing.
     """
     dense = DenseWeights(folder)
-    moe = mixture(Qwen3VLConfig.from_pretrained(folder), how)
+    moe = mixture(Qwen3VLConfig.from_pretrained(folder), rule)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a kill left
     partial.mkdir(parents=True)
@@ -103,16 +105,16 @@ def create(
 
     def weights() -> Iterator[tuple[str, Tensor]]:
         for done, name in enumerate(moe.state_dict(), 1):
-            yield name, how.tensor(name, dense)
+            yield name, mixture_weight(name, dense, rule)
             progress(done)
 
     _write_shards(weights(), partial, shard_bytes)
     like = dense("language_model.norm.weight")
-    generator = torch.Generator().manual_seed(how.seed)
+    generator = torch.Generator().manual_seed(rule.seed)
     head = head_std * torch.randn(1, len(like), generator=generator)
     save_file({"weight": head.to(like.dtype)}, partial / HEAD_FILE)
     (partial / SETTINGS_FILE).write_text(json.dumps(dict(settings), indent=2) + "\n", encoding="utf-8")
-    made = {"from": source, **vars(how), "head_std": head_std}
+    made = {"from": source, **vars(rule), "head_std": head_std}
     (partial / CREATED_FILE).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
     partial.rename(output)
 
@@ -159,7 +161,7 @@ def distance(moe: Any, dense: Qwen3VLModel, inputs: Mapping[str, Any]) -> float:
     return float((states - own).abs().max() / own.abs().max())
 
 
-def upcycled_distance(dense: Qwen3VLModel, how: Upcycling, inputs: Mapping[str, Any]) -> float:
+def upcycled_distance(dense: Qwen3VLModel, rule: Upcycling, inputs: Mapping[str, Any]) -> float:
     """The same for the mixture without noise: SAME at most, or upcycling does not fit this model."""
-    silent = Upcycling(how.experts, how.top_k, noise=0.0, seed=how.seed)
+    silent = Upcycling(rule.experts, rule.top_k, noise=0.0, seed=rule.seed)
     return distance(upcycle(dense, silent), dense, inputs)

@@ -1,8 +1,8 @@
-"""Scores rollouts and trains the discriminator on them, in one pass of its body where a group fits in memory."""
+"""The discriminator's learner: scores rollouts and trains on them, in one pass where a group fits in memory."""
 
 import math
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,12 +16,14 @@ from prism_cli.discriminator.losses import PairStatistics
 from prism_cli.discriminator.model import Discriminator
 from prism_cli.discriminator.passes import Passes, Rule
 from prism_cli.discriminator.replicas import Replicas
+from prism_cli.discriminator.settings import LearnerSettings
 from prism_cli.discriminator.sharding import Shards
 from prism_cli.errors import PrismError
+from prism_cli.models import device
 
 
-class Judgement(NamedTuple):
-    """Scores without dropout, by the weights before the update, and what was measured.
+class BatchScores(NamedTuple):
+    """The scores of a batch, without dropout and by the weights before the update, and its metrics.
 
     Attributes:
         scores: (N, K) of the rollouts; NaN where a rollout is malformed.
@@ -42,73 +44,61 @@ class DiscriminatorLearner:
 
     Args:
         discriminator: Trained in place.
-        learning_rate: Of AdamW.
-        weight_decay: Of AdamW.
-        score_clip: Scores enter the loss clipped to ± this; None for no clip.
-        score_penalty: Weight of the mean squared score in the loss.
-        balance: Weight of the load-balancing loss (`moe` only).
-        max_grad_norm: Gradients are scaled down to this norm.
-        micro_batch: Rollouts in one forward and backward; bounds memory; the gradient is the same. Whole prompts go
-            together; a prompt with more rollouts is read in pieces, once to compare and once more to learn.
-        schedule: `cosine` falls to zero over `total_steps`; both rise over `warmup_steps` first.
-        warmup_steps: Steps of rising learning rate.
-        total_steps: Needed by `cosine`.
-        zero: Shard the judge over the processes: 2 gradients and optimiser states, 3 the weights too. None keeps a
-            whole one on each.
-        offload: Keep what is sharded in main memory.
-        bf16: Compute in bfloat16; the optimiser steps in float32 either way.
+        settings: How.
 
     Raises:
         ValueError: an option that this discriminator or schedule could not follow.
         PrismError: `zero` without DeepSpeed.
     """
 
-    def __init__(
-        self,
-        discriminator: Discriminator,
-        learning_rate: float = 1e-6,
-        weight_decay: float = 0.01,
-        score_clip: float | None = 10.0,
-        score_penalty: float = 0.001,
-        balance: float = 0.0,
-        max_grad_norm: float = 1.0,
-        micro_batch: int = 16,
-        schedule: Literal["constant", "cosine"] = "constant",
-        warmup_steps: int = 0,
-        total_steps: int | None = None,
-        zero: Literal[2, 3] | None = None,
-        offload: bool = False,
-        bf16: bool = False,
-    ):
-        if balance and discriminator.kind != "moe":
+    def __init__(self, discriminator: Discriminator, settings: LearnerSettings = LearnerSettings()):  # noqa: B008 (frozen)
+        if settings.balance and discriminator.kind != "moe":
             raise ValueError(
-                f"balance is {balance}, but a {discriminator.kind} discriminator has no experts to balance"
+                f"balance is {settings.balance}, but a {discriminator.kind} discriminator has no experts to balance"
             )
-        if schedule == "cosine" and total_steps is None:
+        if settings.schedule == "cosine" and settings.total_steps is None:
             raise ValueError("a cosine schedule needs total_steps")
         processes.start()
         self.discriminator = discriminator
-        self.rule = Rule(score_clip, score_penalty, balance)
-        self.micro_batch, self.step = micro_batch, 0
+        self.rule = Rule(settings.score_clip, settings.score_penalty, settings.balance)
+        self.micro_batch, self.step = settings.micro_batch, 0
         self.weights = [weight for weight in discriminator.parameters() if weight.requires_grad]
         # Fused: offloaded states are stepped on the CPU.
         self.optimizer = torch.optim.AdamW(
-            self.weights, learning_rate, weight_decay=weight_decay, fused=offload or None
+            self.weights, settings.learning_rate, weight_decay=settings.weight_decay, fused=settings.offload or None
         )
-        self._way: Replicas | Shards = (
-            Replicas(discriminator, self.optimizer, max_grad_norm, bf16)
-            if zero is None
-            else Shards(discriminator, self.optimizer, max_grad_norm, bf16, zero, offload)
+        clip, bf16 = settings.max_grad_norm, settings.bf16
+        self._backend: Replicas | Shards = (
+            Replicas(discriminator, self.optimizer, clip, bf16)
+            if settings.zero is None
+            else Shards(discriminator, self.optimizer, clip, bf16, settings.zero, settings.offload)
         )
-        name = "constant_with_warmup" if schedule == "constant" else schedule
-        self.scheduler = get_scheduler(name, self.optimizer, warmup_steps, total_steps)
+        name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
+        self.scheduler = get_scheduler(name, self.optimizer, settings.warmup_steps, settings.total_steps)
 
-    def score(self, batch: Comparisons) -> Judgement:
+    @classmethod
+    def on_device(cls, discriminator: Discriminator, settings: LearnerSettings) -> "DiscriminatorLearner":
+        """A learner on the accelerator, if there is one; every process makes one.
+
+        On a GPU it computes as the policy does: in bfloat16, each layer's activations twice.
+
+        Args:
+            discriminator: Trained in place.
+            settings: How.
+        """
+        on_gpu = torch.accelerator.is_available()
+        if on_gpu:
+            discriminator.recompute_activations()
+        # An engine moves what it shards.
+        there = discriminator if settings.zero else discriminator.to(device())
+        return cls(there, settings._replace(bf16=on_gpu))
+
+    def score(self, batch: Comparisons) -> BatchScores:
         """Scores and measures without learning; the loss in the metrics is free of dropout."""
         with torch.no_grad():
-            return self._judge(batch, learn_from=0)
+            return self._score(batch, learn_from=0)
 
-    def score_and_update(self, batch: Comparisons) -> Judgement:
+    def score_and_update(self, batch: Comparisons) -> BatchScores:
         """Scores with the weights as they are, then takes one step on the same pass.
 
         The scores are the rewards. With no pair to learn from on any process there is no step, and
@@ -123,24 +113,24 @@ class DiscriminatorLearner:
         )
         pairs = int(self._summed(torch.tensor(here, device=self._device)))
         if not pairs:
-            judged = self.score(batch)
-            return judged._replace(metrics={**judged.metrics, "discriminator/skipped": 1.0})
+            scored = self.score(batch)
+            return scored._replace(metrics={**scored.metrics, "discriminator/skipped": 1.0})
         # Rewards are computed under no_grad by trainers; this pass is also the training pass.
         with torch.enable_grad():
-            judged = self._judge(batch, learn_from=pairs)
-        norm = self._way.step()
+            scored = self._score(batch, learn_from=pairs)
+        norm = self._backend.step()
         if not math.isfinite(norm):
             raise PrismError(f"discriminator step {self.step}: the gradient is not finite", hint=_NOT_FINITE_HINT)
         self.scheduler.step()
         self.step += 1
-        return judged._replace(
-            metrics={**judged.metrics, "discriminator/grad_norm": norm, "discriminator/skipped": 0.0}
+        return scored._replace(
+            metrics={**scored.metrics, "discriminator/grad_norm": norm, "discriminator/skipped": 0.0}
         )
 
     def save(self, folder: str | Path) -> None:
         """Writes a checkpoint of discriminator and optimiser; call it on every process. The random state is the
         trainer's."""
-        self._way.save(Path(folder), self._progress())
+        self._backend.save(Path(folder), self._progress())
 
     def load(self, folder: str | Path) -> None:
         """Continues from a folder that `save` wrote, bit for bit.
@@ -148,11 +138,11 @@ class DiscriminatorLearner:
         Raises:
             CheckpointError: the folder holds no such checkpoint, or one sharded otherwise.
         """
-        self._continue(self._way.load(Path(folder)))
+        self._continue(self._backend.load(Path(folder)))
 
     def save_trained(self, folder: str | Path) -> None:
         """Writes a checkpoint of what is trained and the optimiser, such as adapters; call it on every process."""
-        self._way.save_trained(Path(folder), self._progress())
+        self._backend.save_trained(Path(folder), self._progress())
 
     def load_trained(self, folder: str | Path) -> None:
         """Continues from a folder that `save_trained` wrote.
@@ -160,15 +150,15 @@ class DiscriminatorLearner:
         Raises:
             CheckpointError: see `load`.
         """
-        self._continue(self._way.load_trained(Path(folder)))
+        self._continue(self._backend.load_trained(Path(folder)))
 
     def save_discriminator(self, folder: str | Path) -> None:
         """Writes one plain discriminator, however it is sharded; call it on every process."""
-        self._way.save_discriminator(Path(folder))
+        self._backend.save_discriminator(Path(folder))
 
     def close(self) -> None:
         """Ends the learning. A sharded discriminator is no use after it: open the saved one."""
-        self._way.close()
+        self._backend.close()
 
     def _progress(self) -> dict[str, Any]:
         return {"scheduler": self.scheduler.state_dict(), "step": self.step}
@@ -183,30 +173,30 @@ class DiscriminatorLearner:
 
     # One pass -----------------------------------------------------------------------------------------------------
 
-    def _judge(self, batch: Comparisons, learn_from: int) -> Judgement:
+    def _score(self, batch: Comparisons, learn_from: int) -> BatchScores:
         """All scores, chunk by chunk; with `learn_from` (the step's pairs over all processes) gradients gather too."""
         names = self.discriminator.parts
         scores = torch.full((len(batch.rollouts), len(names)), torch.nan, device=self._device)
         teacher = torch.full((len(batch.prompts), len(names)), torch.nan, device=self._device)
         totals = torch.zeros(len(PairStatistics._fields), len(names), device=self._device, dtype=torch.float64)
         own = list(chunks(self.discriminator, batch, self.micro_batch))
-        counts = self._way.agreed([len(chunk.rows) for chunk in own])
+        counts = self._backend.agreed([len(chunk.rows) for chunk in own])
         for i, count in enumerate(counts):
             chunk = own[i] if i < len(own) else None
-            passes = Passes(self._way, batch, self.rule, learn_from, count, last=i == len(counts) - 1)
-            judged = passes.judge(chunk)
-            if chunk is not None and judged is not None:
-                teacher[chunk.taught], scores[chunk.rollouts] = judged[:2]
-                totals += torch.stack(judged[2])
+            passes = Passes(self._backend, batch, self.rule, learn_from, count, last=i == len(counts) - 1)
+            scored = passes.score(chunk)
+            if chunk is not None and scored is not None:
+                teacher[chunk.taught], scores[chunk.rollouts] = scored[:2]
+                totals += torch.stack(scored[2])
         metrics = PairStatistics(*self._summed(totals)).metrics(names)
         for key, value in metrics.items():
             if not math.isfinite(value):
                 raise PrismError(f"discriminator step {self.step}: {key} is {value}", hint=_NOT_FINITE_HINT)
-        return Judgement(scores, teacher, metrics)
+        return BatchScores(scores, teacher, metrics)
 
     def _summed(self, values: Tensor) -> Tensor:
         """The sum over processes."""
-        if self._way.world > 1:
+        if self._backend.world > 1:
             dist.all_reduce(values)
         return values
 

@@ -236,7 +236,7 @@ class Discriminator(nn.Module):
         settings = saved.settings or otherwise
         if settings is None:
             raise CheckpointError(
-                f"{folder} does not say how its judge is read ({SETTINGS_FILE} is missing)",
+                f"{folder} does not say how its discriminator is read ({SETTINGS_FILE} is missing)",
                 hint="name it as discriminator.path of a recipe, which says it",
             )
         with whole_models():

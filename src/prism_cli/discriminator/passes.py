@@ -1,4 +1,4 @@
-"""The passes over one chunk: to score it, and to learn from it in the same pass where it is one row."""
+"""Passes over one chunk: to score it, and to learn from it in the same pass where it is one row."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Passes(NamedTuple):
     """How a chunk is read, the same on every process.
 
     Attributes:
-        way: Who reads.
+        backend: Reads rows and takes gradients back.
         batch: Where prompts are found.
         rule: What is learned.
         learn_from: The step's pairs over all processes; 0 learns nothing.
@@ -33,14 +33,14 @@ class Passes(NamedTuple):
         last: Whether this is the step's last chunk.
     """
 
-    way: Replicas | Shards
+    backend: Replicas | Shards
     batch: Comparisons
     rule: Rule
     learn_from: int
     count: int
     last: bool
 
-    def judge(self, chunk: Chunk | None) -> tuple[Tensor, Tensor, PairStatistics] | None:
+    def score(self, chunk: Chunk | None) -> tuple[Tensor, Tensor, PairStatistics] | None:
         """Scores without dropout of the chunk's teacher answers and of its rollouts, K columns each, and what they say;
         of no chunk, None.
 
@@ -48,7 +48,7 @@ class Passes(NamedTuple):
         time: between the two stands the gradient of every score.
         """
         rows = [] if chunk is None else chunk.rows
-        parts, discriminator = sum(map(len, rows)), self.way.discriminator
+        parts, discriminator = sum(map(len, rows)), self.backend.discriminator
         kept = discriminator.dropout_factors(parts) if self.learn_from and parts else None
         fused = bool(self.learn_from) and self.count == 1
         with torch.set_grad_enabled(fused):
@@ -63,11 +63,11 @@ class Passes(NamedTuple):
         if self.learn_from:
             (gradient,) = torch.autograd.grad(loss.loss, dropped)
             # A mean over tokens: weighted by pairs, and within a chunk by parts, the rows add up to one mean.
-            share = self.rule.balance * float(chunk.compared.sum()) / self.learn_from * self.way.world / parts
+            share = self.rule.balance * float(chunk.compared.sum()) / self.learn_from * self.backend.world / parts
             self._learn(rows, kept, gradient, share, reads if fused else None)
         clip = self.rule.score_clip
-        said = pair_statistics(*scores, chunk.compared, chunk.teacher_row, chunk.equal, loss.parts, clip)
-        return *scores, said
+        statistics = pair_statistics(*scores, chunk.compared, chunk.teacher_row, chunk.equal, loss.parts, clip)
+        return *scores, statistics
 
     def _learn(
         self, rows: list, kept: Tensor | None, gradient: Tensor, share: float, reads: list[Scored] | None
@@ -80,7 +80,7 @@ class Passes(NamedTuple):
             loss = (read.dropped * gradient[taken : taken + here]).sum()
             if read.balance is not None:
                 loss = loss + read.balance * (share * here)
-            self.way.backward(loss, self.last and i == self.count - 1)
+            self.backend.backward(loss, self.last and i == self.count - 1)
             taken += here
 
     def _rows(self, rows: list, kept: Tensor | None) -> Iterator[tuple[list | None, Tensor | None]]:
@@ -90,9 +90,9 @@ class Passes(NamedTuple):
         yield from [(None, None)] * (self.count - len(rows))
 
     def _read(self, texts: list | None, kept: Tensor | None) -> Scored:
-        row = None if texts is None else packed_row(self.way.discriminator, self.batch, texts)
+        row = None if texts is None else packed_row(self.backend.discriminator, self.batch, texts)
         learning = torch.is_grad_enabled() and texts is not None
-        return self.way.read(row, kept, balance=bool(self.rule.balance) and learning)
+        return self.backend.read(row, kept, balance=bool(self.rule.balance) and learning)
 
     def _loss(self, chunk: Chunk, scores: Tensor) -> DiscriminatorLoss:
         return discriminator_loss(
@@ -102,11 +102,11 @@ class Passes(NamedTuple):
             score_clip=self.rule.score_clip,
             score_penalty=self.rule.score_penalty,
             valid_count=self.learn_from or None,
-            world_size=self.way.world,
+            world_size=self.backend.world,
         )
 
     def _split(self, chunk: Chunk, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (R,) of a chunk's parts as those of its teacher answers and of its rollouts, K columns each."""
-        by_text = scores.view(-1, len(self.way.discriminator.parts))
+        by_text = scores.view(-1, len(self.backend.discriminator.parts))
         teacher, rollouts = by_text.split([len(chunk.taught), len(chunk.rollouts)])
         return teacher, rollouts

@@ -10,8 +10,8 @@ from prism_cli.assembly import checks
 from prism_cli.assembly.asking import taught_grammar
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
+from prism_cli.assembly.discriminator import check_discriminator, discriminator_settings
 from prism_cli.assembly.generation import Engine, check_generation, chosen_engine, vllm_rollouts
-from prism_cli.assembly.judge_folder import check_discriminator
 from prism_cli.assembly.policy import lora_config
 from prism_cli.assembly.response import grammar_ahead
 from prism_cli.assembly.teacher import open_teacher
@@ -41,12 +41,12 @@ def check(recipe: AlignRecipe, pending: bool = False) -> Plan:
     _check_weights(recipe)
     if (pairs := recipe.discriminator.warmup.data) is not None:
         plan += checks.check_data(pairs, "align", "discriminator.warmup.data")
-    judge = check_discriminator(recipe.discriminator)
+    discriminator = check_discriminator(recipe)
     rollouts = f"{recipe.prompts_per_step} prompts × {recipe.rollouts} rollouts a step"
     length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs} epochs"
     if recipe.stop is not None:
         length += f", fewer once drift is flat (measured every {recipe.stop.every} steps)"
-    return [*plan, *check_generation(recipe), ("discriminator", judge), ("training", f"{length}, {rollouts}")]
+    return [*plan, *check_generation(recipe), ("discriminator", discriminator), ("training", f"{length}, {rollouts}")]
 
 
 def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -> Path:
@@ -78,7 +78,7 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
         engine = chosen_engine(recipe, policy)  # before the teacher costs anything
         asked = {"instruction": policy.instruction, "data": recipe.data, "at_most": questions_at_most(recipe)}
         with open_teacher(recipe.teacher, policy.grammar, run, *filter(None, (rows, held_out)), **asked) as desk:
-            judge = warm_discriminator(recipe, policy, rows, desk, run.folder / "warmup")
+            judge = warm_discriminator(recipe, policy, rows, desk, engine, run.folder / "warmup")
             trainer, learner = _trainer(recipe, policy, judge, desk, rows, held_out, run, engine)
             _train(trainer, learner, run, policy)
             learner.save_discriminator(run.folder / DISCRIMINATOR)
@@ -113,14 +113,14 @@ def _check_weights(recipe: AlignRecipe) -> None:
 
 def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run, engine: Engine):
     from prism_cli.assembly import training
-    from prism_cli.assembly.discriminator import learner_for
+    from prism_cli.discriminator.learner import DiscriminatorLearner
     from prism_cli.trainers.drift_stop import StopWhenFlat
     from prism_cli.trainers.health import HealthWatch, align_detectors
     from prism_cli.trainers.on_policy_distill import AdvantageRule, OnPolicyDistillTrainer, TeacherCalls
     from prism_cli.trainers.rollout_log import RolloutLog
 
     training.seed(recipe)
-    learner = _watched(recipe, learner_for(recipe, judge), policy)
+    learner = _watched(recipe, DiscriminatorLearner.on_device(judge, discriminator_settings(recipe).learner), policy)
     # The method's policy loss: clipped ratio, mean over the batch's tokens (TRL calls it dapo), dual clip.
     loss = {
         "loss_type": "dapo",

@@ -3,18 +3,16 @@
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from prism_cli.assembly.checks import Plan
-from prism_cli.assembly.judge_folder import model_folder, refuse_unsupported
 from prism_cli.assembly.response import grammar_of
+from prism_cli.discriminator.saved import model_folder, refuse_no_base
+from prism_cli.discriminator.settings import Upcycling
 from prism_cli.errors import CheckpointError, PrismError, RecipeError
 from prism_cli.progress import say
 from prism_cli.recipes.sections import ResponseSection
 from prism_cli.responses import read_settings
-
-if TYPE_CHECKING:
-    from prism_cli.discriminator.upcycle import Upcycling
 
 
 class Creation(NamedTuple):
@@ -47,7 +45,7 @@ def check(creation: Creation) -> Plan:
 
     if creation.output.exists() and (not creation.output.is_dir() or any(creation.output.iterdir())):
         raise CheckpointError(f"{creation.output} is there already", "choose another --output, or remove it")
-    config = _dense_config(model_folder(creation.source, ["*.json"]), creation.source)
+    config = _dense_config(model_folder(creation.source, ("*.json",)), creation.source)
     moe = mixture(config, _rule(creation))
     billions = sum(weight.numel() for weight in moe.parameters()) / 1e9
     size = sum(weight.nbytes for weight in moe.parameters()) / 2**30
@@ -92,9 +90,7 @@ def create(creation: Creation) -> None:
     say(f"next     prism discriminator warmup … discriminator.path={creation.output}")
 
 
-def _rule(creation: Creation) -> "Upcycling":
-    from prism_cli.discriminator.upcycle import Upcycling
-
+def _rule(creation: Creation) -> Upcycling:
     try:
         return Upcycling(**creation.upcycling)
     except ValueError as error:
@@ -109,7 +105,7 @@ def _dense_config(folder: Path, source: str) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise RecipeError(f"{source}: no model's config: {reason}", "give a Qwen3-VL's folder or hub id") from None
-    refuse_unsupported(config, source)
+    refuse_no_base(config.model_type, source)
     return config
 
 
@@ -135,7 +131,7 @@ def _settings(folder: Path, creation: Creation) -> dict[str, Any]:
 # The check -----------------------------------------------------------------------------------------------------------
 
 
-def _compare(folder: Path, creation: Creation, how: "Upcycling", need: int) -> None:
+def _compare(folder: Path, creation: Creation, how: Upcycling, need: int) -> None:
     """Compares hidden states on a picture and a question, where the models fit in memory.
 
     Raises:

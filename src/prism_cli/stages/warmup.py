@@ -1,21 +1,28 @@
-"""The judge before the game: `prism discriminator warmup`, and the same for an align run whose judge is not warm."""
+"""`prism discriminator warmup`: a discriminator trained on pairs of teacher and policy, for later align runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prism_cli.assembly import checks
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
-from prism_cli.assembly.judge_folder import check_discriminator
+from prism_cli.assembly.discriminator import check_discriminator, discriminator_settings
+from prism_cli.assembly.generation import TRANSFORMERS
 from prism_cli.assembly.policy import start_policy
 from prism_cli.assembly.response import grammar_ahead
 from prism_cli.assembly.teacher_plan import questions_at_most
-from prism_cli.assembly.warmup import _warm_up
+from prism_cli.assembly.warmup import train_discriminator
 from prism_cli.errors import RecipeError
 from prism_cli.progress import say
+from prism_cli.recipes.sections import Data, FileData
 from prism_cli.recipes.stages import WarmupRecipe
-from prism_cli.recipes.teachers import DatasetTeacher
+from prism_cli.recipes.teachers import DatasetTeacher, Teacher
+from prism_cli.runs.folder import Run
 from prism_cli.runs.references import DISCRIMINATOR
+
+if TYPE_CHECKING:  # it imports torch
+    from prism_cli.models import Policy
 
 
 def check(recipe: WarmupRecipe, pending: bool = False) -> Plan:
@@ -32,25 +39,35 @@ def check(recipe: WarmupRecipe, pending: bool = False) -> Plan:
     plan = checks.check_start(recipe, "discriminator warmup", pending)
     if warmup.data is not None:
         plan += checks.check_data(warmup.data, "discriminator warmup", "discriminator.warmup.data")
-    elif recipe.data is None or recipe.teacher is None:
+    else:
+        data, teacher = _pair_sources(recipe)
+        plan += checks.check_data(data, "discriminator warmup")
+        plan += checks.check_teacher(teacher, "align", grammar_ahead(recipe))
+    length = f"{warmup.pairs} pairs at most, {warmup.batch_size} a step, {warmup.held_out} held out"
+    if warmup.stop_in is not None:
+        low, high = warmup.stop_in
+        length += f", until every part is told apart {low:g} to {high:g} of the time"
+    return [*plan, ("discriminator", check_discriminator(recipe)), ("training", length)]
+
+
+def _pair_sources(recipe: WarmupRecipe) -> tuple[Data, Teacher]:
+    """The prompts and the teacher that pairs are made with.
+
+    Raises:
+        RecipeError: one of them is missing.
+    """
+    if recipe.data is None or recipe.teacher is None:
         raise RecipeError(
             "`prism discriminator warmup` has no pairs, and to sample them it lacks "
             + ("prompts" if recipe.data is None else "a teacher"),
             "give --data PAIRS (`prism collect --from RUN` writes such files), or prompts as data.path=FILE and "
             "--teacher-endpoint URL",
         )
-    else:
-        plan += checks.check_data(recipe.data, "discriminator warmup")
-        plan += checks.check_teacher(recipe.teacher, "align", grammar_ahead(recipe))
-    length = f"{warmup.pairs} pairs at most, {warmup.batch_size} a step, {warmup.held_out} held out"
-    if warmup.stop_in is not None:
-        low, high = warmup.stop_in
-        length += f", until every part is told apart {low:g} to {high:g} of the time"
-    return [*plan, ("discriminator", check_discriminator(recipe.discriminator)), ("training", length)]
+    return recipe.data, recipe.teacher
 
 
 def run(recipe: WarmupRecipe, fresh: bool = False, command: Sequence[str] = ()) -> Path:
-    """Runs or continues the stage; gives its folder, with the judge in `discriminator/`.
+    """Runs or continues the stage; gives its folder, with the discriminator in `discriminator/`.
 
     Raises:
         PrismError: with the cure in its hint.
@@ -61,21 +78,42 @@ def run(recipe: WarmupRecipe, fresh: bool = False, command: Sequence[str] = ()) 
     with training_run("warmup", recipe, fresh, command) as run:
         if run.finished:
             return run.folder
-        from prism_cli.assembly.discriminator import refuse_unfit
-        from prism_cli.assembly.teacher import open_teacher
-        from prism_cli.data.lengths import refuse_over_long
+        from prism_cli.discriminator.build import refuse_unfit
 
         policy = start_policy(recipe)
-        refuse_unfit(recipe.discriminator, policy)
+        refuse_unfit(discriminator_settings(recipe).start, policy)
         if recipe.discriminator.warmup.data is not None:
-            _warm_up(recipe, policy, run.folder)
+            _on_pairs_of_file(recipe, policy, recipe.discriminator.warmup.data, run.folder)
         else:
-            assert recipe.teacher is not None, "check refuses to sample pairs without a teacher"
-            rows = load_data(recipe.data, policy.settings, "align", isinstance(recipe.teacher, DatasetTeacher))
-            refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
-            asked = {"instruction": policy.instruction, "data": recipe.data, "at_most": questions_at_most(recipe)}
-            with open_teacher(recipe.teacher, policy.grammar, run, rows, **asked) as desk:
-                _warm_up(recipe, policy, run.folder, (rows, desk))
-    warm = run.folder / DISCRIMINATOR
-    say(f"next     prism align … discriminator.path={warm}")
+            _on_new_pairs(recipe, policy, run)
+    say(f"next     prism align … discriminator.path={run.folder / DISCRIMINATOR}")
     return run.folder
+
+
+def _on_pairs_of_file(recipe: WarmupRecipe, policy: "Policy", data: FileData, folder: Path) -> None:
+    from prism_cli.assembly.warmup_pairs import read_pairs
+    from prism_cli.discriminator.reader import PartReader
+
+    settings, reader = discriminator_settings(recipe), PartReader(policy.processor, policy.grammar)
+    pairs = read_pairs(settings.warmup, data, policy, reader, recipe.max_prompt_tokens)
+    train_discriminator(settings, policy, pairs, reader, folder)
+
+
+def _on_new_pairs(recipe: WarmupRecipe, policy: "Policy", run: Run) -> None:
+    from prism_cli.assembly.teacher import open_teacher
+    from prism_cli.assembly.warmup_pairs import PairSampling, sampled_pairs
+    from prism_cli.data.lengths import refuse_over_long
+    from prism_cli.discriminator.reader import PartReader
+
+    settings, (data, section) = discriminator_settings(recipe), _pair_sources(recipe)
+    rows = load_data(data, policy.settings, "align", isinstance(section, DatasetTeacher))
+    refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
+    sampling = PairSampling(
+        *(TRANSFORMERS, recipe.max_response_tokens, recipe.batch_size, recipe.discriminator.warmup.temperature),
+        run.folder / "samples.jsonl",
+    )
+    asked = {"instruction": policy.instruction, "data": data, "at_most": questions_at_most(recipe)}
+    with open_teacher(section, policy.grammar, run, rows, **asked) as teacher:
+        reader = PartReader(policy.processor, policy.grammar, teacher.grammar)
+        pairs = sampled_pairs(settings.warmup, sampling, policy, rows, teacher, reader)
+        train_discriminator(settings, policy, pairs, reader, run.folder)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from prism_cli import processes
 from prism_cli.discriminator.inputs import Comparisons
-from prism_cli.discriminator.learner import DiscriminatorLearner, Judgement
+from prism_cli.discriminator.learner import BatchScores, DiscriminatorLearner
 from prism_cli.discriminator.router import router_loads
 from prism_cli.discriminator.shortcuts import PROBES, Scored, either_way, skeleton, swap_images
 from prism_cli.evaluation.auc import FEWEST_PROMPTS
@@ -75,11 +75,11 @@ class WatchedLearner:
         """The one that learns."""
         return self.learner.discriminator
 
-    def score(self, batch: Comparisons) -> Judgement:
+    def score(self, batch: Comparisons) -> BatchScores:
         """As the learner does; nothing is watched."""
         return self.learner.score(batch)
 
-    def score_and_update(self, batch: Comparisons) -> Judgement:
+    def score_and_update(self, batch: Comparisons) -> BatchScores:
         """As the learner does; the metrics also hold `discriminator/valid_fraction`, `discriminator/router_load/…`, and
         on their steps `drift/<part>` and `shortcuts/<probe>/<part>`."""
         self.steps += 1
@@ -128,7 +128,7 @@ class WatchedLearner:
 
     # Watching ------------------------------------------------------------------------------------------------------
 
-    def _swapped(self, batch: Comparisons) -> Judgement | None:
+    def _swapped(self, batch: Comparisons) -> BatchScores | None:
         """The judge's scores beside another prompt's picture; rollouts without one have none."""
         if self.discriminator.kind == "text_only":
             return None
@@ -138,7 +138,7 @@ class WatchedLearner:
         kept = [prompt or own for prompt, own in zip(prompts, batch.prompts, strict=True)]
         return self.learner.score(batch._replace(prompts=kept, rollouts=rollouts))
 
-    def _pairs(self, batch: Comparisons, judged: Judgement, swapped: Judgement | None) -> list[Pair]:
+    def _pairs(self, batch: Comparisons, judged: BatchScores, swapped: BatchScores | None) -> list[Pair]:
         names, found = self.discriminator.parts, []
         for n, (parts, p) in enumerate(zip(batch.rollouts, batch.prompt_of, strict=True)):
             taught = batch.teacher[p]
@@ -211,7 +211,7 @@ def _wins(scores: Sequence[Sequence[float]], prompts: Sequence[int]) -> list[lis
     return Scored([teacher for teacher, _ in scores], [policy for _, policy in scores], prompts).wins()
 
 
-def _scores(judged: Judgement, n: int, p: int) -> list[list[float]] | None:
+def _scores(judged: BatchScores, n: int, p: int) -> list[list[float]] | None:
     """(K, 2) of teacher and rollout; None where one has no score."""
     pair = [judged.teacher[p].tolist(), judged.scores[n].tolist()]
     return None if any(map(math.isnan, (*pair[0], *pair[1]))) else [list(one) for one in zip(*pair, strict=True)]
