@@ -13,12 +13,11 @@ from prism_cli import processes
 from prism_cli.assembly import launch
 from prism_cli.cli.app import app
 from prism_cli.errors import PrismError, RecipeError, Terminated
-from prism_cli.launching import worker
+from prism_cli.launching import launcher, slurm, worker
+from prism_cli.launching.command import Launch, check_machine, command, shown
 from prism_cli.launching.nodes import Place, first_host, place
 from prism_cli.launching.worker import Failure
-from prism_cli.recipes.launch import LaunchSection
 from prism_cli.recipes.load import load_recipe
-from prism_cli.stages import sbatch
 
 STEP = {
     "SLURM_JOB_ID": "4711234",
@@ -102,62 +101,62 @@ def test_a_node_that_can_not_find_the_others_is_refused(nodes, environ, told, hi
     ],
 )
 def test_processes_are_started_where_the_recipe_says_so_and_nobody_has_yet(overrides, answer, monkeypatch):
-    assert launch.needed(recipe(*overrides)) is answer
+    assert (launch.to_start(recipe(*overrides)) is not None) is answer
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert not launch.needed(recipe(*overrides))
+    assert not launch.to_start(recipe(*overrides))
 
 
 def test_what_has_no_launch_section_runs_here():
-    assert not launch.needed(load_recipe("eval", "tiny"))
+    assert not launch.to_start(load_recipe("eval", "tiny"))
 
 
 def test_the_command_can_be_parsed_by_accelerate_and_pasted_into_a_shell():
     from accelerate.commands.launch import launch_command_parser
 
     words = ["sft", "my recipe.yaml", "launch.processes=8", "--max-steps", "3"]
-    shown = launch.shown(words, LaunchSection(processes=8))
-    assert shown.startswith("accelerate launch --multi_gpu --num_processes 8 --num_machines 1 ")
-    read = launch_command_parser().parse_args(shlex.split(shown)[2:])
+    line = shown(words, Launch(processes=8))
+    assert line.startswith("accelerate launch --multi_gpu --num_processes 8 --num_machines 1 ")
+    read = launch_command_parser().parse_args(shlex.split(line)[2:])
     assert (read.num_processes, read.main_process_port, read.module) == (8, 0, True)
     assert (read.training_script, read.training_script_args) == ("prism_cli", words)
 
-    words = launch.command(["sft", "a.yaml"], LaunchSection(processes=4, nodes=2), (1, "gpu07", 21234))
+    words = command(["sft", "a.yaml"], Launch(processes=4, nodes=2), Place(1, "gpu07", 21234))
     read = launch_command_parser().parse_args(words[2:])
     assert (read.num_processes, read.num_machines, read.machine_rank) == (8, 2, 1)
     assert (read.main_process_ip, read.main_process_port, read.same_network) == ("gpu07", 21234, True)
 
 
 def test_on_several_nodes_the_shown_command_leaves_the_node_to_the_shell():
-    shown = launch.shown(["sft", "a.yaml"], LaunchSection(nodes=2))
+    line = shown(["sft", "a.yaml"], Launch(nodes=2))
     told = subprocess.run(
-        ["sh", "-c", f"for word in {shown}; do echo $word; done"],
+        ["sh", "-c", f"for word in {line}; do echo $word; done"],
         env={"NODE_RANK": "1", "MASTER_ADDR": "gpu07", "MASTER_PORT": "21234"},
         capture_output=True,
         text=True,
     ).stdout.split()
-    assert told == launch.command(["sft", "a.yaml"], LaunchSection(nodes=2), (1, "gpu07", 21234))
+    assert told == command(["sft", "a.yaml"], Launch(nodes=2), Place(1, "gpu07", 21234))
 
 
 def test_more_processes_than_gpus_are_refused_and_a_cpu_takes_any_number(monkeypatch):
-    monkeypatch.setattr(launch, "_gpus", lambda: 4)
-    assert launch.check(recipe("launch.processes=4")) == [("processes", "4, a GPU each")]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert check_machine(Launch(4)) == "4, a GPU each"
     with pytest.raises(RecipeError, match="8, and this machine has 4 GPUs") as raised:
-        launch.check(recipe("launch.processes=8"))
+        check_machine(Launch(8))
     assert "launch.processes=4" in raised.value.hint
-    monkeypatch.setattr(launch, "_gpus", lambda: 0)
-    assert launch.check(recipe("launch.processes=8")) == [("processes", "8, on the CPU")]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert check_machine(Launch(8)) == "8, on the CPU"
 
 
 def test_processes_and_shards_are_told_in_words():
-    told = launch.describe(recipe("launch={processes: 8, nodes: 2, zero: 3, offload: true}"))
-    assert told == "2 nodes × 8, DeepSpeed ZeRO-3 with offload"
+    launched = recipe("launch={processes: 8, nodes: 2, zero: 3, offload: true}")
+    assert launch.launch_of(launched).describe() == "2 nodes × 8, DeepSpeed ZeRO-3 with offload"
 
 
 def test_without_deepspeed_zero_says_what_to_install(monkeypatch):
     monkeypatch.setattr(processes, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match="DeepSpeed is not installed") as raised:
-        launch.check(recipe("launch.zero=2"))
+        check_machine(Launch(zero=2))
     assert raised.value.hint.startswith("pip install 'prism-cli[deepspeed]'")
 
 
@@ -172,7 +171,7 @@ def test_a_pipeline_over_several_nodes_is_refused(run_prism):
 
 def ending(ends, told=(), stopped=None):
     with pytest.raises((PrismError, KeyboardInterrupt)) as raised:
-        launch.raise_why(ends, list(told), 4, stopped)
+        launcher.raise_why(ends, list(told), 4, stopped)
     return raised.value
 
 
@@ -253,7 +252,7 @@ def test_a_process_whose_launcher_has_gone_does_not_start(tmp_path):
 def test_the_script_runs_the_command_on_each_node_and_hands_it_in_again_when_time_is_up(tmp_path):
     script = tmp_path / "job.sbatch"
     words = ["sft", "my recipe.yaml", "launch.nodes=2"]
-    sbatch.write(script, "sft", [LaunchSection(processes=8, nodes=2)], words)
+    slurm.write(script, "sft", [Launch(processes=8, nodes=2)], words)
     text = script.read_text()
     for line in ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=8", "--requeue", "--signal=TERM@300"):
         assert f"#SBATCH {line}\n" in text

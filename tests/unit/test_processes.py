@@ -3,7 +3,6 @@ import pytest
 from prism_cli import processes
 from prism_cli.assembly.run_folder import check_processes
 from prism_cli.errors import CheckpointError, RecipeError
-from prism_cli.recipes.launch import LaunchSection
 from prism_cli.trainers.arguments import RolloutBatch, deepspeed_settings
 
 
@@ -24,15 +23,15 @@ def test_an_error_of_the_main_process_is_the_one_that_is_raised():
 
 def test_another_number_of_processes_than_the_recipe_says_is_refused(monkeypatch):
     with pytest.raises(RecipeError, match="and this is one alone"):
-        check_processes("sft", LaunchSection(processes=2))
+        check_processes("sft", 2)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    check_processes("sft", LaunchSection(processes=2, nodes=2))
+    check_processes("sft", 2, nodes=2)
     with pytest.raises(RecipeError, match="started on 4 processes") as caught:
-        check_processes("sft", LaunchSection(processes=8))
+        check_processes("sft", 8)
     assert "launch.processes=4" in caught.value.hint
     with pytest.raises(RecipeError, match="runs as one process"):
-        check_processes("eval", None)
+        check_processes("eval")
 
 
 def test_a_step_is_cut_over_all_processes():

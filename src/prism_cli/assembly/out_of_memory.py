@@ -74,7 +74,7 @@ def training_run(stage: str, recipe: Any, fresh: bool, command: Sequence[str]) -
         PrismError: out of memory, with advice.
     """
     launch = recipe.launch
-    check_processes(stage, launch)
+    check_processes(stage, launch.processes, launch.nodes)
     run = open_stage(stage, recipe, lineage(recipe), fresh, command)
     run.update(launch={"processes": launch.world_size, "nodes": launch.nodes, "zero": launch.zero})
     with worked_in(run), fitting(stage, recipe):

@@ -11,7 +11,6 @@ from prism_cli import processes
 from prism_cli.errors import RecipeError
 from prism_cli.progress import say
 from prism_cli.recipes.identity import differences, run_folder, to_dict, to_yaml
-from prism_cli.recipes.launch import LaunchSection
 from prism_cli.recipes.section import Section
 from prism_cli.recipes.stages import Stage
 from prism_cli.runs.folder import Run, open_run
@@ -79,29 +78,30 @@ def open_stage(
     )
 
 
-def check_processes(stage: str, launch: LaunchSection | None = None) -> None:
-    """Refuses a stage on another number of processes than it is meant to run on.
+def check_processes(stage: str, processes_a_node: int | None = None, nodes: int = 1) -> None:
+    """Refuses a stage on another number of processes than its recipe says.
 
     Args:
         stage: Its command.
-        launch: On how many it trains; None for a stage that runs as one process.
+        processes_a_node: `launch.processes`; None for a stage that runs as one process.
+        nodes: `launch.nodes`.
 
     Raises:
         RecipeError: there are more or fewer.
     """
-    there = processes.world_size()
-    if launch is None and there > 1:
+    world_size = processes.world_size()
+    if processes_a_node is None and world_size > 1:
         raise RecipeError(f"`prism {stage}` runs as one process", "start it without torchrun or accelerate launch")
-    if launch is None or launch.world_size == there:
+    if processes_a_node is None or processes_a_node * nodes == world_size:
         return
-    wanted = f"launch.processes {launch.processes} × launch.nodes {launch.nodes} = {launch.world_size}"
+    wanted = f"launch.processes {processes_a_node} × launch.nodes {nodes} = {processes_a_node * nodes}"
     if not processes.launched():
         raise RecipeError(
             f"`prism {stage}`: {wanted} processes, and this is one alone", "start it as the command `prism` does"
         )
     raise RecipeError(
-        f"`prism {stage}` was started on {there} processes, and its recipe says {wanted}",
-        f"give launch.processes={there // launch.nodes or 1}, or start {launch.world_size}",
+        f"`prism {stage}` was started on {world_size} processes, and its recipe says {wanted}",
+        f"give launch.processes={world_size // nodes or 1}, or start {processes_a_node * nodes}",
     )
 
 

@@ -99,7 +99,7 @@ def _work(stage: str, recipe: Any, module: Any, where: tuple[Path, ...], fresh: 
     from prism_cli.launching import worker
 
     typed = worker.command()
-    if launch.needed(recipe):
+    if launch.to_start(recipe):
         module.check(recipe)
         return launch.run(stage, recipe, fresh, typed)
     module.run(recipe, *where, fresh=fresh, command=typed)
@@ -116,23 +116,25 @@ def _print_launch_plan(stage: str, recipe: Any, lines: list[tuple[str, str]], el
         elsewhere: Another machine is to run it, so this one's GPUs don't matter.
     """
     from prism_cli.assembly import launch
+    from prism_cli.launching.command import check_machine, shown
     from prism_cli.recipes.sources import command_of
 
-    several = launch.needed(recipe)
-    if several:
-        lines = [*lines, *([("processes", launch.describe(recipe))] if elsewhere else launch.check(recipe))]
+    several = launch.to_start(recipe)
+    if several is not None:
+        lines = [*lines, ("processes", several.describe() if elsewhere else check_machine(several))]
     print_plan(command_of(stage), lines)
-    if several:
+    if several is not None:
         typed = [word for word in sys.argv[1:] if word != "--dry-run"]
         console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
         console.print("prism starts the processes itself, as this would:")
-        console.print(launch.shown(typed, recipe.launch))
+        console.print(shown(typed, several))
 
 
 def _write_sbatch(stage: str, recipe: Any, base: Path | None, file: Path, resume: bool | None) -> None:
     """Writes the batch script of the command that was typed."""
+    from prism_cli.assembly.launch import launch_of
+    from prism_cli.launching import slurm
     from prism_cli.recipes.identity import run_folder
-    from prism_cli.stages import sbatch
 
     if resume is not None:
         raise RecipeError("--sbatch: the job continues whenever it is started", "leave out --resume and --fresh")
@@ -142,11 +144,10 @@ def _write_sbatch(stage: str, recipe: Any, base: Path | None, file: Path, resume
 
         steps = resolve_steps(recipe.steps, base or Path(), run_folder(stage, recipe), recipe.seed)
         recipes = [step for _, step in steps]
-    launches = [step.launch for step in recipes if hasattr(step, "launch")]
     typed = sys.argv[1:]
     where = next(index for index, word in enumerate(typed) if word.partition("=")[0] == "--sbatch")
     del typed[where : where + (1 if "=" in typed[where] else 2)]
-    sbatch.write(file, stage, launches, typed)
+    slurm.write(file, stage, [launch_of(one) for one in recipes], typed)
     say(f"written {file}: look at its first lines, then hand it in with sbatch")
 
 

@@ -1,4 +1,4 @@
-"""The side of a process that prism's launcher started: it ends with its launcher, and tells it how it failed.
+"""A process that prism's launcher started: it ends with its launcher, and reports to it how it failed.
 
 Launcher and processes share a folder, named in PRISM_LAUNCHED: `command.json` holds what the user typed, and a process
 that fails leaves `failed-<rank>.json`. Processes that somebody else's launcher started (torchrun) have no such folder.
@@ -13,20 +13,20 @@ import time
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from prism_cli import processes
 from prism_cli.errors import PrismError
 
 FOLDER = "PRISM_LAUNCHED"
 INTERRUPTED = 130
-PATIENCE = 10.0  # seconds that the first process may take to notice a failure
-SAVING = 600.0  # seconds that it may take to finish a step and write what is left of a checkpoint
+NOTICE_SECONDS = 10.0  # the first process may take so long to notice a failure
+SAVING_SECONDS = 600.0  # and so long to finish a step and write what is left of a checkpoint
 SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 
 
 class Failure(NamedTuple):
-    """Why a process failed, as it told.
+    """Why a process failed, as it reported.
 
     Attributes:
         rank: Which process.
@@ -58,15 +58,15 @@ def command() -> list[str]:
 
 
 def should_print(error: PrismError | KeyboardInterrupt) -> bool:
-    """Whether this process is the one that prints how it ended; a launcher of prism's own is told instead."""
+    """Whether this process is the one that prints how it ended; to a launcher of prism's own it reports instead."""
     if not by_prism():
         return processes.world_size() == 1 or processes.tells_of_failure()
     if isinstance(error, PrismError):
-        _tell(Failure(processes.rank(), time.time(), error.exit_code, str(error), error.hint))
-        _leave_after_first(PATIENCE)
+        _report(Failure(processes.rank(), time.time(), error.exit_code, str(error), error.hint))
+        _leave_after_first(NOTICE_SECONDS)
     else:
-        _tell(Failure(processes.rank(), time.time(), exit_code(error), "interrupted"))
-        _leave_after_first(SAVING)
+        _report(Failure(processes.rank(), time.time(), exit_code(error), "interrupted"))
+        _leave_after_first(SAVING_SECONDS)
     return False
 
 
@@ -76,7 +76,7 @@ def exit_code(interrupt: KeyboardInterrupt) -> int:
 
 
 def _leave_after_first(seconds: float) -> None:
-    """Waits until the node's first process has told too: with the first that leaves, torch ends the others."""
+    """Waits until the node's first process has reported too: with the first that leaves, torch ends the others."""
     first = Path(os.environ[FOLDER]) / f"failed-{processes.rank() - processes.local_rank()}.json"
     end = time.monotonic() + seconds
     while not first.exists() and first.parent.is_dir() and time.monotonic() < end:
@@ -92,26 +92,25 @@ class Working:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if isinstance(error, Exception):
             trace = "".join(traceback.format_exception(error))
-            told = f"{type(error).__name__}: {error}"
-            _tell(Failure(processes.rank(), time.time(), 1, told, None, trace))
+            message = f"{type(error).__name__}: {error}"
+            _report(Failure(processes.rank(), time.time(), 1, message, None, trace))
             raise SystemExit(1)
 
 
 def failures(folder: Path) -> list[Failure]:
-    """What the processes told, the earliest first."""
-    told = [Failure(**json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("failed-*.json")]
-    return sorted(told, key=lambda failure: (failure.at, failure.rank))
+    """The failures that processes reported, the earliest first."""
+    reports = [Failure(**json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("failed-*.json")]
+    return sorted(reports, key=lambda failure: (failure.at, failure.rank))
 
 
-def _tell(failure: Failure) -> None:
+def _report(failure: Failure) -> None:
     folder = Path(os.environ[FOLDER])
     path = folder / f"failed-{failure.rank}.json"
     if not folder.is_dir() or path.exists():
         return  # the launcher has left, or this is what the first failure led to
-    whole = path.with_suffix(".part")
-    told: dict[str, Any] = failure._asdict()
-    whole.write_text(json.dumps(told), encoding="utf-8")
-    whole.rename(path)
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(failure._asdict()), encoding="utf-8")
+    partial.rename(path)
 
 
 def _die_with_launcher() -> None:
@@ -120,4 +119,4 @@ def _die_with_launcher() -> None:
         return
     ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != int(json.loads((Path(os.environ[FOLDER]) / "launcher.json").read_text(encoding="utf-8"))):
-        raise SystemExit(1)  # it went before the kernel was told
+        raise SystemExit(1)  # it went before the kernel knew

@@ -10,6 +10,7 @@ from prism_cli.assembly import launch, report
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.run_folder import check_processes, open_stage
 from prism_cli.errors import RecipeError
+from prism_cli.launching.command import check_machine
 from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.pipelines import PipelineRecipe, PipelineStep
 from prism_cli.recipes.sources import command_of
@@ -35,7 +36,8 @@ def check(recipe: PipelineRecipe, base: Path) -> Plan:
         check_step(step, resolved)
         sources = resolved.runs if isinstance(resolved, EvalRecipe) else (resolved.from_,)
         names = ", ".join(Path(source).name for source in sources if source)
-        how = f", processes: {launch.describe(resolved)}" if launch.needed(resolved) else ""
+        several = launch.to_start(resolved)
+        how = f", processes: {several.describe()}" if several else ""
         plan.append((step.id or step.stage, f"prism {command_of(step.stage)}{f' from {names}' if names else ''}{how}"))
     return plan
 
@@ -65,7 +67,7 @@ def run(recipe: PipelineRecipe, base: Path, fresh: bool = False, command: Sequen
 
 def run_step(step: PipelineStep, resolved: Any, command: Sequence[str] = ()) -> None:
     """Runs or continues a step, in processes of its own where its recipe wants several."""
-    if launch.needed(resolved):
+    if launch.to_start(resolved):
         launch.run(step.stage, resolved, False, command)
     else:
         STAGES[step.stage].run(resolved, fresh=False, command=command)
@@ -81,11 +83,11 @@ def check_step(step: PipelineStep, resolved: Any) -> None:
         resolved = resolved.model_copy(
             update={"discriminator": resolved.discriminator.model_copy(update={"path": None})}
         )
-    if launch.needed(resolved):
-        if resolved.launch.nodes > 1:
+    if (several := launch.to_start(resolved)) is not None:
+        if several.nodes > 1:
             raise RecipeError(
-                f"step {step.id or step.stage!r} wants {resolved.launch.nodes} nodes, and a pipeline runs on one",
+                f"step {step.id or step.stage!r} wants {several.nodes} nodes, and a pipeline runs on one",
                 "run its stages by their own commands, one after another (docs/launch.md)",
             )
-        launch.check(resolved)
+        check_machine(several)
     STAGES[step.stage].check(resolved, pending=True)

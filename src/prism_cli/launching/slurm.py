@@ -1,11 +1,11 @@
-"""A batch script for Slurm that runs a command of prism, and has it continue after its time is up."""
+"""The Slurm batch script of a command: it continues after its time is up."""
 
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from prism_cli.errors import RecipeError, Terminated
-from prism_cli.recipes.launch import LaunchSection
+from prism_cli.launching.command import Launch
 from prism_cli.runs.files import write_atomically
 
 SCRIPT = """\
@@ -20,14 +20,14 @@ SCRIPT = """\
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
-# Five minutes before the time is up prism is told to save a checkpoint and leave.
+# Five minutes before the time is up Slurm signals prism to save a checkpoint and leave.
 #SBATCH --signal=TERM@300
 
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 # On every node the same; the run folder must lie on a disk that all nodes share.
 srun --kill-on-bad-exit=0 {command}
 code=$?
-# {terminated}: it was told to leave. The job goes back into the queue and continues from its checkpoint.
+# {terminated}: it left on that signal. The job goes back into the queue and continues from its checkpoint.
 if [ "$code" -eq {terminated} ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
@@ -35,7 +35,7 @@ exit "$code"
 """
 
 
-def write(path: Path, stage: str, launches: Iterable[LaunchSection], words: Sequence[str]) -> None:
+def write(path: Path, stage: str, launches: Iterable[Launch], words: Sequence[str]) -> None:
     """Writes the script.
 
     Args:
@@ -49,12 +49,12 @@ def write(path: Path, stage: str, launches: Iterable[LaunchSection], words: Sequ
     """
     if path.exists():
         raise RecipeError(f"--sbatch {path}: the file is there already", "name another, or remove it first")
-    sections = [LaunchSection(), *launches]
-    processes = max(launch.processes for launch in sections)
+    launches = list(launches)
+    processes = max(launch.processes for launch in launches)
     text = SCRIPT.format(
         name=shlex.quote(str(path)),
         stage=stage,
-        nodes=max(launch.nodes for launch in sections),
+        nodes=max(launch.nodes for launch in launches),
         processes=processes,
         cores=8 * processes,
         command=shlex.join(["prism", *words]),
