@@ -9,7 +9,7 @@ from rich.console import Console
 
 from prism_cli.assembly.run_folder import run_names
 from prism_cli.errors import RecipeError
-from prism_cli.publishing.model_card import _metric_row
+from prism_cli.publishing.model_card import metric_row
 from prism_cli.recipes.benchmarks import BenchmarksSection
 from prism_cli.recipes.identity import differences
 from prism_cli.recipes.stages import EvalRecipe
@@ -115,7 +115,7 @@ def test_failures_stand_under_the_table():
 
 
 def test_what_has_no_interval_is_a_row_of_the_model_card_too():
-    assert _metric_row("failed", {"value": 3, "low": None, "high": None, "n": 24}) == "| failed | 3 |  | 24 |"
+    assert metric_row("failed", {"value": 3, "low": None, "high": None, "n": 24}) == ("failed", "3", "", 24)
 
 
 def test_benchmarks_that_are_not_installed_are_planned_and_not_begun(tmp_path, monkeypatch):

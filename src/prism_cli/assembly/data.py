@@ -213,3 +213,10 @@ def rows_ahead(section: Data, settings: ResponseSettings, count: int | None) -> 
         source = open_source(section.path, section.limit)
         reader = RowReader(source, section.format, section.allow_urls, Checks(), settings.instruction)
         yield from (read.row for read in reader if read.row is not None)
+
+
+def source_names(section: Data | None) -> list[str]:
+    """Names of where the rows come from, for a card."""
+    if isinstance(section, MixtureData):
+        return list(section.sources)
+    return [] if section is None else [section.path if isinstance(section, FileData) else f"world {section.world}"]

@@ -1,4 +1,4 @@
-"""An export on the Hugging Face hub: private where it is new, never over another model."""
+"""The hub: an export uploaded, private where it is new, never over another model."""
 
 import json
 import os
@@ -9,6 +9,8 @@ from typing import Any
 from prism_cli.errors import PrismError, RecipeError
 
 TOKEN = "HF_TOKEN"
+# In an export, what it is of: the mark by which one is known.
+ABOUT = "prism.json"
 
 
 def check_push(repo: str) -> None:
@@ -32,7 +34,7 @@ def push(folder: Path, repo: str, about: dict[str, Any]) -> str:
     Args:
         folder: The export.
         repo: `owner/name`.
-        about: What the export says of itself.
+        about: What the export is of.
 
     Raises:
         RecipeError: see `check_push`; or the repository holds another model.
@@ -68,13 +70,9 @@ def _refuse_another(api: Any, repo: str, about: dict[str, Any]) -> None:
     Raises:
         RecipeError: it is one.
     """
-
     files = set(api.list_repo_files(repo)) - {".gitattributes"}
     if not files:
         return
     known = json.loads(Path(api.hf_hub_download(repo, ABOUT)).read_text()) if ABOUT in files else {}
     if known.get("run") != about["run"]:
         raise RecipeError(f"{repo} on the hub holds another model", "give --push-to-hub another name")
-
-
-ABOUT = "prism.json"  # what an export says of itself; the mark by which one is known

@@ -1,4 +1,4 @@
-"""The runs a model comes from, oldest first, told without the paths and addresses of the machine they were made on."""
+"""Lineage: the runs a model comes from, oldest first, without paths and addresses of the machine they ran on."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from prism_cli.errors import CheckpointError
 from prism_cli.progress import progress
 from prism_cli.runs.references import checkpoint_step, read_manifest
 
-# Where a run lies and whom it asks by what address: of this machine, and nothing to a reader elsewhere.
+# Places and addresses of this machine.
 PRIVATE_KEYS = ("output", "endpoint", "api_key_env", "store", "allow_urls")
 PATH_KEYS = ("path", "from", "runs", "base")
 ADDRESS = re.compile(r"(?!hf:)[a-z][a-z0-9+.-]*://\S+", re.I)
@@ -111,7 +111,7 @@ def _start(model: Mapping[str, Any] | None) -> tuple[str | None, str]:
 
 
 def held_out_metrics(folder: Path, manifest: Mapping[str, Any], checkpoint: int | None) -> dict[str, float]:
-    """What training measured on held-out rows at a checkpoint or for the final model, without the `eval/` in front."""
+    """Held-out metrics of training at a checkpoint or of the final model, without the `eval/` in front."""
     path = folder / "metrics.jsonl"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     # A line that a kill cut short has no newline at its end.
@@ -122,8 +122,8 @@ def held_out_metrics(folder: Path, manifest: Mapping[str, Any], checkpoint: int 
     if checkpoint is not None:
         measured = [line for line in measured if line["step"] == checkpoint]
     last = measured[-1] if measured else {}
-    found = {name.removeprefix("eval/"): value for name, value in last.items() if name.startswith("eval/")}
-    return {name: value for name, value in found.items() if name not in NO_MEASURE}
+    held_out = {name.removeprefix("eval/"): value for name, value in last.items() if name.startswith("eval/")}
+    return {name: value for name, value in held_out.items() if name not in NO_MEASURE}
 
 
 # What may be published ------------------------------------------------------------------------------------------------
@@ -157,28 +157,22 @@ def _is_path(text: str, named_so: bool) -> bool:
     return named_so and Path(text.partition("@")[0]).exists()
 
 
-def _data_names(section: Mapping[str, Any] | None) -> list[str]:
-    match section:
-        case None:
-            return []
-        case {"type": "mixture", "sources": sources}:
-            return [name for source in sources.values() for name in _data_names(source)]
-        case {"type": "world"}:
-            return [f"world {section['world']}"]
-        case _:
-            return [section["path"]]
+def _data_names(data: Mapping[str, Any] | None) -> list[str]:
+    if data is None:
+        return []
+    if "sources" in data:
+        return [name for source in data["sources"].values() for name in _data_names(source)]
+    return [f"world {data['world']}" if "world" in data else data["path"]]
 
 
-def _teacher_name(section: Mapping[str, Any] | None) -> str | None:
-    match section:
-        case None:
-            return None
-        case {"type": "embedded"}:
-            return f"world {section['world']} ({section['variant']})"
-        case {"type": "dataset"}:
-            return "answers that stand in the data"
-        case _:
-            return section.get("name") or section.get("model") or "a model behind an endpoint, not named"
+def _teacher_name(teacher: Mapping[str, Any] | None) -> str | None:
+    if teacher is None:
+        return None
+    if "world" in teacher:
+        return f"world {teacher['world']} ({teacher['variant']})"
+    if teacher["type"] == "dataset":
+        return "answers that stand in the data"
+    return teacher.get("name") or teacher.get("model") or "a model behind an endpoint, not named"
 
 
 # Evaluations ----------------------------------------------------------------------------------------------------------
@@ -222,10 +216,10 @@ def evaluations_of(folder: Path, checkpoint: int | None) -> Iterator[Evaluation]
 def weights_of(folder: Path) -> dict[str, str]:
     """File → SHA-256 of a model's weights, as `sha256sum` prints it."""
     files = sorted(folder.glob("*.safetensors"))
-    found = {}
+    digests = {}
     with progress("hashing the weights", len(files)) as on_progress:
         for number, path in enumerate(files, 1):
             with open(path, "rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
             on_progress(number)
-    return found
+    return digests

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from huggingface_hub.utils import yaml_dump
 
 from prism_cli.publishing.lineage import Evaluation, Lineage, evaluations_of, lineage_of
+from prism_cli.publishing.markdown import table, yaml_block
 from prism_cli.runs.folder import Run
 
 TITLES = {"sft": "supervised fine-tuning", "align": "alignment to a teacher", "rl": "reinforcement"}
@@ -69,9 +69,7 @@ def model_card(run: Run, tags: Sequence[str], is_local: Callable[[str], bool], c
         "## Recipe",
         "Folders, addresses and names of keys are left out.",
         "",
-        "```yaml",
-        yaml_dump(own.recipe, sort_keys=False).rstrip(),
-        "```",
+        *yaml_block(own.recipe),
         "",
     ]
     return "\n".join(lines)
@@ -93,28 +91,22 @@ def _front_matter(lineage: Lineage, is_local: Callable[[str], bool]) -> str:
 
 def _hub_id(name: str, is_local: Callable[[str], bool]) -> str | None:
     """`owner/name`, without the split, configuration or file behind it; None for what lies elsewhere."""
-    found = re.fullmatch(r"([\w.-]+/[\w.-]+)([:@/].*)?", name)
-    return found[1] if found and not is_local(name) else None
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)([:@/].*)?", name)
+    return match[1] if match and not is_local(name) else None
 
 
 def _lineage_lines(lineage: Lineage) -> list[str]:
-    rows = [
-        "| | stage | trained on | teacher | recipe | held-out, while training |",
-        "|---|---|---|---|---|---|",
-        f"| 0 | {lineage.start} | | | | |",
-    ]
+    rows: list[tuple[object, ...]] = [(0, lineage.start, "", "", "", "")]
     for number, step in enumerate(lineage.steps, start=1):
         at = "" if step.checkpoint is None else f", checkpoint {step.checkpoint}"
         measured = ", ".join(f"{name} {value:.4g}" for name, value in step.held_out.items())
-        rows.append(
-            f"| {number} | `prism {step.stage}` ({step.id}{at}) | {', '.join(step.data)} | {step.teacher or ''} | "
-            f"`{step.digest}` | {measured} |"
-        )
-    return rows
+        stage = f"`prism {step.stage}` ({step.id}{at})"
+        rows.append((number, stage, ", ".join(step.data), step.teacher or "", f"`{step.digest}`", measured))
+    return table(("", "stage", "trained on", "teacher", "recipe", "held-out, while training"), rows)
 
 
 def _limits(tags: Sequence[str]) -> list[str]:
-    """What may be expected of it; said of every model, because no measure here covers it."""
+    """Intended use and limits; the same of every model, because no measure here covers them."""
     form = f" in the blocks {', '.join(f'`<{tag}>`' for tag in tags)}" if tags else ""
     return [
         f"For questions about pictures of the kind it was trained on, answered{form}; for research into post-training.",
@@ -135,15 +127,14 @@ def _evaluation_lines(evaluations: list[Evaluation]) -> list[str]:
             "## Evaluation",
             f"`prism eval` on {', '.join(one.data)} ({settings}), 95 % intervals.",
             "",
-            "| metric | value | interval | n |",
-            "|---|---|---|---|",
-            *(_metric_row(name, metric) for name, metric in one.metrics.items()),
+            *table(("metric", "value", "interval", "n"), map(metric_row, *zip(*one.metrics.items(), strict=True))),
             "",
         ]
     return lines
 
 
-def _metric_row(name: str, metric: dict[str, Any]) -> str:
+def metric_row(name: str, metric: dict[str, Any]) -> tuple[str, str, str, int]:
+    """A metric's cells: name, value, interval, n."""
     known = None not in (metric["low"], metric["high"])
     interval = f"{metric['low']:.4g} to {metric['high']:.4g}" if known else ""
-    return f"| {name} | {metric['value']:.4g} | {interval} | {metric['n']} |"
+    return name, f"{metric['value']:.4g}", interval, metric["n"]

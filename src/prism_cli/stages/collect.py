@@ -10,7 +10,7 @@ from rich import get_console
 
 from prism_cli.assembly import checks
 from prism_cli.assembly.checks import Plan
-from prism_cli.assembly.data import load_data
+from prism_cli.assembly.data import load_data, source_names
 from prism_cli.assembly.generation import chosen_engine, sampler
 from prism_cli.assembly.response import grammar_ahead, response_settings
 from prism_cli.assembly.run_folder import stage_run
@@ -18,7 +18,8 @@ from prism_cli.assembly.teacher import open_teacher
 from prism_cli.endpoint.batch_ledger import under_way
 from prism_cli.errors import CheckpointError, PrismError, RecipeError
 from prism_cli.progress import say
-from prism_cli.recipes.identity import run_folder
+from prism_cli.publishing.dataset_card import Collection, collection_card
+from prism_cli.recipes.identity import run_folder, to_dict
 from prism_cli.recipes.stages import CollectRecipe
 from prism_cli.recipes.teachers import EmbeddedTeacher
 from prism_cli.responses import ResponseSettings
@@ -27,7 +28,6 @@ from prism_cli.runs.files import write_atomically
 from prism_cli.runs.folder import Run
 from prism_cli.runs.references import resolve_model
 from prism_cli.stages.collecting import Answer, Answers, BatchAnswers, DirectAnswers, Stopped, collect_open, useless
-from prism_cli.stages.collection_card import card
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -279,7 +279,20 @@ def _write_account(recipe: CollectRecipe, run: Run, collected: Collected, model:
         "usage": usage,
     }
     write_atomically(run.folder / SUMMARY, json.dumps(summary, indent=2))
-    write_atomically(run.folder / DATA / "README.md", card(recipe, run.manifest, summary))
+    card = collection_card(_collection(recipe, model), run.manifest, summary)
+    write_atomically(run.folder / DATA / "README.md", card)
+
+
+def _collection(recipe: CollectRecipe, model: str) -> Collection:
+    """What was collected from whom, for the card."""
+    free = isinstance(recipe.teacher, EmbeddedTeacher)
+    way = " in batches" if recipe.batch else ""
+    teacher = (
+        f"{model}, the world's own oracle"
+        if isinstance(recipe.teacher, EmbeddedTeacher)
+        else f"{model} at {recipe.teacher.endpoint}{way}, temperature {recipe.teacher.temperature:g}"
+    )
+    return Collection(source_names(recipe.data), recipe.samples, teacher, free, recipe.from_, to_dict(recipe))
 
 
 def _say_stopped(collected: Collected, stopped: Stopped) -> None:

@@ -18,6 +18,7 @@ from prism_cli.assembly.response import response_settings
 from prism_cli.assembly.run_folder import stage_run
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.progress import say
+from prism_cli.publishing.dataset_card import curation_card
 from prism_cli.publishing.lineage import lineage_of, weights_of
 from prism_cli.recipes.stages import CurateRecipe
 from prism_cli.responses import ResponseSettings
@@ -25,7 +26,6 @@ from prism_cli.runs.files import write_atomically
 from prism_cli.runs.folder import Run
 from prism_cli.runs.references import resolve_model
 from prism_cli.stages.curating import SAMPLES, Rate, pass_rates, refuse_other_rows
-from prism_cli.stages.curation_card import card
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -129,7 +129,7 @@ def _write(
         "versions": run.manifest["versions"],
     }
     if kept:
-        write_atomically(run.folder / DATA / "README.md", card(run, summary))
+        write_atomically(run.folder / DATA / "README.md", curation_card(run, summary))
     write_atomically(run.folder / SUMMARY, json.dumps(summary, indent=2))
     return summary
 
