@@ -78,10 +78,8 @@ def test_a_json_file_of_lines_is_read_by_lines(tmp_path):
     assert [row.fields for row in read(file)] == ROWS
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64])
-def test_an_array_is_read_alike_wherever_it_is_cut(tmp_path, monkeypatch, chunk):
+def test_an_array_gives_its_objects_and_what_is_none_is_a_problem_of_its_row(tmp_path):
     rows = [{"a": 1.5, "b": ["x", {"c": None}], "d": 'a "quoted", \\ text ] }'}, {}, {"a": "ü" * 40}, {"n": -12}]
-    monkeypatch.setattr(lines, "CHUNK", chunk)
     assert [row.fields for row in read(write(tmp_path / "rows.json", rows))] == rows
     (tmp_path / "numbers.json").write_text("[123, 45]")
     assert [row.problem for row in read(tmp_path / "numbers.json")] == [
@@ -90,15 +88,36 @@ def test_an_array_is_read_alike_wherever_it_is_cut(tmp_path, monkeypatch, chunk)
     ]
 
 
-@pytest.mark.parametrize("text", ['[{"a": 1}, {"a" 2}, {"a": 3}]', '[{"a": 1}, ', '[{"a": 1} {"a": 2}]', '[{"a": 1}'])
-def test_what_follows_a_break_in_an_array_is_told_to_be_lost(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ('[{"a": 1},\n {"a" 2}, {"a": 3}]', "line 2, column 7"),
+        ('[{"a": 1}, ', "line 1, column 12"),
+        ('[{"a": 1} {"a": 2}]', "line 1, column 11"),
+        ('[{"a": 1}', "line 1, column 10"),
+        ('[{"a": 1}]\nx', "line 2, column 1"),
+        ('[{"a": 1}]\n{"a": 3}', "line 2, column 1"),
+        ('[{"a": 1}]' + " \n" * 200_000 + "]", "line 200001, column 1"),
+        ("[" + "[" * 100_000, "nested too deep"),
+        (f'[{{"a": {"1" * 5000}}}]', "too many digits"),
+    ],
+)
+def test_a_broken_array_is_refused_with_the_place(tmp_path, text, where):
     (tmp_path / "rows.json").write_text(text)
-    rows = read(tmp_path / "rows.json")
-    assert rows[-1].problem.startswith("it and what follows is not JSON")
-    assert [row.fields for row in rows[:-1]] in ([{"a": 1}], [])
+    with pytest.raises(DataError, match=where) as raised:
+        read(tmp_path / "rows.json")
+    assert "JSON Lines" in raised.value.hint
 
 
-@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet"])
+def test_an_array_too_large_for_memory_is_refused_with_the_command_that_converts_it(tmp_path, monkeypatch):
+    file = write(tmp_path / "my rows.json")
+    monkeypatch.setattr(lines, "LARGEST_ARRAY", 10)
+    with pytest.raises(DataError, match=r"one JSON array of 0\.0 GB") as raised:
+        read(file)
+    assert raised.value.hint.endswith(f"jq -c '.[]' '{file}' > '{file}l'")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_reading_a_large_file_holds_a_small_part_of_it(tmp_path, suffix):
     rows = [{"question": Random(i).randbytes(5000).hex()} for i in range(2000)]  # nothing that could be packed
     file, most = write(tmp_path / f"rows.{suffix}", rows), 6_000_000  # of 20 million
@@ -150,16 +169,6 @@ def test_lists_of_csv_are_written_in_json(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("more", ["x", '{"a": 3}', " \n" * 200_000 + "]"])
-def test_what_stands_after_an_array_is_told(tmp_path, more):
-    (tmp_path / "rows.json").write_text('[{"a": 1}]\n' + more)
-    first, second = read(tmp_path / "rows.json")
-    assert (first.fields, second.fields) == ({"a": 1}, None)
-    assert "something stands after the array" in second.problem
-    (tmp_path / "rows.json").write_text('[{"a": 1}]' + " \n" * 200_000)
-    assert len(read(tmp_path / "rows.json")) == 1
-
-
 STRANGE = ['"\\ud800"', "1" * 5000, "[" * 500 + "]" * 500, "[" * 100_000]
 
 
@@ -169,6 +178,10 @@ def test_a_value_that_can_not_be_used_is_a_problem_of_its_row(tmp_path, value):
     rows = read(tmp_path / "rows.jsonl")
     assert [row.fields for row in rows] == [{"a": 1}, None, {"a": 3}]
     assert rows[1].problem
+
+
+@pytest.mark.parametrize("value", STRANGE[::2], ids=["half a character", "deep"])
+def test_a_value_of_an_array_that_can_not_be_used_is_a_problem_of_its_row(tmp_path, value):
     (tmp_path / "rows.json").write_text(f'[{{"a": 1}}, {{"a": {value}}}]')
     assert [row.fields for row in read(tmp_path / "rows.json")] == [{"a": 1}, None]
 

@@ -1,15 +1,16 @@
-"""Rows of text files: JSON Lines, JSON arrays and CSV, read bit by bit; a broken row is told, not the end."""
+"""Rows of text files: JSON Lines and CSV, row by row, and JSON arrays; a broken row is a problem, not the end."""
 
 import csv
 import json
-import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
-BLANKS = re.compile(r"\s*")
-CHUNK = 1 << 18
-LONGEST_ROW = 1 << 28
+from prism_cli.errors import DataError
+
+# Bytes of a file that is one array: about a tenth of the memory its values take.
+LARGEST_ARRAY = 1 << 28
 # A picture of 50 MB may stand in a field as a data URL; what an unclosed quote swallows must end somewhere.
 LONGEST_FIELD = 1 << 27
 DEEPEST = 100
@@ -80,56 +81,35 @@ def _fault(value: Any, depth: int = DEEPEST) -> str | None:
 
 
 def json_array_entries(file: Path) -> Iterator[Entry]:
-    """Rows of a file that is one JSON array, numbered from 1; after a broken one nothing can be told apart."""
-    number = 0
-    with open(file, encoding="utf-8-sig") as chunks:
-        try:
-            for number, value in enumerate(_array_values(chunks), 1):
-                fault = _fault(value)
-                yield _entry(number, value) if fault is None else Entry(number, None, fault)
-        except UnicodeDecodeError:
-            yield Entry(number + 1, None, "it or what follows is not UTF-8")
-        except json.JSONDecodeError as error:
-            yield Entry(number + 1, None, f"it and what follows is not JSON: {error.msg}")
-        except RecursionError:
-            yield Entry(number + 1, None, f"{TOO_DEEP}, so what follows can't be read")
-        except ValueError as error:
-            yield Entry(number + 1, None, f"{_of_number(error)}, so what follows can't be read")
+    """Rows of a file that is one JSON array, numbered from 1; it is read as one.
+
+    Raises:
+        DataError: it is too large for that, or not JSON.
+    """
+    if file.stat().st_size > LARGEST_ARRAY:
+        size = f"{file.stat().st_size / 1e9:.1f} GB"
+        raise DataError(f"{file} is one JSON array of {size}, which would be held in memory at once", _convert(file))
+    try:
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg} (line {error.lineno}, column {error.colno})"
+    except UnicodeDecodeError as error:
+        reason = f"not UTF-8 (byte {error.start + 1})"
+    except RecursionError:
+        reason = TOO_DEEP
+    except ValueError as error:
+        reason = _of_number(error)
+    else:
+        for number, value in enumerate(values, 1):
+            fault = _fault(value)
+            yield _entry(number, value) if fault is None else Entry(number, None, fault)
+        return
+    raise DataError(f"can't read {file}: {reason}", "mend it there, or write JSON Lines: one bad line is one bad row")
 
 
-def _array_values(chunks: TextIO) -> Iterator[Any]:
-    """The values of a JSON array; no more of it is held than one value and a chunk."""
-    decoder = json.JSONDecoder()
-    text, at, expected = "", 0, "["
-    while True:
-        at = BLANKS.match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess]  (nothing is blank, too)
-        broken = json.JSONDecodeError(f"Expecting {expected or 'value'}", text, at)
-        if expected and text[at : at + 1] in expected and at < len(text):
-            if text[at] == "]":
-                rest = text[at + 1 :]
-                while not rest.strip() and (rest := chunks.read(CHUNK)):
-                    pass
-                if rest.strip():
-                    raise json.JSONDecodeError("something stands after the array", rest, 0)
-                return
-            at, expected = at + 1, "]" if expected == "[" else ""
-            continue
-        if expected in ("", "]"):  # a value; at the array's beginning its end, too
-            try:
-                value, end = decoder.raw_decode(text, at)
-                if end < len(text):  # else a number may go on in the next chunk
-                    yield value
-                    at, expected = end, ",]"
-                    continue
-            except json.JSONDecodeError as error:
-                broken = error
-        elif at < len(text):
-            raise broken
-        # As much again as is held, so that a long row is not tried for each chunk of it.
-        more = "" if len(text) - at > LONGEST_ROW else chunks.read(max(CHUNK, len(text) - at))
-        if not more:
-            raise broken
-        text, at = text[at:] + more, 0
+def _convert(file: Path) -> str:
+    name = shlex.quote(str(file))
+    return f"write it as JSON Lines, which are read row by row: jq -c '.[]' {name} > {shlex.quote(f'{file}l')}"
 
 
 def csv_entries(file: Path) -> Iterator[Entry]:

@@ -1,11 +1,11 @@
 """What can be wrong with a row, found before anything is trained on it or sent to a teacher."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
 
 from prism_cli.data.formats import ParsedRow, printable
-from prism_cli.data.pictures import Picture, look
+from prism_cli.data.pictures import Picture
 from prism_cli.responses import Grammar
 
 CHECKS_VERSION = 2
@@ -54,32 +54,6 @@ class _Finding(NamedTuple):
 
 def check_row(
     parsed: ParsedRow,
-    images: Sequence[Mapping[str, Any]],
-    *,
-    file: str,
-    row: int,
-    needs: Needs | None = None,
-    grammar: Grammar | None = None,
-    verify: Verify | None = None,
-) -> list[Problem]:
-    """Everything wrong with one row by itself; pictures are decoded to their end.
-
-    Args:
-        parsed: The row's texts, marks and references.
-        images: Its pictures, `bytes` or `path` each.
-        file: Name of the source, for the problems.
-        row: Its number there.
-        needs: The stage it is for: `sft` needs a demonstration, `rl` and `eval` an accepted answer.
-        grammar: What teacher responses must follow, and demonstrations should.
-        verify: Whether an answer is one of the accepted ones, given the question; each accepted answer must pass as its
-            own answer.
-    """
-    pictures = [look(image) for image in images]
-    return check_looked_at(parsed, pictures, file=file, row=row, needs=needs, grammar=grammar, verify=verify)
-
-
-def check_looked_at(
-    parsed: ParsedRow,
     pictures: Sequence[Picture],
     *,
     file: str,
@@ -88,7 +62,18 @@ def check_looked_at(
     grammar: Grammar | None = None,
     verify: Verify | None = None,
 ) -> list[Problem]:
-    """As `check_row`, for pictures that were looked at already."""
+    """Everything wrong with one row by itself.
+
+    Args:
+        parsed: The row's texts, marks and references.
+        pictures: Its pictures, decoded to their end.
+        file: Name of the source, for the problems.
+        row: Its number there.
+        needs: The stage it is for: `sft` needs a demonstration, `rl` and `eval` an accepted answer.
+        grammar: What teacher responses must follow, and demonstrations should.
+        verify: Whether an answer is one of the accepted ones, given the question; each accepted answer must pass as its
+            own answer.
+    """
     findings = [
         *_about_pictures(parsed, pictures),
         *_about_question(parsed),

@@ -10,7 +10,7 @@ from prism_cli.data.formats import ParsedRow, detect, parse
 from prism_cli.data.images import ImageReader, is_url
 from prism_cli.data.pictures import Fault, Picture, look
 from prism_cli.data.pool import spread
-from prism_cli.data.preflight import Needs, Problem, Verify, check_looked_at
+from prism_cli.data.preflight import Needs, Problem, Verify, check_row
 from prism_cli.data.sources import RawRow, Source
 from prism_cli.errors import DataError
 from prism_cli.responses import Grammar
@@ -82,7 +82,7 @@ def look_at(raw: RawRow, format: str, allow_urls: tuple[str, ...], checks: Check
             images.append(None)
             fault = Fault("missing picture", str(error), error.hint or "mend it, or drop the row")
             pictures.append(Picture(0, 0, "", fault))
-    problems = check_looked_at(parsed, pictures, file=raw.file, row=raw.number, **checks._asdict())
+    problems = check_row(parsed, pictures, file=raw.file, row=raw.number, **checks._asdict())
     return LookedAt(told, parsed, images, pictures, problems)
 
 
