@@ -153,7 +153,7 @@ def _nf4() -> Any:
     refuse_four_bits()
     from transformers import BitsAndBytesConfig
 
-    # The eyes stay whole: they are a tenth of the weights, and a rounded picture can't be mended by adapters behind it.
+    # The vision tower is not rounded: it is a tenth of the weights, and no adapter behind it mends a rounded picture.
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -21,7 +21,7 @@ BLOCK_DESCRIPTIONS = {
 
 
 class Part(NamedTuple):
-    """One part of a response that is judged on its own.
+    """One part of a response that is scored on its own.
 
     Attributes:
         tags: The blocks it is made of; empty means the whole text.

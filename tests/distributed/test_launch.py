@@ -21,7 +21,7 @@ ALIGN = [
     *("model={type: tiny, hidden: 32, layers: 1}", "prompts_per_step=2", "rollouts=2", "micro_batch=2"),
     *("checkpoint.every=2", "discriminator.micro_batch=4", "max_response_tokens=24"),
     *("image={min_pixels: 2304, max_pixels: 2304}", "response.instruction=null"),
-    # An untrained policy writes nothing that a judge could be warmed up on.
+    # An untrained policy writes nothing that a discriminator could be warmed up on.
     "discriminator.warmup={data: {path: rows.jsonl}, pairs: 12, held_out: 4, batch_size: 4, epochs: 1, stop_in: null}",
 ]
 SEVERAL = {"OMP_NUM_THREADS": "1"}

@@ -76,9 +76,9 @@ def runs(tmp_path_factory):
     rows = {"path": str(folder / "rows.jsonl")}
     warmup = {"data": rows, "batch_size": 4, "held_out": 4, "pairs": 12, "epochs": 1, "stop_in": None}
     # Without dropout, which each process draws for itself.
-    judge = {"micro_batch": 4, "learning_rate": 1e-3, "warmup": warmup, "type": "dense", "readout": "mean"}
-    judge |= {"dropout": 0.0, "head_std": 1.0}
-    align = {**ROLLOUTS, "data": rows, "teacher": {"type": "dataset"}, "discriminator": judge}
+    section = {"micro_batch": 4, "learning_rate": 1e-3, "warmup": warmup, "type": "dense", "readout": "mean"}
+    section |= {"dropout": 0.0, "head_std": 1.0}
+    align = {**ROLLOUTS, "data": rows, "teacher": {"type": "dataset"}, "discriminator": section}
     align |= {"optimizer.learning_rate": 1e-2}
 
     def on_two(zero):
@@ -138,7 +138,7 @@ def test_two_processes_end_where_one_does(runs, one, two):
         assert measured(runs / two, name) == pytest.approx(measured(runs / one, name), abs=1e-5)
 
 
-def test_the_judge_of_two_processes_scores_as_that_of_one(runs):
+def test_the_discriminator_of_two_processes_scores_as_that_of_one(runs):
     for name in ("discriminator/loss/perception", "discriminator/accuracy/reasoning"):
         assert measured(runs / "align-zero3", name) == pytest.approx(measured(runs / "align", name), abs=1e-4)
 

@@ -34,7 +34,7 @@ def place(trained, tmp_path):
         "broken.jsonl": '{"question": \n',
         "a/rows.jsonl": f'{{"question": "what is at b2 ?", "teacher_response": "{WELL_FORMED}"}}\n',
         "b/rows.jsonl": f'{{"question": "what is at b3 ?", "teacher_response": "{WELL_FORMED}"}}\n',
-        "judge/discriminator.json": '{"kind": "text_only", "readout": "mean", "dropout": 0.1}',
+        "discriminator/discriminator.json": '{"kind": "text_only", "readout": "mean", "dropout": 0.1}',
         "last/discriminator.json": '{"kind": "dense", "readout": "last", "dropout": 0.1}',
         "mixed.jsonl": '{"question": "a1 ?", "image": "red.png", "answer": "7"}\n{"question": "a1 ?", "answer": "7"}\n',
         "in_the_way": "",
@@ -122,7 +122,7 @@ CASES = {
     "too long a prompt": (f"{ALIGN} max_prompt_tokens=8", 1, "shapes-train-1-0 (", "max_prompt_tokens"),
     "no discriminator": (f"{ALIGN} discriminator.path=empty", 1, "empty: no discriminator here", "prism align"),
     "a discriminator of another kind": (
-        f"{ALIGN} discriminator.path=judge",
+        f"{ALIGN} discriminator.path=discriminator",
         2,
         "has type 'text_only'",
         "type to text_",

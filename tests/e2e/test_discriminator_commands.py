@@ -1,4 +1,4 @@
-"""`prism discriminator`: a judge made, warmed up on pairs of a file or sampled ones, killed on the way, played with."""
+"""`prism discriminator`: made, warmed up on pairs of a file or sampled ones, killed on the way, used by align."""
 
 import json
 import signal
@@ -36,7 +36,7 @@ def pairs(prism, trained, tmp_path_factory):
 def warmup(prism, trained, pairs, tmp_path):
     """Starts `prism discriminator warmup` on the pairs."""
 
-    def start(*words, output="judge", **options):
+    def start(*words, output="discriminator", **options):
         order = ["discriminator", "warmup", "tiny", "--from", trained, "--data", pairs, *LENGTH.split(), *words]
         return prism(*order, "--output", tmp_path / output, cwd=tmp_path, **options)
 
@@ -48,7 +48,7 @@ def metrics(folder):
 
 
 def changed(folder, other):
-    """Weights in which two judges differ."""
+    """Weights in which two discriminators differ."""
     ours, theirs = ({f: load_file(one / "discriminator" / f) for f in FILES} for one in (folder, other))
     assert all(ours[file].keys() == theirs[file].keys() for file in FILES)
     return [name for file in FILES for name in ours[file] if not equal(ours[file][name], theirs[file][name])]
@@ -60,21 +60,21 @@ def test_a_killed_warm_up_ends_as_one_that_was_never_killed(warmup, tmp_path):
     kept = "prism_cli.discriminator.warmup:"
     for place, call in ((f"{kept}_save", 2), (f"{kept}shutil.rmtree", 1), (f"{kept}_measured", 1)):
         assert warmup(kill=(place, call)).code == -signal.SIGKILL, place
-    assert [p.name for p in (tmp_path / "judge/checkpoints").glob("*/complete.json")] == ["complete.json"]
+    assert [p.name for p in (tmp_path / "discriminator/checkpoints").glob("*/complete.json")] == ["complete.json"]
     done = warmup()
     assert done.code == 0, done.stderr
     assert "continuing from" in done.stdout
     assert "checkpoint-4" in done.stdout
-    whole, judge = tmp_path / "whole", tmp_path / "judge"
-    assert changed(judge, whole) == []
-    assert metrics(judge) == metrics(whole)
-    assert [line["step"] for line in metrics(judge)] == [1, 2, 3, 4, 5]
-    assert all(line["held_out/discriminator/loss/perception"] > 0 for line in metrics(judge))
-    assert {p.name for p in judge.iterdir()} == {p.name for p in whole.iterdir()}
-    assert not (judge / "checkpoints").exists()
+    whole, made = tmp_path / "whole", tmp_path / "discriminator"
+    assert changed(made, whole) == []
+    assert metrics(made) == metrics(whole)
+    assert [line["step"] for line in metrics(made)] == [1, 2, 3, 4, 5]
+    assert all(line["held_out/discriminator/loss/perception"] > 0 for line in metrics(made))
+    assert {p.name for p in made.iterdir()} == {p.name for p in whole.iterdir()}
+    assert not (made / "checkpoints").exists()
 
 
-def test_a_created_judge_is_warmed_up_and_plays_the_game(prism, trained, pairs, warmup, tmp_path):
+def test_a_created_discriminator_is_warmed_up_and_used_by_align(prism, trained, pairs, warmup, tmp_path):
     made = prism(
         *("discriminator", "create", "--from", trained, "--noise-scale", "relative", "--head-std", "1"),
         *("--readout", "mean", "--output", tmp_path / "cold"),
@@ -85,7 +85,7 @@ def test_a_created_judge_is_warmed_up_and_plays_the_game(prism, trained, pairs, 
     moe = ["discriminator.type=moe"]
     done = warmup(*moe, f"discriminator.path={tmp_path / 'cold'}")
     assert done.code == 0, done.stderr
-    warm = tmp_path / "judge/discriminator"
+    warm = tmp_path / "discriminator/discriminator"
     assert f"discriminator.path={warm}" in done.stdout
     assert Discriminator.from_pretrained(warm).parts == ("perception", "reasoning")
     cold, trained_on = (load_file(folder / "model.safetensors") for folder in (tmp_path / "cold", warm))
@@ -95,7 +95,7 @@ def test_a_created_judge_is_warmed_up_and_plays_the_game(prism, trained, pairs, 
     done = prism(*game, f"discriminator.path={warm}", cwd=tmp_path)
     assert done.code == 0, done.stderr
     assert not (tmp_path / "runs/align/warmup").exists()
-    # The cold one is not played with as it is.
+    # The cold one is not used as it is.
     file = f"discriminator.warmup={{data: {{path: {pairs}}}, pairs: 8, held_out: 8}}"
     done = prism(*game, f"discriminator.path={tmp_path / 'cold'}", file, "--output", "from_cold", cwd=tmp_path)
     assert done.code == 0, done.stderr
@@ -107,21 +107,21 @@ def test_it_ends_once_every_part_is_told_apart(warmup, tmp_path):
     done = warmup("discriminator.warmup.stop_in=[0.0, 1.0]")
     assert done.code == 0, done.stderr
     assert "ended at step 1: it tells every part within 0 to 1" in done.stdout
-    assert len(metrics(tmp_path / "judge")) == 1
+    assert len(metrics(tmp_path / "discriminator")) == 1
     done = warmup("discriminator.warmup.stop_in=[0.999, 1.0]", output="never")
     assert len(metrics(tmp_path / "never")) == 5
 
 
-def test_adapters_leave_a_whole_judge_whose_eyes_stood_still(warmup, tmp_path):
+def test_adapters_leave_a_full_discriminator_whose_vision_tower_is_unchanged(warmup, tmp_path):
     lora = "discriminator.warmup.lora={rank: 4, alpha: 8}"
     assert warmup(lora, output="whole").code == 0
     assert warmup(lora, kill=("prism_cli.discriminator.warmup:_save", 2)).code == -signal.SIGKILL
     done = warmup(lora)
     assert done.code == 0, done.stderr
     assert "checkpoint-2" in done.stdout
-    assert changed(tmp_path / "judge", tmp_path / "whole") == []
+    assert changed(tmp_path / "discriminator", tmp_path / "whole") == []
     assert warmup("discriminator.warmup.pairs=1", "discriminator.warmup.learning_rate=1e-30", output="cold").code == 0
-    moved = changed(tmp_path / "judge", tmp_path / "cold")
+    moved = changed(tmp_path / "discriminator", tmp_path / "cold")
     assert "language_model.layers.0.self_attn.q_proj.weight" in moved
     assert "weight" in moved, "the head"
     assert not [name for name in moved if name.startswith("visual.") or "norm" in name or "embed" in name]

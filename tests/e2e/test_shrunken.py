@@ -32,14 +32,14 @@ def test_the_road_of_the_4b_recipes_runs_from_end_to_end(road):
     assert (road / "report.html").is_file()
 
 
-def test_the_judge_is_a_mixture_of_another_width_than_the_policy(road):
-    judge, policy = config(road / "align/discriminator"), config(road / "align/model")
+def test_the_discriminator_is_a_mixture_of_another_width_than_the_policy(road):
+    own, policy = (config(road / f"align/{name}")["text_config"] for name in ("discriminator", "model"))
     assert json.loads((road / "align/discriminator/discriminator.json").read_text())["kind"] == "moe"
-    assert (judge["text_config"]["num_local_experts"], judge["text_config"]["num_experts_per_tok"]) == (4, 2)
-    assert (judge["text_config"]["hidden_size"], policy["text_config"]["hidden_size"]) == (64, 80)
+    assert (own["num_local_experts"], own["num_experts_per_tok"]) == (4, 2)
+    assert (own["hidden_size"], policy["hidden_size"]) == (64, 80)
 
 
-def test_the_judge_had_well_formed_responses_to_compare(road):
+def test_the_discriminator_had_well_formed_responses_to_compare(road):
     steps = [json.loads(line) for line in (road / "align/metrics.jsonl").read_text().splitlines()]
     trained = [step for step in steps if "discriminator/accuracy/reasoning" in step]
     assert len(trained) == 2
@@ -64,7 +64,7 @@ def test_the_other_algorithms_run(road, prism, algorithm):
 
 
 @slow
-def test_a_judge_is_made_and_warmed_up_on_its_own(road, prism):
+def test_a_discriminator_is_made_and_warmed_up_on_its_own(road, prism):
     folder = road.parents[1]
     done = prism("discriminator", "warmup", "qwen3_vl_4b", "--shrink", "--from", str(road / "sft"), cwd=folder)
     assert done.code == 0, done.stderr

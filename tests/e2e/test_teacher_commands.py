@@ -189,17 +189,17 @@ def test_a_text_only_teacher_teaches_reasoning_and_leaves_perception_alone(prism
     done = prism(*ALIGN, "--from", trained, *text, cwd=tmp_path)
     assert done.code == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "runs/align/metrics.jsonl").read_text().splitlines()]
-    judged = {name for line in lines for name in line if name.startswith("discriminator/accuracy/")}
-    assert judged == {"discriminator/accuracy/reasoning"}
+    scored = {name for line in lines for name in line if name.startswith("discriminator/accuracy/")}
+    assert scored == {"discriminator/accuracy/reasoning"}
     saved = json.loads((tmp_path / "runs/align/discriminator/discriminator.json").read_text())
     assert saved["parts"] == ["reasoning"]
     first = json.loads((tmp_path / "runs/align/showcase.jsonl").read_text().splitlines()[0])
     assert first["teacher"].startswith("<think>")
     assert set(first["before"]["scores"]) == {"reasoning"}
-    # Another run's judge of both parts is no judge for this teacher.
+    # Another run's discriminator of both parts is no discriminator for this teacher.
     other = prism(*ALIGN, "--from", trained, *text, "--output", "two", "discriminator.path=runs/align/discriminator",
                   "teacher.modality=image", "teacher.variant=exact", cwd=tmp_path)  # fmt: skip
-    assert (other.code, "judges reasoning, the teacher teaches perception" in other.stderr) == (2, True), other
+    assert (other.code, "scores reasoning, the teacher teaches perception" in other.stderr) == (2, True), other
 
 
 @pytest.mark.parametrize("command", [[*SFT, "teacher={type: embedded, modality: text}"],

@@ -28,7 +28,7 @@ class Run(Align):
 
         self.trainer.teacher = given._replace(answers=answers)
         self.trainer.add_callback(self.last)
-        self.trainer.add_callback(CompleteCheckpoints([lambda folder: self.learner.save(folder / "judge")], 2))
+        self.trainer.add_callback(CompleteCheckpoints([lambda folder: self.learner.save(folder / "discriminator")], 2))
 
     def everything(self):
         return {**self.weights(), **{f"policy.{name}": w for name, w in self.trainer.model.state_dict().items()}}
@@ -38,7 +38,7 @@ class Run(Align):
 def start(trained, tmp_path):
     def run(folder, **options):
         policy = load_policy(trained / "model")
-        torch.manual_seed(0)  # the judge's head is random
+        torch.manual_seed(0)  # the discriminator's head is random
         data = WorldData(type="world", split="train", size=8, seed=3)
         return Run(policy, load_data(data, policy.settings), tmp_path / folder, **options)
 
@@ -54,9 +54,9 @@ def test_a_run_that_failed_in_a_step_ends_like_one_that_did_not(start, tmp_path)
     # The failed step, the first of a second epoch, has rolled out by then: the random state has moved on.
     assert failing.last.save(failing.trainer) == failing.last.save(failing.trainer) == 2
     (checkpoint,) = (tmp_path / "failing").glob("checkpoint-*")
-    assert {"complete.json", "judge", "optimizer.pt"} <= {path.name for path in checkpoint.iterdir()}
+    assert {"complete.json", "discriminator", "optimizer.pt"} <= {path.name for path in checkpoint.iterdir()}
     again = start("failing")
-    again.learner.load(checkpoint / "judge")
+    again.learner.load(checkpoint / "discriminator")
     again.trainer.train(resume_from_checkpoint=str(checkpoint))
     assert again.calls == 1
     ours, theirs = again.everything(), whole.everything()

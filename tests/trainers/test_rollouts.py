@@ -67,7 +67,7 @@ class Align:
 
     def __init__(self, policy, rows, folder, failing=(), taught=None, **more):
         tokenizer = policy.processor.tokenizer
-        judge = Discriminator(
+        discriminator = Discriminator(
             dense_body(policy.model),
             tuple((taught or policy.grammar).parts),
             tokenizer.eos_token_id,
@@ -76,7 +76,7 @@ class Align:
             0.0,
         )
         self.asked, self.prefetched = [], []
-        self.learner = DiscriminatorLearner(judge, LearnerSettings(learning_rate=1e-3))
+        self.learner = DiscriminatorLearner(discriminator, LearnerSettings(learning_rate=1e-3))
 
         def answers(wanted):
             self.asked.append([row["id"] for row in wanted])
@@ -249,7 +249,7 @@ def test_weights_may_be_given_for_align_alone(policy):
     assert reader.weights({"a": 3.0, "b": 1.0}).tolist() == pytest.approx([0.75, 0.25])
 
 
-def test_a_part_that_is_not_taught_is_not_judged(policy, rows, tmp_path):
+def test_a_part_that_is_not_taught_is_not_scored(policy, rows, tmp_path):
     align = Align(policy, rows, tmp_path, taught=policy.grammar.without("perception"))
     align.trainer.model.train()
     given = align.roll_out(groups(rows))["advantages"].tolist()

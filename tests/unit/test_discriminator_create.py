@@ -1,4 +1,4 @@
-"""A judge's folder made from a dense one on disk, and judges that others released."""
+"""A discriminator's folder made from a dense one on disk, and discriminators that others released."""
 
 import copy
 import gc
@@ -61,34 +61,34 @@ def creation(dense, output, **options):
 
 @pytest.mark.parametrize("shard_bytes", [64_000, 1 << 30])
 def test_what_is_written_is_what_upcycling_in_memory_gives(dense, shard_bytes, tmp_path):
-    folder = made(dense, tmp_path / "judge", shard_bytes=shard_bytes)
+    folder = made(dense, tmp_path / "discriminator", shard_bytes=shard_bytes)
     files = len(list(folder.glob("model*.safetensors")))
     assert files > 6 if shard_bytes == 64_000 else files == 1
-    judge = Discriminator.from_pretrained(folder)
+    opened = Discriminator.from_pretrained(folder)
     expected = upcycle(tiny_policy()[0], RULE).state_dict()
-    found = judge.body.state_dict()
+    found = opened.body.state_dict()
     assert found.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
-    assert judge.parts == ("perception", "reasoning")
-    assert judge.body.config.text_config.num_experts == 3
-    assert 0 < float(judge.head.weight.detach().std()) < 0.03
+    assert opened.parts == ("perception", "reasoning")
+    assert opened.body.config.text_config.num_experts == 3
+    assert 0 < float(opened.head.weight.detach().std()) < 0.03
 
 
 def test_a_body_alone_in_one_file_is_read_too(tmp_path):
     body = copy.deepcopy(tiny_policy()[0].model)
     body.save_pretrained(tmp_path / "dense")
-    judge = Discriminator.from_pretrained(made(tmp_path / "dense", tmp_path / "judge"))
+    opened = Discriminator.from_pretrained(made(tmp_path / "dense", tmp_path / "discriminator"))
     expected = upcycle(body, RULE).state_dict()
-    assert all(torch.equal(weight, expected[name]) for name, weight in judge.body.state_dict().items())
+    assert all(torch.equal(weight, expected[name]) for name, weight in opened.body.state_dict().items())
 
 
 def test_half_precision_stays_half(tmp_path):
     half = copy.deepcopy(tiny_policy()[0]).to(torch.bfloat16)
     half.save_pretrained(tmp_path / "dense")
-    judge = Discriminator.from_pretrained(made(tmp_path / "dense", tmp_path / "judge"))
-    assert {weight.dtype for weight in judge.parameters()} == {torch.bfloat16}
+    opened = Discriminator.from_pretrained(made(tmp_path / "dense", tmp_path / "discriminator"))
+    assert {weight.dtype for weight in opened.parameters()} == {torch.bfloat16}
     expected = upcycle(half, RULE).state_dict()
-    assert all(torch.equal(weight, expected[name]) for name, weight in judge.body.state_dict().items())
+    assert all(torch.equal(weight, expected[name]) for name, weight in opened.body.state_dict().items())
 
 
 def alive() -> int:
@@ -109,7 +109,7 @@ def test_memory_holds_one_shard_and_the_next_weight(tmp_path):
         nonlocal most
         most = max(most, alive() - before)
 
-    folder = made(tmp_path / "dense", tmp_path / "judge", shard_bytes=shard, progress=watch)
+    folder = made(tmp_path / "dense", tmp_path / "discriminator", shard_bytes=shard, progress=watch)
     weights = [w for path in folder.glob("model*.safetensors") for w in load_file(path).values()]
     largest, whole = max(w.nbytes for w in weights), sum(w.nbytes for w in weights)
     assert whole > 5 * (shard + largest), "else this shows nothing"
@@ -125,20 +125,20 @@ def test_a_missing_weight_is_named_and_no_folder_is_left(dense, tmp_path):
     del index["weight_map"]["model.language_model.layers.1.mlp.up_proj.weight"]
     (broken / creating.INDEX).write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj\.weight is missing"):
-        made(broken, tmp_path / "judge")
-    assert not (tmp_path / "judge").exists()
+        made(broken, tmp_path / "discriminator")
+    assert not (tmp_path / "discriminator").exists()
 
 
-def test_the_command_compares_hidden_states_and_says_where_the_judge_is(dense, tmp_path, capsys):
-    stage.create(creation(dense, tmp_path / "judge"))
+def test_the_command_compares_hidden_states_and_says_where_the_discriminator_is(dense, tmp_path, capsys):
+    stage.create(creation(dense, tmp_path / "discriminator"))
     said = capsys.readouterr().out
     silent, noisy = (
         float(number) for number in (said.split("at most: ")[1].split()[0], said.split(", ")[-1].split()[0])
     )
     assert silent < SAME < noisy
-    assert f"discriminator.path={tmp_path / 'judge'}" in said
-    assert not saved_discriminator(tmp_path / "judge").warm
-    assert json.loads((tmp_path / "judge/created.json").read_text())["from"] == str(dense)
+    assert f"discriminator.path={tmp_path / 'discriminator'}" in said
+    assert not saved_discriminator(tmp_path / "discriminator").warm
+    assert json.loads((tmp_path / "discriminator/created.json").read_text())["from"] == str(dense)
 
 
 def test_the_comparison_sees_a_body_that_is_another(dense):
@@ -152,7 +152,7 @@ def test_the_comparison_sees_a_body_that_is_another(dense):
 
 
 def test_a_dry_run_tells_the_size_and_writes_nothing(dense, tmp_path):
-    plan = dict(stage.check(creation(dense, tmp_path / "judge", experts=8)))
+    plan = dict(stage.check(creation(dense, tmp_path / "discriminator", experts=8)))
     assert "8 experts a layer, 2 a token" in plan["makes"]
     assert not list(tmp_path.iterdir())
 
@@ -162,12 +162,12 @@ def test_what_can_not_be_upcycled_is_refused(dense, tmp_path):
         (tmp_path / family).mkdir()
         (tmp_path / family / "config.json").write_text(json.dumps({"model_type": family}))
         with pytest.raises(RecipeError, match=f"is a {family} model") as caught:
-            stage.check(creation(tmp_path / family, tmp_path / "judge"))
+            stage.check(creation(tmp_path / family, tmp_path / "discriminator"))
         assert "dense Qwen3-VL" in caught.value.hint
     with pytest.raises(RecipeError, match="top_k is 3"):
-        stage.check(creation(dense, tmp_path / "judge", experts=2, top_k=3))
+        stage.check(creation(dense, tmp_path / "discriminator", experts=2, top_k=3))
     with pytest.raises(RecipeError, match="no run, no folder"):
-        stage.check(creation("nobody/nothing", tmp_path / "judge"))
+        stage.check(creation("nobody/nothing", tmp_path / "discriminator"))
     with pytest.raises(CheckpointError, match="is there already"):
         stage.check(creation(dense, dense))
 
@@ -181,7 +181,7 @@ def aligned(**section):
 
 @pytest.fixture
 def released(dense, tmp_path):
-    """A judge as its authors released it: head among the weights, experts transposed; and the same as ours."""
+    """A discriminator as its authors released it: head among the weights, experts transposed; and the same as ours."""
     ours = Discriminator.from_pretrained(made(dense, tmp_path / "ours"))
     folder = tmp_path / "released"
     ours.body.save_pretrained(folder)
@@ -194,43 +194,43 @@ def released(dense, tmp_path):
     return folder, ours
 
 
-def test_a_released_judge_scores_as_it_did(released):
+def test_a_released_discriminator_scores_as_it_did(released):
     folder, ours = released
-    judge = Discriminator.from_pretrained(folder, SETTINGS)
+    opened = Discriminator.from_pretrained(folder, SETTINGS)
     state = ours.state_dict()
-    assert [name for name, weight in judge.state_dict().items() if not torch.equal(weight, state[name])] == []
+    assert [name for name, weight in opened.state_dict().items() if not torch.equal(weight, state[name])] == []
     question = PromptInputs([5, 6, 7])
     with torch.no_grad():
-        scores = [float(one(one.inputs([question], [(0, [8, 9])]))) for one in (judge, ours)]
+        scores = [float(one(one.inputs([question], [(0, [8, 9])]))) for one in (opened, ours)]
     assert scores[0] == scores[1] != 0
 
 
-def test_a_released_judge_needs_a_recipe_that_says_how_it_is_read(released):
+def test_a_released_discriminator_needs_a_recipe_that_says_how_it_is_read(released):
     with pytest.raises(CheckpointError, match="does not say how its discriminator is read") as caught:
         Discriminator.from_pretrained(released[0])
     assert "discriminator.path" in caught.value.hint
 
 
-def test_a_recipe_names_a_released_judge_by_its_kind(released):
+def test_a_recipe_names_a_released_discriminator_by_its_kind(released):
     folder = str(released[0])
     assert "released" in check_discriminator(aligned(path=folder, readout="mean"))
     with pytest.raises(RecipeError, match="has type 'moe', the recipe 'dense'"):
         check_discriminator(aligned(type="dense", path=folder))
 
 
-def test_a_recipe_says_how_a_released_judge_is_read_and_a_stranger_to_the_policys_tokens_is_refused(released):
+def test_a_recipe_says_how_a_released_discriminator_is_read_and_a_stranger_to_the_policys_tokens_is_refused(released):
     folder, ours = released
     policy = Policy(*tiny_policy(), grammar_of(ResponseSection()), None)
     start = discriminator_settings(aligned(readout="mean", dropout=0.3)).start
-    judge = open_discriminator(str(folder), start, policy, ("reasoning",))
-    assert (judge.kind, judge.readout, judge.dropout, judge.parts) == ("moe", "mean", 0.3, ("reasoning",))
-    assert judge.readout_id == policy.processor.tokenizer.eos_token_id != ours.readout_id
+    opened = open_discriminator(str(folder), start, policy, ("reasoning",))
+    assert (opened.kind, opened.readout, opened.dropout, opened.parts) == ("moe", "mean", 0.3, ("reasoning",))
+    assert opened.readout_id == policy.processor.tokenizer.eos_token_id != ours.readout_id
     cold = folder.parent / "ours"
     with pytest.raises(RecipeError, match="reads other tokens than the policy"):
         open_discriminator(str(cold), start, policy, ("reasoning",))
 
 
-def test_a_released_judge_without_some_expert_is_refused(released):
+def test_a_released_discriminator_without_some_expert_is_refused(released):
     folder, _ = released
     weights = load_file(folder / "model.safetensors")
     del weights["model.language_model.layers.0.mlp.experts.down_proj"]
@@ -255,8 +255,8 @@ def test_a_head_that_is_only_pickled_is_refused_unopened(released):
     assert "safetensors" in caught.value.hint
 
 
-def test_a_cold_judge_is_warmed_up_and_a_recipe_that_reads_it_otherwise_refused(dense, tmp_path):
-    folder = str(made(dense, tmp_path / "judge"))
+def test_a_cold_discriminator_is_warmed_up_and_a_recipe_that_reads_it_otherwise_refused(dense, tmp_path):
+    folder = str(made(dense, tmp_path / "discriminator"))
     assert check_discriminator(aligned(path=folder)).startswith("moe, warmed up on 120000 pairs, from ")
     assert samples_pairs(aligned(path=folder))
     with pytest.raises(RecipeError, match="has readout 'last', the recipe 'mean'"):

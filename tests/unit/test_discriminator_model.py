@@ -40,9 +40,9 @@ def discriminator(kind="dense", readout="last", **options):
     return Discriminator(body, ("perception", "reasoning"), READOUT, kind=kind, readout=readout, **options)
 
 
-def scores(judge, prompts, rows):
+def scores(scorer, prompts, rows):
     with torch.no_grad():
-        return judge(judge.inputs(prompts, rows))
+        return scorer(scorer.inputs(prompts, rows))
 
 
 SHORT, LONG = "b2 red square", "a1 blue circle , b2 red square , c3 green triangle"
@@ -73,28 +73,28 @@ def mixed_batch():
     return prompts, [(0, ids(SHORT)), (2, ids(LONG)), (1, ids(LONG)), (3, ids(SHORT)), (0, ids(LONG)), (3, ids("a1"))]
 
 
-def alone(judge, prompts, rows, **options):
+def alone(scorer, prompts, rows, **options):
     """The model's own forward over `[prompt | part | read-out]`, one sequence at a time, images and all."""
     outputs = []
     for p, part in rows:
         row = torch.tensor([[*prompts[p].input_ids, *part, READOUT]])
-        judge.body.rope_deltas = None  # what it remembers of the last sequence
+        scorer.body.rope_deltas = None  # what it remembers of the last sequence
         outputs.append(
-            judge.body(
+            scorer.body(
                 input_ids=row,
                 attention_mask=torch.ones_like(row),
                 pixel_values=prompts[p].pixel_values,
                 image_grid_thw=prompts[p].image_grid_thw,
-                mm_token_type_ids=(row == judge.body.config.image_token_id).int(),
+                mm_token_type_ids=(row == scorer.body.config.image_token_id).int(),
                 **options,
             )
         )
     return outputs
 
 
-def gradients(judge):
-    found = {name: weight.grad.clone() for name, weight in judge.named_parameters() if weight.grad is not None}
-    judge.zero_grad()
+def gradients(scorer):
+    found = {name: weight.grad.clone() for name, weight in scorer.named_parameters() if weight.grad is not None}
+    scorer.zero_grad()
     return found
 
 
@@ -108,67 +108,67 @@ def assert_same_gradients(packed, expected, relative=1e-5):
 @pytest.mark.parametrize("kind", ["moe", "dense"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_scores_and_gradients_equal_the_models_own_one_sequence_at_a_time(kind, checkpointing):
-    judge, (prompts, rows) = discriminator(kind), mixed_batch()
+    scorer, (prompts, rows) = discriminator(kind), mixed_batch()
     weights = torch.linspace(-1, 1, len(rows))
-    own = judge.score(torch.stack([output.last_hidden_state[0, -1] for output in alone(judge, prompts, rows)]))
+    own = scorer.score(torch.stack([output.last_hidden_state[0, -1] for output in alone(scorer, prompts, rows)]))
     (own * weights).sum().backward()
-    expected = gradients(judge)
+    expected = gradients(scorer)
     if checkpointing:
-        judge.recompute_activations()
-    packed = judge(judge.inputs(prompts, rows))
+        scorer.recompute_activations()
+    packed = scorer(scorer.inputs(prompts, rows))
     assert packed.tolist() == pytest.approx(own.tolist(), abs=1e-5)
     (packed * weights).sum().backward()
-    assert_same_gradients(gradients(judge), expected)
+    assert_same_gradients(gradients(scorer), expected)
 
 
 def test_the_mean_readout_equals_the_models_own_one_sequence_at_a_time():
-    judge, (prompts, rows) = discriminator(readout="mean"), mixed_batch()
+    scorer, (prompts, rows) = discriminator(readout="mean"), mixed_batch()
     with torch.no_grad():
-        states = [output.last_hidden_state[0] for output in alone(judge, prompts, rows)]
+        states = [output.last_hidden_state[0] for output in alone(scorer, prompts, rows)]
         means = [state[-len(part) - 1 : -1].mean(0) for state, (_, part) in zip(states, rows, strict=True)]
-        assert scores(judge, prompts, rows).tolist() == pytest.approx(
-            judge.score(torch.stack(means)).tolist(), abs=1e-5
+        assert scores(scorer, prompts, rows).tolist() == pytest.approx(
+            scorer.score(torch.stack(means)).tolist(), abs=1e-5
         )
 
 
 def test_the_balance_loss_counts_a_prompt_once_a_part():
-    judge, (prompts, rows) = discriminator("moe"), mixed_batch()
+    scorer, (prompts, rows) = discriminator("moe"), mixed_batch()
     with torch.no_grad():
-        own = [output.router_logits for output in alone(judge, prompts, rows, output_router_logits=True)]
+        own = [output.router_logits for output in alone(scorer, prompts, rows, output_router_logits=True)]
         layers = tuple(torch.cat(layer) for layer in zip(*own, strict=True))
-        packed = judge.read(judge.inputs(prompts, rows), balance=True).balance
+        packed = scorer.read(scorer.inputs(prompts, rows), balance=True).balance
     assert float(packed) == pytest.approx(float(load_balancing_loss_func(layers, 4, 2)), abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("readout", ["last", "mean"])
 def test_neighbours_do_not_change_a_parts_score(kind, readout):
-    judge = discriminator(kind, readout)
+    scorer = discriminator(kind, readout)
     prompts = [
         prompt(picture("red")),
         prompt(question="what is right of a1 ?"),
         prompt(picture("blue"), picture("red")),
     ]
     rows = [(0, ids(SHORT)), (2, ids(LONG)), (1, ids(LONG)), (0, ids(LONG))]
-    together = scores(judge, prompts, rows)
-    alone = [float(scores(judge, [prompts[p]], [(0, part)])) for p, part in rows]
+    together = scores(scorer, prompts, rows)
+    alone = [float(scores(scorer, [prompts[p]], [(0, part)])) for p, part in rows]
     assert together.tolist() == pytest.approx(alone, abs=1e-5)
 
 
 def test_the_mean_is_taken_over_the_parts_tokens_alone():
-    judge, one = discriminator(readout="mean"), prompt()
-    batch = judge.inputs([one], [(0, ids("red square"))])
+    scorer, one = discriminator(readout="mean"), prompt()
+    batch = scorer.inputs([one], [(0, ids("red square"))])
     with torch.no_grad():
-        states = judge.body(input_ids=batch.input_ids).last_hidden_state[0]
-        mean = judge.read(batch).hidden[0]
+        states = scorer.body(input_ids=batch.input_ids).last_hidden_state[0]
+        mean = scorer.read(batch).hidden[0]
     start = len(one.input_ids)
     assert torch.allclose(mean, states[start : start + 2].mean(0), atol=1e-5)
 
 
 def test_image_positions_have_three_axes_and_text_continues_after_the_larger_side():
-    judge, one = discriminator(), prompt(picture("red"))
-    positions = judge.positions(judge.inputs([one], [(0, ids(SHORT))]))[:, 0]
-    start = one.input_ids.index(judge.body.config.image_token_id)
+    scorer, one = discriminator(), prompt(picture("red"))
+    positions = scorer.positions(scorer.inputs([one], [(0, ids(SHORT))]))[:, 0]
+    start = one.input_ids.index(scorer.body.config.image_token_id)
     assert (positions[0, start : start + 9] - start).tolist() == [0] * 9
     assert (positions[1, start : start + 9] - start).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert (positions[2, start : start + 9] - start).tolist() == [0, 1, 2] * 3
@@ -176,78 +176,78 @@ def test_image_positions_have_three_axes_and_text_continues_after_the_larger_sid
 
 
 def test_scores_use_the_three_axes():
-    judge = discriminator()
-    batch = judge.inputs([prompt(picture("red"))], [(0, ids(SHORT))])
+    scorer = discriminator()
+    batch = scorer.inputs([prompt(picture("red"))], [(0, ids(SHORT))])
     with torch.no_grad():
-        before = judge(batch)
-        judge.positions = lambda batch: torch.arange(batch.input_ids.shape[1]).expand(3, 1, -1)
-        flat = judge(batch)
+        before = scorer(batch)
+        scorer.positions = lambda batch: torch.arange(batch.input_ids.shape[1]).expand(3, 1, -1)
+        flat = scorer(batch)
     assert abs(float(before - flat)) > 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_a_text_only_judge_is_blind(kind):
-    judge, rows = discriminator(kind), [(0, ids(SHORT))]
+def test_only_a_text_only_discriminator_is_blind(kind):
+    scorer, rows = discriminator(kind), [(0, ids(SHORT))]
     red, blue, moved = (
-        float(scores(judge, [prompt(picture(*spec))], rows)) for spec in [("red",), ("blue",), ("red", (32, 32))]
+        float(scores(scorer, [prompt(picture(*spec))], rows)) for spec in [("red",), ("blue",), ("red", (32, 32))]
     )
     if kind == "text_only":
-        assert red == blue == moved == float(scores(judge, [prompt()], rows))
+        assert red == blue == moved == float(scores(scorer, [prompt()], rows))
     else:
         assert min(abs(red - blue), abs(red - moved)) > 1e-4
 
 
 def test_each_row_sees_its_own_prompts_picture():
-    judge = discriminator()
+    scorer = discriminator()
     prompts, rows = [prompt(picture("red")), prompt(picture("blue"))], [(1, ids(SHORT)), (0, ids(SHORT))]
-    swapped = scores(judge, prompts[::-1], [(0, ids(SHORT)), (1, ids(SHORT))])
-    assert torch.allclose(scores(judge, prompts, rows), swapped, atol=1e-6)
+    swapped = scores(scorer, prompts[::-1], [(0, ids(SHORT)), (1, ids(SHORT))])
+    assert torch.allclose(scores(scorer, prompts, rows), swapped, atol=1e-6)
     assert abs(float(swapped[0] - swapped[1])) > 1e-4
 
 
 def test_the_picture_is_encoded_once_however_many_rows_show_it(monkeypatch):
-    judge, sizes = discriminator(), []
-    encode = judge.body.visual.forward
+    scorer, sizes = discriminator(), []
+    encode = scorer.body.visual.forward
     monkeypatch.setattr(
-        judge.body.visual, "forward", lambda pixels, **k: sizes.append(len(pixels)) or encode(pixels, **k)
+        scorer.body.visual, "forward", lambda pixels, **k: sizes.append(len(pixels)) or encode(pixels, **k)
     )
-    scores(judge, [prompt(picture("red"))], [(0, ids(SHORT))] * 5)
+    scores(scorer, [prompt(picture("red"))], [(0, ids(SHORT))] * 5)
     assert sizes == [36]
 
 
 def test_image_tokens_without_an_image_are_refused():
-    judge, one = discriminator(), prompt(picture("red"))
-    stray = [judge.body.config.image_token_id]
+    scorer, one = discriminator(), prompt(picture("red"))
+    stray = [scorer.body.config.image_token_id]
     with pytest.raises(DataError, match="10 image tokens for 9"):
-        scores(judge, [one], [(0, stray)])
+        scores(scorer, [one], [(0, stray)])
 
 
 def test_dropout_acts_in_its_factors_alone():
-    judge = discriminator(dropout=0.5).train()
+    scorer = discriminator(dropout=0.5).train()
     hidden = torch.randn(8, 64)
-    assert torch.equal(judge.score(hidden), judge.score(hidden))
-    factors = judge.dropout_factors(8)
+    assert torch.equal(scorer.score(hidden), scorer.score(hidden))
+    factors = scorer.dropout_factors(8)
     assert set(factors.unique().tolist()) == {0, 2}
-    assert not torch.equal(factors, judge.dropout_factors(8))
+    assert not torch.equal(factors, scorer.dropout_factors(8))
     assert discriminator(dropout=0.0).dropout_factors(8) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_saved_comes_back_bit_equal(kind, tmp_path):
-    judge = discriminator(kind, "mean", dropout=0.3)
-    judge.save_pretrained(tmp_path)
+    scorer = discriminator(kind, "mean", dropout=0.3)
+    scorer.save_pretrained(tmp_path)
     again = Discriminator.from_pretrained(tmp_path)
     assert (again.kind, again.readout, again.dropout, again.parts) == (kind, "mean", 0.3, ("perception", "reasoning"))
     state = again.state_dict()
-    assert all(torch.equal(weight, state[name]) for name, weight in judge.state_dict().items())
+    assert all(torch.equal(weight, state[name]) for name, weight in scorer.state_dict().items())
     rows = [(0, ids(SHORT)), (0, ids(LONG))]
-    assert torch.equal(scores(judge, [prompt(picture("red"))], rows), scores(again, [prompt(picture("red"))], rows))
+    assert torch.equal(scores(scorer, [prompt(picture("red"))], rows), scores(again, [prompt(picture("red"))], rows))
 
 
 def test_half_precision_weights_stay_half_and_scores_are_single(tmp_path):
     policy, _ = tiny_policy()
-    judge = Discriminator(upcycle(copy.deepcopy(policy).to(torch.bfloat16), Upcycling()), ("all",), READOUT)
-    judge.save_pretrained(tmp_path)
+    scorer = Discriminator(upcycle(copy.deepcopy(policy).to(torch.bfloat16), Upcycling()), ("all",), READOUT)
+    scorer.save_pretrained(tmp_path)
     again = Discriminator.from_pretrained(tmp_path)
     assert {weight.dtype for weight in again.parameters()} == {torch.bfloat16}
     assert scores(again, [prompt(picture("red"))], [(0, ids(SHORT))]).dtype == torch.float32
@@ -326,11 +326,11 @@ def test_a_dense_body_is_a_copy():
 
 
 def test_the_balance_loss_is_least_when_all_experts_are_used_alike():
-    judge = discriminator("moe")
-    batch = judge.inputs([prompt(picture("red"))], [(0, ids(LONG))])
+    scorer = discriminator("moe")
+    batch = scorer.inputs([prompt(picture("red"))], [(0, ids(LONG))])
     with torch.no_grad():
-        for layer in judge.body.language_model.layers:
+        for layer in scorer.body.language_model.layers:
             layer.mlp.gate.weight.zero_()
-        even = float(judge.read(batch, balance=True).balance)
+        even = float(scorer.read(batch, balance=True).balance)
     assert even == pytest.approx(2.0, abs=1e-5)  # top-2 of 4 at probability 1/4: 4 · Σ_e (share_e · 1/4) = Σ shares = 2
-    assert judge.read(batch).balance is None
+    assert scorer.read(batch).balance is None

@@ -54,7 +54,7 @@ def kind(warning):
         ([], False),
     ],
 )
-def test_a_judge_that_always_knows_for_twenty_steps_is_saturated(values, warned):
+def test_a_discriminator_that_always_knows_for_twenty_steps_is_saturated(values, warned):
     found = saturated(history(ACCURACY, values), "perception")
     assert kind(found) == ("saturated/perception" if warned else None)
     assert saturated(history(ACCURACY, values), "reasoning") is None
@@ -75,7 +75,7 @@ def test_steps_are_counted_and_not_lines():
         ([0.5] * 20 + [0.9] * 20, True),
     ],
 )
-def test_only_a_judge_that_never_knew_is_blind(values, warned):
+def test_only_a_discriminator_that_never_knew_is_blind(values, warned):
     found = blind(history(ACCURACY, values), "perception")
     assert kind(found) == ("blind/perception" if warned else None)
     assert found is None or f"only {sum(values[:20]) / 20:.0%}" in found.cause
@@ -241,7 +241,7 @@ def test_a_run_that_learns_gives_no_warning():
 
 
 class Watched:
-    """A HealthWatch of the judge's detectors, fed by hand."""
+    """A HealthWatch of the discriminator's detectors, fed by hand."""
 
     def __init__(self, folder):
         self.folder, self.shown = folder, io.StringIO()
@@ -315,7 +315,7 @@ def test_held_out_metrics_are_not_the_runs(tmp_path):
 
 @pytest.mark.parametrize("before", [0, 60])
 def test_a_reward_that_no_response_got_is_no_number_to_warn_of(tmp_path, before):
-    # A judge that fails for a whole batch leaves NaN; accuracy rises with the form.
+    # An LLM judge that fails for a whole batch leaves NaN; accuracy rises with the form.
     steps = [
         {"step": i, "loss": 0.1, "rewards/format/mean": 0.5 + i / 200, "rewards/accuracy/mean": 0.2 + i / 200}
         for i in range(1, 81)
@@ -334,17 +334,17 @@ def test_a_reward_that_no_response_got_is_no_number_to_warn_of(tmp_path, before)
 # Routers --------------------------------------------------------------------------------------------------------------
 
 
-def chosen_alone(judge, prompts, rows):
+def chosen_alone(scorer, prompts, rows):
     """(tokens, layers, top_k) experts of each part's tokens, from the model's own forward over one sequence."""
     found = []
     for p, part in rows:
         row = torch.tensor([[*prompts[p].input_ids, *part, READOUT]])
-        judge.body.rope_deltas = None
+        scorer.body.rope_deltas = None
         with torch.no_grad():
-            output = judge.body(
+            output = scorer.body(
                 input_ids=row,
                 attention_mask=torch.ones_like(row),
-                mm_token_type_ids=(row == judge.body.config.image_token_id).int(),
+                mm_token_type_ids=(row == scorer.body.config.image_token_id).int(),
                 pixel_values=prompts[p].pixel_values,
                 image_grid_thw=prompts[p].image_grid_thw,
                 output_router_logits=True,
@@ -356,20 +356,20 @@ def chosen_alone(judge, prompts, rows):
 
 @pytest.mark.parametrize("micro_batch", [16, 1])
 def test_router_loads_are_the_share_of_a_parts_tokens_that_visit_an_expert(micro_batch):
-    judge = discriminator("moe")
+    scorer = discriminator("moe")
     prompts = [prompt(picture("red")), prompt(picture("blue"))]
     said = [
         {"perception": ids(a), "reasoning": ids(b)}
         for a, b in (("a1 red square", "so 4"), ("b2 blue circle , a1 empty", "2 plus 2 is 4"), ("c1 green", "so 7"))
     ]
     batch = Comparisons(prompts, [said[0], said[2]], [said[1], said[2], said[0]], [0, 0, 1])
-    learner = DiscriminatorLearner(judge, LearnerSettings(micro_batch=micro_batch))
-    with router_loads(judge) as loads:
+    learner = DiscriminatorLearner(scorer, LearnerSettings(micro_batch=micro_batch))
+    with router_loads(scorer) as loads:
         learner.score(batch)
     metrics = loads.metrics()
     read = [(0, said[0]), (0, said[1]), (0, said[2]), (1, said[2]), (1, said[0])]
     for part in ("perception", "reasoning"):
-        chosen = torch.cat(chosen_alone(judge, prompts, [(p, parts[part]) for p, parts in read]))
+        chosen = torch.cat(chosen_alone(scorer, prompts, [(p, parts[part]) for p, parts in read]))
         tokens, layers, _ = chosen.shape
         for expert in range(4):
             expected = int((chosen == expert).sum()) / (tokens * layers)
@@ -377,14 +377,14 @@ def test_router_loads_are_the_share_of_a_parts_tokens_that_visit_an_expert(micro
         assert sum(metrics[f"discriminator/router_load/{part}/{e}"] for e in range(4)) == pytest.approx(2)
 
 
-def test_a_dense_judge_has_no_router_and_listening_ends():
+def test_a_dense_discriminator_has_no_router_and_listening_ends():
     dense, moe = discriminator("dense"), discriminator("moe")
-    for judge in (dense, moe):
-        rows = judge.inputs([prompt(picture("red"))], [(0, ids("a1 red")), (0, ids("so 4"))])
-        with router_loads(judge) as loads, torch.no_grad():
-            judge(rows)
+    for scorer in (dense, moe):
+        rows = scorer.inputs([prompt(picture("red"))], [(0, ids("a1 red")), (0, ids("so 4"))])
+        with router_loads(scorer) as loads, torch.no_grad():
+            scorer(rows)
         before = loads.metrics()
         with torch.no_grad():
-            judge(rows)
+            scorer(rows)
         assert loads.metrics() == before
-        assert bool(before) == (judge is moe)
+        assert bool(before) == (scorer is moe)

@@ -389,14 +389,14 @@ def test_a_tilde_is_the_home_folder(monkeypatch):
     model: {path: ~/base}
     data: {path: ~/rows.jsonl}
     teacher: {store: ~/answers.sqlite}
-    discriminator: {path: ~/judge, base: ~/small}
+    discriminator: {path: ~/discriminator, base: ~/small}
     output: ~/runs/align
     """
     recipe = load_recipe("align", write(text))
     named = [recipe.model.path, recipe.data.path, recipe.teacher.store, recipe.output]
     named += [recipe.discriminator.path, recipe.discriminator.base]
     assert named == [
-        f"/home/me/{name}" for name in ("base", "rows.jsonl", "answers.sqlite", "runs/align", "judge", "small")
+        f"/home/me/{name}" for name in ("base", "rows.jsonl", "answers.sqlite", "runs/align", "discriminator", "small")
     ]
     assert load_recipe("rl", write("from: ~/runs/align")).from_ == "/home/me/runs/align"
     assert load_recipe("eval", write("runs: [~/runs/rl]")).runs == ("/home/me/runs/rl",)

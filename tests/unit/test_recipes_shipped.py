@@ -160,22 +160,22 @@ def test_adapters_are_on_all_linear_layers_of_the_language_model_and_nowhere_els
     assert all(".language_model.layers." in name and ".lora_" in name for name in trained)
 
 
-def test_the_judge_is_upcycled_to_the_papers_shape():
+def test_the_discriminator_is_upcycled_to_the_papers_shape():
     recipe = load_recipe("align", "qwen3_vl_4b")
-    judge = judge_on_meta(recipe)
-    text = judge.body.config.text_config
+    made = discriminator_on_meta(recipe)
+    text = made.body.config.text_config
     assert (text.num_hidden_layers, text.num_experts, text.num_experts_per_tok) == (28, 4, 2)
-    experts = judge.body.language_model.layers[0].mlp.experts
+    experts = made.body.language_model.layers[0].mlp.experts
     assert tuple(experts.gate_up_proj.shape) == (4, 2 * 6144, 2048)
-    assert sum(weight.numel() for weight in judge.parameters()) == 5_298_655_232 + 2048
+    assert sum(weight.numel() for weight in made.parameters()) == 5_298_655_232 + 2048
     assert f"{5_298_655_232 / 1e9:.1f} billion" in shipped()["qwen3_vl_4b/warmup"].read_text(encoding="utf-8")
-    assert all(weight.requires_grad for weight in judge.parameters())
+    assert all(weight.requires_grad for weight in made.parameters())
 
 
-def test_a_judge_that_does_not_see_does_not_train_its_eyes():
-    judge = judge_on_meta(load_recipe("align", "qwen3_vl_8b", ["discriminator.type=text_only"]))
-    frozen = {name for name, weight in judge.named_parameters() if not weight.requires_grad}
-    assert frozen == {name for name, _ in judge.named_parameters() if name.startswith("body.visual.")} != set()
+def test_a_discriminator_that_does_not_see_does_not_train_its_vision_tower():
+    made = discriminator_on_meta(load_recipe("align", "qwen3_vl_8b", ["discriminator.type=text_only"]))
+    frozen = {name for name, weight in made.named_parameters() if not weight.requires_grad}
+    assert frozen == {name for name, _ in made.named_parameters() if name.startswith("body.visual.")} != set()
 
 
 def on_meta(reference):
@@ -189,8 +189,8 @@ def on_meta(reference):
         return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(config_folder(reference)))
 
 
-def judge_on_meta(recipe):
-    """A recipe's judge without memory for its weights."""
+def discriminator_on_meta(recipe):
+    """A recipe's discriminator without memory for its weights."""
     import torch
     from transformers import AutoConfig
 

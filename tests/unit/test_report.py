@@ -388,10 +388,10 @@ def test_names_from_a_summary_are_no_markup():
 
 def test_warnings_stand_on_the_page_with_their_cure(tmp_path):
     folder = add_step(tmp_path, "align", 0, None)
-    warning = {"step": 20, "kind": "saturated/perception", "cause": "the judge always knows", "cure": HOSTILE}
+    warning = {"step": 20, "kind": "saturated/perception", "cause": "the discriminator always knows", "cure": HOSTILE}
     (folder / "warnings.jsonl").write_text(json.dumps(warning) + "\n")
     page = write_report(tmp_path).read_text()
-    assert "step 20: the judge always knows." in page
+    assert "step 20: the discriminator always knows." in page
     assert HOSTILE not in page
     assert "&lt;script&gt;alert(1)" in page
 

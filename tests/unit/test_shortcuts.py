@@ -1,4 +1,4 @@
-"""Shortcuts: what the judge could be reading instead of what it should."""
+"""Shortcuts: what the discriminator could be reading instead of what it should."""
 
 import pytest
 import torch
@@ -56,11 +56,11 @@ def test_a_prompt_is_given_only_as_many_pictures_as_it_had():
     assert swapped[0].input_ids == two.input_ids
 
 
-def test_a_probe_as_good_as_the_judge_is_named_with_both_numbers():
-    line = {"step": 50, "shortcuts/judge/reasoning": 0.74, "shortcuts/length/reasoning": 0.73}
+def test_a_probe_as_good_as_the_discriminator_is_named_with_both_numbers():
+    line = {"step": 50, "shortcuts/discriminator/reasoning": 0.74, "shortcuts/length/reasoning": 0.73}
     assert shortcut([line], "reasoning", "length") is None
     found = shortcut([line | {"shortcuts/length_suffices/reasoning": 1.0}], "reasoning", "length")
     assert found.kind == "shortcut/length/reasoning"
     assert "length alone" in found.cause
-    assert "0.73, the judge 0.74" in found.cause
+    assert "0.73, the discriminator 0.74" in found.cause
     assert shortcut([line | {"shortcuts/length_suffices/reasoning": 1.0}], "perception", "length") is None

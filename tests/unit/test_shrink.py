@@ -17,7 +17,7 @@ LARGE = "Qwen/Qwen3-VL-8B-Instruct"
 
 @pytest.mark.parametrize("size", ["4b", "8b"])
 @pytest.mark.parametrize("stage", ["sft", "warmup", "align", "rl", "collect"])
-def test_rows_teacher_and_judge_are_at_hand(stage, size):
+def test_rows_teacher_and_discriminator_are_at_hand(stage, size):
     recipe = shrunken(stage, load_recipe(stage, f"qwen3_vl_{size}")).recipe
     assert recipe.data.type == "world"
     assert getattr(getattr(recipe, "teacher", None), "type", "embedded") == "embedded"
@@ -33,8 +33,8 @@ def test_what_the_recipe_decides_stays():
     after = shrunken("align", before).recipe
     kept = ("lora", "kl", "advantage", "optimizer", "seed", "clip", "dual_clip", "temperature")
     assert {key: getattr(after, key) for key in kept} == {key: getattr(before, key) for key in kept}
-    judge = ("type", "experts", "top_k", "readout", "noise", "learning_rate", "micro_batch")
-    assert all(getattr(after.discriminator, key) == getattr(before.discriminator, key) for key in judge)
+    keys = ("type", "experts", "top_k", "readout", "noise", "learning_rate", "micro_batch")
+    assert all(getattr(after.discriminator, key) == getattr(before.discriminator, key) for key in keys)
 
 
 @pytest.mark.parametrize(("name", "algorithm"), [("rl", "grpo"), ("rl_dapo", "dapo"), ("rl_gspo", "gspo")])

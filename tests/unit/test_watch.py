@@ -109,10 +109,10 @@ def probes(one, *steps):
     return {name.removeprefix("shortcuts/"): value for name, value in last.items() if name.startswith("shortcuts/")}
 
 
-def test_length_and_format_are_held_against_the_judge():
+def test_length_and_format_are_held_against_the_discriminator():
     found = probes(watched(probe_every=6), *range(6))
     names = (
-        "judge",
+        "discriminator",
         "length",
         "length_suffices",
         "format",
@@ -126,31 +126,31 @@ def test_length_and_format_are_held_against_the_judge():
     assert found["length_suffices/perception"] == found["format_suffices/perception"] == 0
 
 
-def test_a_shortcut_suffices_only_where_the_judge_can_tell_and_is_no_better():
-    judge = learner(learning_rate=3e-3)
+def test_a_shortcut_suffices_only_where_the_discriminator_can_tell_and_is_no_better():
+    trained = learner(learning_rate=3e-3)
     for step in range(20, 40):
-        judge.score_and_update(game(step))
-    found = probes(watched(judge, probe_every=6), *range(6))
-    assert found["judge/reasoning"] > 0.9
+        trained.score_and_update(game(step))
+    found = probes(watched(trained, probe_every=6), *range(6))
+    assert found["discriminator/reasoning"] > 0.9
     assert found["length_suffices/reasoning"] == 1
-    assert found["length_suffices/perception"] == 0, "neither the judge nor the length tells"
+    assert found["length_suffices/perception"] == 0, "neither the discriminator nor the length tells"
 
 
-def test_a_judge_that_sees_nothing_is_not_shown_other_pictures():
+def test_a_discriminator_that_sees_nothing_is_not_shown_other_pictures():
     found = probes(watched(learner("text_only"), probe_every=6), *range(6))
     assert "length/reasoning" in found
     assert not any(name.startswith("image_swapped") for name in found)
 
 
-def test_a_judge_of_text_alone_scores_the_same_beside_another_picture():
-    # Zeroed picture features: what is left is the text, so every swapped score is the judge's own.
+def test_a_discriminator_of_text_alone_scores_the_same_beside_another_picture():
+    # Zeroed picture features: what is left is the text, so every swapped score is the discriminator's own.
     one = learner()
     with torch.no_grad():
         for name, weight in one.discriminator.body.visual.named_parameters():
             if "merger" in name:
                 weight.zero_()
     found = probes(watched(one, probe_every=6), *range(6))
-    assert found["image_swapped/reasoning"] == found["judge/reasoning"]
+    assert found["image_swapped/reasoning"] == found["discriminator/reasoning"]
 
 
 # Continuing -----------------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def test_a_continued_game_measures_what_an_unbroken_one_does(tmp_path):
     second.load(tmp_path)
     assert play(second, *range(5, 12)) == lines[5:]
     assert "drift/reasoning" in lines[7]
-    assert "shortcuts/judge/reasoning" in lines[5]
+    assert "shortcuts/discriminator/reasoning" in lines[5]
     assert straight.flat
     assert second.flat
 

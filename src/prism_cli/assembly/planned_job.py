@@ -80,7 +80,7 @@ def job_of(stage: str, recipe: Any, device: Device, start: Start) -> Job:
         start: Its policy.
 
     Raises:
-        RecipeError: the judge's base has no config, or is none that a judge is made from.
+        RecipeError: the discriminator's base has no config, or is none that a discriminator is made from.
     """
     policy = _shape(start.config)
     launch = Launch(**recipe.launch.model_dump())

@@ -76,8 +76,8 @@ def lora_config(recipe: Any):
         r=recipe.lora.rank,
         lora_alpha=recipe.lora.alpha,
         lora_dropout=recipe.lora.dropout,
-        # `all-linear` is PEFT's word for all but the last one, which gives the tokens. Else the eyes are left out: vLLM
-        # can't serve their adapters.
+        # `all-linear` is PEFT's word for all but the last one, which gives the tokens. Else the vision tower is left
+        # out: vLLM can't serve its adapters.
         target_modules="all-linear" if recipe.lora.vision else LANGUAGE_LAYERS,
         task_type="CAUSAL_LM",
     )
@@ -87,7 +87,7 @@ def _four_bits(recipe: Any) -> bool:
     """Whether the policy's weights are to be held in 4 bits.
 
     Raises:
-        RecipeError: of a tiny model, where it can't be computed, or a judge would be made of such weights.
+        RecipeError: of a tiny model, where it can't be computed, or a discriminator would be made of such weights.
     """
     lora = getattr(recipe, "lora", None)  # what only samples has none
     if lora is None or lora.bits is None:
@@ -97,11 +97,11 @@ def _four_bits(recipe: Any) -> bool:
     from prism_cli.models import refuse_four_bits
 
     refuse_four_bits()
-    judge = getattr(recipe, "discriminator", None)
-    if judge is not None and judge.path is None and judge.base is None:
+    section = getattr(recipe, "discriminator", None)
+    if section is not None and section.path is None and section.base is None:
         raise RecipeError(
-            "lora.bits: the judge would be made of the policy's weights in 4 bits",
-            "name a dense Qwen3-VL in discriminator.base, or a judge in discriminator.path",
+            "lora.bits: the discriminator would be made of the policy's weights in 4 bits",
+            "name a dense Qwen3-VL in discriminator.base, or a discriminator in discriminator.path",
         )
     return True
 

@@ -1,4 +1,4 @@
-"""`prism discriminator`: make a judge, warm one up."""
+"""`prism discriminator`: make a discriminator, warm one up."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +10,7 @@ from prism_cli.cli.conduct import conduct, print_plan, resolve
 from prism_cli.cli.shrink import shrunk
 from prism_cli.cli.words import sort_words
 
-discriminator = typer.Typer(name="discriminator", help="Make a judge, warm one up.", no_args_is_help=True)
+discriminator = typer.Typer(name="discriminator", help="Make a discriminator, warm one up.", no_args_is_help=True)
 
 
 @discriminator.command()
@@ -18,7 +18,9 @@ def create(
     from_: Annotated[
         str, typer.Option("--from", metavar="DENSE", help="A dense Qwen3-VL: a hub id, a folder, or a finished run.")
     ],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder of the judge; must not be there.")],
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Folder of the discriminator; must not be there.")
+    ],
     experts: Annotated[int, typer.Option(min=1, help="Experts a layer.")] = 4,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Experts a token.")] = 2,
     noise: Annotated[float, typer.Option(min=0, help="Standard deviation of the noise on the copied experts.")] = 0.01,
@@ -39,10 +41,10 @@ def create(
     ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be made, and write nothing.")] = False,
 ) -> None:
-    """Make a mixture-of-experts judge from a dense Qwen3-VL, shard by shard, so that it need not fit in memory.
+    """Make a mixture-of-experts discriminator from a dense Qwen3-VL, shard by shard, so that it need not fit in memory.
 
-    Each layer's MLP becomes several noisy copies behind a router; a head is added. It is cold: `prism discriminator
-    warmup`, or an align run with it as discriminator.path, trains it first.
+    Each layer's MLP becomes several noisy copies behind a router; a head is added. It is untrained: `prism
+    discriminator warmup`, or an align run with it as discriminator.path, warms it up first.
     """
     from prism_cli.stages import discriminator_create as stage
 
@@ -80,7 +82,7 @@ def warmup(
     shrink: options.ShrinkOption = False,
     resume: options.ResumeOption = None,
 ) -> None:
-    """Train a judge to tell the teacher's answers from the policy's, part by part, for later align runs.
+    """Train a discriminator to tell the teacher's answers from the policy's, part by part, for later align runs.
 
     The pairs come from --data, or are sampled: the policy of --from answers the recipe's prompts, and so does the
     teacher. Without RECIPE it takes ./warmup.yaml if there is one, else the defaults; without --from and --model the

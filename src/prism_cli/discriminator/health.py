@@ -1,10 +1,10 @@
-"""Signs in the metrics that the judge teaches nothing: pure functions from a history to a warning or None."""
+"""Detectors of a discriminator that teaches nothing: pure functions from the logged metrics to a warning or None."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 History = Sequence[Mapping[str, float]]
-"""What was logged so far, a mapping a logging step, oldest first; each has `step`."""
+"""The logged metrics, one mapping a logging step, oldest first; each has `step`."""
 
 WATCHED_STEPS = 20
 SATURATED = 0.95
@@ -34,20 +34,20 @@ def lately(history: History, name: str, steps: int = WATCHED_STEPS) -> list[floa
 
 
 def saturated(history: History, part: str) -> HealthWarning | None:
-    """The judge always knows: every rollout of a group scores low alike, so nothing tells the policy where to go."""
+    """Saturation: the discriminator is always right, so every rollout of a group scores low alike."""
     values = lately(history, f"discriminator/accuracy/{part}")
     if not values or min(values) <= SATURATED:
         return None
     return HealthWarning(
         f"saturated/{part}",
-        f"the judge told teacher from policy in {part} at least {min(values):.0%} of the time for {WATCHED_STEPS} "
-        "steps: it is too far ahead to give a direction",
+        f"the discriminator told teacher from policy in {part} at least {min(values):.0%} of the time for "
+        f"{WATCHED_STEPS} steps: it is too far ahead to give a direction",
         "lower discriminator.learning_rate, shorten discriminator.warmup, or train SFT longer on the teacher's answers",
     )
 
 
 def blind(history: History, part: str) -> HealthWarning | None:
-    """The judge never knew: its scores are noise, and normalising them pays for noise."""
+    """Blindness: the discriminator was hardly better than chance, so normalised scores are noise."""
     if not lately(history, f"discriminator/accuracy/{part}"):
         return None
     first = history[0]["step"] + WATCHED_STEPS
@@ -57,7 +57,7 @@ def blind(history: History, part: str) -> HealthWarning | None:
         return None
     return HealthWarning(
         f"blind/{part}",
-        f"in its first {WATCHED_STEPS} steps the judge told teacher from policy in {part} only "
+        f"in its first {WATCHED_STEPS} steps the discriminator told teacher from policy in {part} only "
         f"{sum(values) / len(values):.0%} of the time: its scores are hardly more than noise",
         "give the warm-up more pairs or a higher learning rate, or raise discriminator.head_std; "
         "advantage.std_floor keeps noise small",
@@ -65,15 +65,15 @@ def blind(history: History, part: str) -> HealthWarning | None:
 
 
 def collapsed_router(history: History, part: str) -> HealthWarning | None:
-    """One expert reads nearly every token of a part, so the others learn nothing of it."""
+    """Router collapse: one expert reads nearly every token of a part, so the others learn nothing of it."""
     prefix = f"discriminator/router_load/{part}/"
     for name in dict.fromkeys(name for line in history for name in line if name.startswith(prefix)):
         values = lately(history, name)
         if values and min(values) > COLLAPSED:
             return HealthWarning(
                 f"collapsed_router/{part}",
-                f"expert {name.removeprefix(prefix)} of the judge took at least {min(values):.0%} of the tokens of "
-                f"{part} for {WATCHED_STEPS} steps: the mixture has collapsed",
+                f"expert {name.removeprefix(prefix)} of the discriminator took at least {min(values):.0%} of the "
+                f"tokens of {part} for {WATCHED_STEPS} steps: the mixture has collapsed",
                 "set discriminator.balance to 0.01, or take discriminator.type=dense",
             )
     return None

@@ -54,7 +54,7 @@ class PairStatistics(NamedTuple):
 
 
 def bradley_terry(teacher: Tensor, student: Tensor) -> Tensor:
-    """−log σ(t − s): how surprised a judge with these scores is that the teacher is preferred.
+    """−log σ(t − s): the surprise of a discriminator with these scores that the teacher is preferred.
 
     Args:
         teacher: (M,) scores.

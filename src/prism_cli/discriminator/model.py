@@ -28,8 +28,8 @@ BODY_CLASSES = {"moe": Qwen3VLMoeModel, "dense": Qwen3VLModel, "text_only": Qwen
 
 
 @contextmanager
-def whole_models() -> Iterator[None]:
-    """Models loaded or built here are whole on every process, even while a policy under ZeRO-3 is being trained."""
+def unsharded_models() -> Iterator[None]:
+    """Models loaded or built here are unsharded on every process, even while a policy under ZeRO-3 is being trained."""
     # transformers shards whatever is made while such a trainer's settings live.
     found = transformers_deepspeed._hf_deepspeed_config_weak_ref
     transformers_deepspeed.unset_hf_deepspeed_config()
@@ -43,7 +43,7 @@ class Reading(NamedTuple):
     """What one pass of the body gave.
 
     Attributes:
-        hidden: (R, H), the state each part is judged by.
+        hidden: (R, H), the state each part is scored by.
         balance: (), load-balancing loss, prompts' tokens counted once a part; None when it was not asked for.
     """
 
@@ -68,7 +68,7 @@ class Discriminator(nn.Module):
         parts: Names of the parts, in the order scores are given.
         readout_id: The fixed token appended to every part; part of the text form, saved with the weights.
         kind: `text_only` is a dense body that gets the prompt without its image.
-        readout: Judge the state at the read-out token (`last`), or the mean over the part's tokens (`mean`).
+        readout: Score the state at the read-out token (`last`), or the mean over the part's tokens (`mean`).
         dropout: In the head, and only where its factors are drawn (`dropout_factors`).
         head_std: Standard deviation of the head's initial weights. Scores start at about head_std · √width, and a part
             whose scores start near zero learns slowly beside one whose don't.
@@ -176,7 +176,7 @@ class Discriminator(nn.Module):
         )[0]
         kept = [alone[:, p, :n] for p, n in enumerate(batch.prompt_lengths)]
         prompt_of = batch.packing.prompt_of.tolist()
-        # Not self.device: a sharded judge would fetch the weight it asks.
+        # Not self.device: a sharded discriminator would fetch the weight it asks.
         return packed_positions(kept, batch.part_lengths, prompt_of).to(batch.input_ids.device)
 
     def score(self, hidden: Tensor) -> Tensor:
@@ -225,8 +225,8 @@ class Discriminator(nn.Module):
         """The discriminator saved in a folder, on CPU, in the dtype it was saved in.
 
         Args:
-            folder: From `save_pretrained`, or a released judge (see `discriminator.saved`).
-            otherwise: For a released judge, which doesn't say how it is read: the arguments beside `body`.
+            folder: From `save_pretrained`, or a released discriminator (see `discriminator.saved`).
+            otherwise: For a released discriminator, which doesn't say how it is read: the arguments beside `body`.
 
         Raises:
             CheckpointError: the folder holds no discriminator, or not all of its weights.
@@ -239,7 +239,7 @@ class Discriminator(nn.Module):
                 f"{folder} does not say how its discriminator is read ({SETTINGS_FILE} is missing)",
                 hint="name it as discriminator.path of a recipe, which says it",
             )
-        with whole_models():
+        with unsharded_models():
             opened = BODY_CLASSES[settings["kind"]].from_pretrained(folder, dtype="auto", output_loading_info=True)
         body, found = opened
         if lost := sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]):

@@ -1,4 +1,4 @@
-"""What the discriminator reads of texts and tokens."""
+"""The discriminator's reader: texts and tokens to parts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ class PartReader:
     Args:
         processor: The policy's processor.
         grammar: The parts of the policy's responses.
-        taught: The parts of the teacher's answers, where it teaches some of them only; the others are not judged.
+        taught: The parts of the teacher's answers, where it teaches some of them only; the others are not scored.
     """
 
     def __init__(self, processor, grammar: Grammar, taught: Grammar | None = None):
@@ -38,7 +38,7 @@ class PartReader:
         return parts and {name: parts[name] for name in self.taught.parts}
 
     def text(self, text: str | None) -> Parts | None:
-        """A teacher's text, tokenised whole like a rollout, then split; None when malformed or missing."""
+        """A teacher's text, tokenised in one piece like a rollout, then split; None when malformed or missing."""
         if text is None:
             return None
         return self._split(self.taught, self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])

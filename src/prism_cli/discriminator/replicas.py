@@ -1,6 +1,6 @@
-"""The whole judge on every process that trains it, and what that has in common with a sharded one (`sharding`).
+"""A full discriminator on every process that trains it, and what that shares with a sharded one (`sharding`).
 
-Both ways offer the same methods, and every process calls them in the same order.
+Both backends offer the same methods, and every process calls them in the same order.
 """
 
 import json
@@ -24,7 +24,7 @@ SHARDS_FILE = "shards.json"
 
 
 class Scored(NamedTuple):
-    """What one pass over a row gave.
+    """The result of one pass over a row.
 
     Attributes:
         scores: (R,) float32 without dropout, of the row's parts.
@@ -61,7 +61,7 @@ class Pass(nn.Module):
 
 
 class Replicas:
-    """The whole judge on every process; gradients are averaged before a step.
+    """A full discriminator on every process; gradients are averaged before a step.
 
     Args:
         discriminator: Trained in place; the main process's weights are taken by all.
@@ -123,7 +123,7 @@ class Replicas:
         """Continues from what `save` wrote, on any number of processes; gives the progress.
 
         Raises:
-            CheckpointError: not written by `save` of the same way.
+            CheckpointError: not written by `save` of this backend.
         """
         refuse_other(folder, None)
         if not (folder / OPTIMIZER_FILE).exists():
@@ -132,7 +132,7 @@ class Replicas:
         return self._progress(torch.load(folder / OPTIMIZER_FILE, weights_only=True, map_location=self._device))
 
     def save_trained(self, folder: Path, progress: dict[str, Any]) -> None:
-        """Writes what is trained, such as adapters, with its optimiser; the rest of the judge is not kept."""
+        """Writes what is trained, such as adapters, with its optimiser; the rest of the discriminator is not kept."""
         if is_main():
             named = self.discriminator.named_parameters()
             weights = {name: weight.detach() for name, weight in named if weight.requires_grad}
@@ -143,7 +143,7 @@ class Replicas:
         """Continues from what `save_trained` wrote; gives the progress.
 
         Raises:
-            CheckpointError: not written by `save_trained` of the same way.
+            CheckpointError: not written by `save_trained` of this backend.
         """
         refuse_other(folder, None)
         state = torch.load(folder / TRAINED_FILE, weights_only=True, map_location=self._device)
@@ -168,13 +168,15 @@ def refuse_other(folder: Path, here: dict[str, int] | None) -> None:
     there = json.loads(path.read_text()) if path.exists() else None
     if there != here:
         raise CheckpointError(
-            f"{folder}: the discriminator was trained {_in_words(there)}, and would be continued {_in_words(here)}",
+            f"{folder}: the discriminator was trained {_describe(there)}, and would be continued {_describe(here)}",
             "continue as it was begun, or start over with --fresh",
         )
 
 
-def _in_words(way: dict[str, int] | None) -> str:
-    return "without ZeRO" if way is None else f"with launch.zero={way['zero']} on {way['processes']} processes"
+def _describe(shards: dict[str, int] | None) -> str:
+    if shards is None:
+        return "without ZeRO"
+    return f"with launch.zero={shards['zero']} on {shards['processes']} processes"
 
 
 def _average_gradients(weights: Sequence[nn.Parameter], world: int) -> None:

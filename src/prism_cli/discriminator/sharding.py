@@ -1,4 +1,4 @@
-"""A judge sharded over the processes that train it, by DeepSpeed ZeRO."""
+"""A discriminator sharded over the processes that train it, by DeepSpeed ZeRO."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from prism_cli.discriminator.inputs import PromptInputs, ScoreInputs, build_score_inputs
-from prism_cli.discriminator.model import Discriminator, whole_models
+from prism_cli.discriminator.model import Discriminator, unsharded_models
 from prism_cli.discriminator.replicas import SHARDS_FILE, Pass, Scored, refuse_other
 from prism_cli.processes import deepspeed, is_main, world_size
 
@@ -20,7 +20,7 @@ BUCKET = 50_000_000
 
 
 class Shards:
-    """A judge sharded over all processes by a DeepSpeed engine of its own, beside whatever shards the policy.
+    """A discriminator sharded over all processes by a DeepSpeed engine of its own, beside whatever shards the policy.
 
     Args:
         discriminator: Trained; under ZeRO-3 no process holds all of it any more. Open the saved one afterwards.
@@ -84,7 +84,7 @@ class Shards:
         """Gathers the optimiser's float32 weights on the main process, which writes a plain discriminator."""
         weights = {}
         for name, weight in self.discriminator.named_parameters():
-            gathered = _whole(weight)
+            gathered = _gathered(weight)
             if is_main():
                 weights[name] = gathered.detach().float().cpu().clone()
         if is_main():
@@ -138,7 +138,7 @@ def _engine_config(
     }
 
 
-def _whole(weight: Tensor) -> Tensor:
+def _gathered(weight: Tensor) -> Tensor:
     """A weight gathered from its shards, in float32 where it is trained."""
     from deepspeed import zero
     from deepspeed.utils import safe_get_full_fp32_param
@@ -154,7 +154,7 @@ def _whole(weight: Tensor) -> Tensor:
 def _plain(discriminator: Discriminator, weights: dict[str, Tensor]) -> Discriminator:
     """A discriminator like this one that holds these weights, for saving."""
     body = discriminator.body
-    with whole_models(), torch.device("meta"):
+    with unsharded_models(), torch.device("meta"):
         bare = type(body)._from_config(body.config, dtype=torch.float32)
         settings = {name: getattr(discriminator, name) for name in ("parts", "readout_id", "kind", "readout")}
         plain = Discriminator(bare, **settings, dropout=discriminator.dropout)

@@ -1,4 +1,4 @@
-"""What else would tell teacher from policy as well as the judge does: length, format, text without its picture?"""
+"""Shortcut probes: whether length, format or another picture tells teacher from policy as well as the discriminator."""
 
 import re
 from collections import defaultdict
@@ -20,7 +20,7 @@ PROBES = {
     ),
     "image_swapped": (
         "the text beside another row's picture",
-        "warm the judge up on more pairs, or build it from a larger discriminator.base: it does not look",
+        "warm the discriminator up on more pairs, or build it from a larger discriminator.base: it does not look",
     ),
 }
 _PIECE = re.compile(
@@ -29,7 +29,7 @@ _PIECE = re.compile(
 
 
 class Scored(NamedTuple):
-    """One judge's scores of paired texts of one part.
+    """Scores of paired texts of one part, by the discriminator or a probe.
 
     Attributes:
         teacher: (N,).
@@ -87,15 +87,15 @@ def swap_images(prompts: Sequence[PromptInputs], image_token: int) -> list[Promp
 
 
 def shortcut(history: History, part: str, probe: str) -> HealthWarning | None:
-    """What the judge reads, where a probe does as well as it does."""
+    """Shortcuts: a probe does as well as the discriminator, so that may be all it reads."""
     for line in history:
         if line.get(f"shortcuts/{probe}_suffices/{part}", 0) >= 0.5:
             reads, cure = PROBES[probe]
-            judge, found = (line[f"shortcuts/{name}/{part}"] for name in ("judge", probe))
+            own, auc = (line[f"shortcuts/{name}/{part}"] for name in ("discriminator", probe))
             return HealthWarning(
                 f"shortcut/{probe}/{part}",
-                f"{reads} tells teacher from policy in {part} as well as the judge does (AUC {found:.2f}, the judge "
-                f"{judge:.2f}): that may be all it reads",
+                f"{reads} tells teacher from policy in {part} as well as the discriminator does (AUC {auc:.2f}, the "
+                f"discriminator {own:.2f}): that may be all it reads",
                 cure,
             )
     return None

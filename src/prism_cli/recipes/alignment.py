@@ -25,7 +25,7 @@ class DiscriminatorLoRA(Section):
 
 
 class WarmupSection(Section):
-    """Bradley-Terry training of the discriminator before the game; a cold judge gives no gradient."""
+    """Bradley-Terry training of the discriminator on pairs, before adversarial training."""
 
     data: FileData | None = None
     """Rows with `teacher_…` and `student_…` texts, as `prism collect --from RUN` writes them and as published; null
@@ -33,8 +33,8 @@ class WarmupSection(Section):
     pairs: PositiveInt = 120000
     """Pairs (teacher part, policy part) to train on; of a file, at most."""
     epochs: PositiveInt = 1
-    """Passes over the pairs at most; the learning rate falls over all of them, so with `stop_in` a judge that learns
-    slowly gets the steps it needs."""
+    """Passes over the pairs at most; the learning rate falls over all of them, so with `stop_in` a discriminator that
+    learns slowly gets the steps it needs."""
     batch_size: PositiveInt = 128
     """Pairs a step."""
     learning_rate: PositiveFloat = 1e-5
@@ -43,19 +43,19 @@ class WarmupSection(Section):
     """Share of steps over which the learning rate rises."""
     temperature: PositiveFloat = 1.0
     """Temperature at which the policy's side is sampled; above 1 more of its texts differ from the teacher's, so that a
-    small judge learns from fewer pairs."""
+    small discriminator learns from fewer pairs."""
     held_out: PositiveInt = 64
-    """Pairs kept aside to measure the judge's accuracy; of a file, its first."""
+    """Pairs kept aside to measure the discriminator's accuracy; of a file, its first."""
     measure_every: PositiveInt = 100
     """Steps between measurements on the pairs kept aside."""
     stop_in: Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None = None
-    """Ends the warm-up at the first measurement in which the judge tells every part at least as well as the first
-    number says, such as [0.7, 0.85]; above the second it is called saturated. Null trains on all pairs."""
+    """Ends the warm-up at the first measurement in which the discriminator's accuracy is at least the first number in
+    every part, such as [0.7, 0.85]; above the second it is called saturated. Null trains on all pairs."""
     checkpoint_every: PositiveInt = 100
     """Steps between checkpoints; the last one is kept until the warm-up is done."""
     lora: DiscriminatorLoRA | None = None
-    """Train low-rank adapters on the judge's attention (a dense one's MLPs too) and its head instead of all weights;
-    they are merged at the end."""
+    """Train low-rank adapters on the discriminator's attention (a dense one's MLPs too) and its head instead of all
+    weights; they are merged at the end."""
 
     @model_validator(mode="after")
     def _band(self):
@@ -91,10 +91,10 @@ class _DiscriminatorSection(Section):
     micro_batch: PositiveInt = 16
     """Rollouts a forward pass; bounds memory, changes no result."""
     probe_every: PositiveInt | None = 50
-    """Steps between tests of what the judge reads: whether length, format or a wrong picture tells teacher from policy
-    as well as the judge does; null never."""
+    """Steps between shortcut probes: whether length, format or a wrong picture tells teacher from policy as well as the
+    discriminator does; null never."""
     warmup: WarmupSection = WarmupSection()
-    """The warm-up before the game."""
+    """The warm-up before adversarial training."""
 
 
 class MoEDiscriminator(_DiscriminatorSection):
@@ -110,7 +110,7 @@ class MoEDiscriminator(_DiscriminatorSection):
     noise_scale: Literal["absolute", "relative"] = "absolute"
     """Whether `noise` is absolute (paper) or a share of each weight's own standard deviation."""
     balance: NonNegativeFloat = 0.0
-    """Load-balancing coefficient in the game (0.01 in warm-up, paper)."""
+    """Load-balancing coefficient in adversarial training (0.01 in warm-up, paper)."""
 
 
 class DenseDiscriminator(_DiscriminatorSection):
@@ -142,7 +142,7 @@ class AdvantageSection(Section):
     malformed_penalty: NonNegativeFloat = 1.5
     """Taken off a malformed rollout's advantage."""
     std_floor: NonNegativeFloat = 0.0
-    """Smallest standard deviation to divide by; above 0 a judge that can't tell gives little noise."""
+    """Smallest standard deviation to divide by; above 0 a discriminator that can't tell gives little noise."""
 
 
 class StopSection(Section):

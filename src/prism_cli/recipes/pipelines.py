@@ -1,4 +1,4 @@
-"""Several stages as one run: a pipeline of steps, and a study of several roads over several seeds."""
+"""Several stages as one run: a pipeline of steps, and a study of several variants over several seeds."""
 
 from typing import Annotated, Any, Literal
 
@@ -18,15 +18,15 @@ class PipelineStep(Section):
     """Name of the step and its folder; null takes the stage's name. Unique."""
     from_: str | None = Field(default=None, alias="from")
     """The step it starts from; null takes the last training step before it, or none when `set` names a `model`."""
-    judge: str | None = None
-    """For align, the warm-up step whose discriminator it plays against; null warms one up itself."""
+    discriminator: str | None = None
+    """For align, the warm-up step whose discriminator it trains with; null warms one up itself."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Values that replace the recipe's, by dotted key."""
 
     @model_validator(mode="after")
-    def _only_align_has_a_judge(self):
-        if self.judge is not None and self.stage != "align":
-            raise ValueError("only an align step has a `judge`")
+    def _only_align_has_a_discriminator(self):
+        if self.discriminator is not None and self.stage != "align":
+            raise ValueError("only an align step has a `discriminator`")
         return self
 
 
@@ -54,7 +54,7 @@ class PipelineRecipe(Section):
 
 
 class StudyRecipe(Section):
-    """Several roads over the same seeds, measured on the same questions (`prism compare`)."""
+    """Several variants over the same seeds, measured on the same questions (`prism compare`)."""
 
     name: str
     """The study's folder is runs/<name>; a seed's shared steps are in seed-<n>/, an arm's in seed-<n>/<arm>/."""

@@ -66,7 +66,7 @@ Model = Annotated[PretrainedModel | TinyModel, Field(discriminator="type"), type
 
 
 class PartSection(Section):
-    """One part of a response, judged on its own."""
+    """One part of a response, scored on its own."""
 
     tags: tuple[str, ...] = Field(default=(), strict=False)
     """The tagged blocks it is made of, in order; none means the whole text."""

@@ -116,7 +116,7 @@ class AlignRecipe(RolloutStage):
     teacher: Teacher = OpenAITeacher()
     """Who answers the prompts."""
     discriminator: Discriminator = MoEDiscriminator()
-    """The judge of parts."""
+    """Scores the parts of a response."""
     advantage: AdvantageSection = AdvantageSection()
     """From scores to advantages."""
     stop: StopSection | None = None
@@ -131,14 +131,14 @@ class AlignRecipe(RolloutStage):
 
 
 class WarmupRecipe(Stage):
-    """A judge warmed up on pairs of teacher and policy, for later align runs (`prism discriminator warmup`)."""
+    """A discriminator warmed up on pairs of teacher and policy, for later align runs (`prism discriminator warmup`)."""
 
     data: Data | None = None
     """The prompts that policy and teacher are asked, where `discriminator.warmup.data` names no pairs."""
     teacher: Teacher | None = None
     """Who answers them."""
     discriminator: Discriminator = MoEDiscriminator()
-    """The judge, and under `warmup` its training; what concerns the game is unused."""
+    """What is trained, and under `warmup` how; what concerns adversarial training is unused."""
     max_prompt_tokens: PositiveInt = 2048
     """Longest prompt with image; longer rows are refused."""
     max_response_tokens: PositiveInt = 6144

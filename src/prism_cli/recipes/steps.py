@@ -30,35 +30,49 @@ def resolve_steps(
 
     Raises:
         RecipeError: a step's recipe is wrong, or a step starts from nothing, evaluates what is not trained, or names a
-            judge that is not warmed up.
+            discriminator that is not warmed up.
     """
-    trained, judges = dict(earlier or {}), dict(warmed or {})
-    result = []
+    trained, discriminators = dict(earlier or {}), dict(warmed or {})
+    resolved = []
     for step in steps:
         id = step.id or step.stage
-        options: dict[str, Any] = {"output": str(folder / id)}
-        if seed is not None:
-            options["seed"] = seed
+        options: dict[str, Any] = {"output": str(folder / id)} | ({} if seed is None else {"seed": seed})
         if step.stage == "eval":
-            resolved = load_step(step, base, options)
-            chosen = resolved.runs or tuple(trained)
-            if unknown := [name for name in chosen if name not in trained]:
-                raise RecipeError(f"step {id!r} evaluates {', '.join(unknown)}, no earlier training step")
-            resolved = resolved.model_copy(update={"runs": tuple(str(trained[name]) for name in chosen)})
+            recipe = load_step(step, base, options)
+            recipe = recipe.model_copy(update={"runs": _evaluated(id, recipe.runs, trained)})
         else:
-            anew = any(key.partition(".")[0] == "model" for key in step.set)
-            start = step.from_ or (list(trained)[-1] if trained and not anew else None)
-            if start is not None and start not in trained:
-                raise RecipeError(f"step {id!r} starts from {start!r}, which is no earlier training step")
-            if start is not None:
-                options["from"] = str(trained[start])
-            if step.judge is not None:
-                if step.judge not in judges:
-                    raise RecipeError(f"step {id!r} has the judge of {step.judge!r}, which is no earlier warm-up step")
-                options["discriminator.path"] = str(judges[step.judge] / DISCRIMINATOR)
-            resolved = load_step(step, base, options)
-            if start is None and resolved.from_ is None and resolved.model is None:
+            recipe = load_step(step, base, options | _start(step, trained) | _discriminator(step, discriminators))
+            if recipe.from_ is None and recipe.model is None:
                 raise RecipeError(f"step {id!r} has no model to start from", "give `model` in its recipe")
-            (judges if step.stage == "warmup" else trained)[id] = folder / id
-        result.append((step, resolved))
-    return result
+            (discriminators if step.stage == "warmup" else trained)[id] = folder / id
+        resolved.append((step, recipe))
+    return resolved
+
+
+def _evaluated(id: str, names: Sequence[str], trained: Mapping[str, Path]) -> tuple[str, ...]:
+    """The folders of the steps that an evaluation names, or of all there are."""
+    chosen = names or tuple(trained)
+    if unknown := [name for name in chosen if name not in trained]:
+        raise RecipeError(f"step {id!r} evaluates {', '.join(unknown)}, no earlier training step")
+    return tuple(str(trained[name]) for name in chosen)
+
+
+def _start(step: PipelineStep, trained: Mapping[str, Path]) -> dict[str, str]:
+    names_model = any(key.partition(".")[0] == "model" for key in step.set)
+    start = step.from_ or (list(trained)[-1] if trained and not names_model else None)
+    if start is None:
+        return {}
+    if start not in trained:
+        raise RecipeError(f"step {step.id or step.stage!r} starts from {start!r}, which is no earlier training step")
+    return {"from": str(trained[start])}
+
+
+def _discriminator(step: PipelineStep, warmed: Mapping[str, Path]) -> dict[str, str]:
+    if step.discriminator is None:
+        return {}
+    if step.discriminator not in warmed:
+        raise RecipeError(
+            f"step {step.id or step.stage!r} takes the discriminator of {step.discriminator!r}, "
+            "which is no earlier warm-up step"
+        )
+    return {"discriminator.path": str(warmed[step.discriminator] / DISCRIMINATOR)}

@@ -62,7 +62,7 @@ def read_steps(folder: Path) -> list[Step]:
     """
     folders = [path for path in sorted(folder.glob("*/")) if any((path / name).is_file() for name in FILES)]
     if read_object(folder / "run.json", []).get("stage", PIPELINE) != PIPELINE:
-        folders = [folder]  # what lies inside is the step's own, such as the warm-up of its judge
+        folders = [folder]  # what lies inside is the step's own, such as the warm-up of its discriminator
     if not folders and any((folder / name).is_file() for name in FILES):
         folders = [folder]
     if not folders:

@@ -1,4 +1,4 @@
-"""Rollouts side by side, before and after align, for the report: the same prompts, the same judge."""
+"""Rollouts side by side, before and after align, for the report: the same prompts, the same discriminator."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 SHOWN = 12
 
 
-def write_showcase(recipe: AlignRecipe, run: Run, judge: Discriminator, rows: "Dataset", desk: TeacherAnswers) -> None:
-    """Samples both policies on the first rows, scores them with the final judge, and writes showcase.jsonl."""
+def write_showcase(
+    recipe: AlignRecipe, run: Run, discriminator: Discriminator, rows: "Dataset", desk: TeacherAnswers
+) -> None:
+    """Samples both policies on the first rows, scores them with the final discriminator, and writes showcase.jsonl."""
     chosen = [rows[i] for i in range(min(SHOWN, len(rows)))]
     answers = desk.answers(chosen)
     chosen = [row for row, answer in zip(chosen, answers, strict=True) if answer is not None]
     taught = [answer for answer in answers if answer is not None]
-    before = _respond(recipe, start_policy(recipe), judge, chosen, taught, desk.grammar)
-    after = _respond(recipe, load_policy(run.model), judge, chosen, taught, desk.grammar)
+    before = _respond(recipe, start_policy(recipe), discriminator, chosen, taught, desk.grammar)
+    after = _respond(recipe, load_policy(run.model), discriminator, chosen, taught, desk.grammar)
     lines = [
         {
             "question": row["prompt"][-1]["content"],
@@ -47,7 +49,12 @@ def write_showcase(recipe: AlignRecipe, run: Run, judge: Discriminator, rows: "D
 
 
 def _respond(
-    recipe: AlignRecipe, policy: Policy, judge: Discriminator, rows: list[dict], answers: list[str], taught: Grammar
+    recipe: AlignRecipe,
+    policy: Policy,
+    discriminator: Discriminator,
+    rows: list[dict],
+    answers: list[str],
+    taught: Grammar,
 ) -> list[dict[str, Any]]:
     conversations = [multimodal(row["prompt"], row["images"]) for row in rows]
     policy.model.to(device())
@@ -63,7 +70,7 @@ def _respond(
     )
     reader = PartReader(policy.processor, policy.grammar, taught)
     scores = (
-        DiscriminatorLearner(judge)
+        DiscriminatorLearner(discriminator)
         .score(
             Comparisons(
                 prompts=[reader.prompt(conversation) for conversation in conversations],
@@ -75,7 +82,7 @@ def _respond(
         .scores
     )
     return [
-        {"text": response.text, "scores": _named(row, judge.parts)}
+        {"text": response.text, "scores": _named(row, discriminator.parts)}
         for response, row in zip(sampled, scores, strict=True)
     ]
 

@@ -180,7 +180,7 @@ def _unfit(
 
 
 def _pairs(recipe: CollectRecipe, run: Run, settings: ResponseSettings, rows: "Dataset", answers: Answers) -> Collected:
-    """Writes teacher answers beside the policy's own; right or wrong, since it is the manner that is judged."""
+    """Writes teacher answers beside the policy's own; right or wrong, since it is the manner that is compared."""
     from prism_cli.data.collected import PairsFile
     from prism_cli.data.rows import undecoded, without_instruction
 
@@ -217,8 +217,8 @@ def _policy_texts(recipe: CollectRecipe, run: Run, rows: "Dataset") -> dict[tupl
 
 
 def _columns(settings: ResponseSettings, text: str, response: Any) -> dict[str, str]:
-    """A text as it was written, which is what a judge must read, and by the columns of published pairs where it has
-    their two parts; those lose the blanks beside tags."""
+    """A text as it was written, which is what a discriminator must read, and by the columns of published pairs where it
+    has their two parts; those lose the blanks beside tags."""
     parts = response.parts if settings.grammar.parts.keys() == PUBLISHED.keys() else {}
     return {"response": text.strip(), **{PUBLISHED[name]: part for name, part in parts.items()}}
 

@@ -113,10 +113,10 @@ def _metric(pairs: list[tuple[list[list[float]], list[list[float]]]]) -> dict[st
 
 
 def _seconds(recipe: StudyRecipe, folder: Path, arm: str) -> float:
-    """What an arm's training steps took, with those it starts from beyond the shared ones and the shared warm-ups of
-    judges it plays against."""
-    judges = {step.judge for step in recipe.arms[arm]} & {step.id or step.stage for step in recipe.shared}
-    paths = [*(folder / arm).glob("*/run.json"), *(folder / str(judge) / "run.json" for judge in judges)]
+    """Seconds of an arm's training steps, with those of the steps it starts from beyond the shared ones and of the
+    shared warm-ups whose discriminators it takes."""
+    warmups = {step.discriminator for step in recipe.arms[arm]} & {step.id or step.stage for step in recipe.shared}
+    paths = [*(folder / arm).glob("*/run.json"), *(folder / str(id) / "run.json" for id in warmups)]
     manifests = [read_manifest(path.parent) for path in paths]
     own = sum(manifest.get("seconds", 0.0) for manifest in manifests if manifest["stage"] != "eval")
     return own + sum(_seconds(recipe, folder, other) for other in recipe.arms_before(arm))

@@ -1,4 +1,4 @@
-"""`prism discriminator create`: a cold judge's folder from a dense model, and how near the two are."""
+"""`prism discriminator create`: a cold discriminator's folder from a dense model, and how near the two are."""
 
 import json
 import os
@@ -20,7 +20,7 @@ class Creation(NamedTuple):
 
     Attributes:
         source: A dense Qwen3-VL: a run, a folder or a hub id.
-        output: The judge's folder.
+        output: The discriminator's folder.
         upcycling: Arguments of `Upcycling`.
         reading: How it is read: `readout`, `dropout`.
         head_std: Standard deviation of the head's weights.
@@ -58,7 +58,7 @@ def check(creation: Creation) -> Plan:
 
 
 def create(creation: Creation) -> None:
-    """Makes the judge's folder and says what came of it.
+    """Makes the discriminator's folder and says what came of it.
 
     Raises:
         PrismError: see `check`; hidden states that differ although there is no noise.

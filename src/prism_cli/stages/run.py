@@ -79,7 +79,7 @@ def check_step(step: PipelineStep, resolved: Any) -> None:
     Raises:
         PrismError: see the stage's `check`.
     """
-    if step.judge is not None:
+    if step.discriminator is not None:
         resolved = resolved.model_copy(
             update={"discriminator": resolved.discriminator.model_copy(update={"path": None})}
         )

@@ -132,7 +132,7 @@ def _pipeline(recipe: PipelineRecipe, base: Path, folder: str) -> Shrunken:
 
     steps, models, told = [], {}, []
     for step, resolved in resolve_steps(recipe.steps, base, Path(folder), recipe.seed):
-        changes, needed = _changes(resolved, pending=True, judge_pending=step.judge is not None)
+        changes, needed = _changes(resolved, pending=True, judge_pending=step.discriminator is not None)
         models |= {model.folder: model for model in needed}
         steps.append(step.model_copy(update={"set": {**step.set, **changes}}))
         told.append(f"{step.id or step.stage}: {in_words(resolved, changes)}")

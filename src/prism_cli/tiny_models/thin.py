@@ -80,7 +80,7 @@ def write_shrunken(folder: Path, large: Mapping[str, Any], vocabulary: Sequence[
     """Writes a thin model's folder, as `from_pretrained` opens it; one that is there is left alone.
 
     The model has learned to say words in blocks of these tags: one that never keeps the form of a response would have
-    none that could be judged.
+    none that could be scored.
 
     Args:
         folder: Where.

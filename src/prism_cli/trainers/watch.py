@@ -185,7 +185,7 @@ class WatchedLearner:
                 own, others = mean_interval(judge), mean_interval(found)
                 # As good as the judge: both can tell, and the judge is not clearly better.
                 suffices = min(own.low, others.low) > 0.5 and paired_difference(found, judge).low <= 0
-                metrics.setdefault(f"shortcuts/judge/{part}", own.value)
+                metrics.setdefault(f"shortcuts/discriminator/{part}", own.value)
                 metrics[f"shortcuts/{probe}/{part}"] = others.value
                 metrics[f"shortcuts/{probe}_suffices/{part}"] = float(suffices)
         return metrics

@@ -1,4 +1,4 @@
-"""Synthetic picture worlds whose truth is known: data, teacher and judge in one."""
+"""Synthetic picture worlds whose truth is known: data, teacher and verdicts in one."""
 
 from prism_cli.errors import DataError
 from prism_cli.worlds.shapes import Example, Probe, Shapes

@@ -95,7 +95,7 @@ def trained(folder, kind, zero, micro_batch, checkpointing=False):
     return {"judged": judged, "step": one.step}
 
 
-# Kind of judge, ZeRO stage, rollouts a pass, and whether activations are computed again.
+# Kind of discriminator, ZeRO stage, rollouts a pass, and whether activations are computed again.
 CASES = [
     ("dense", None, 16, False),
     ("dense", 2, 16, False),
@@ -108,7 +108,7 @@ CASES = [
 
 
 def continued(folder, zero):
-    """The third step straight on, and after a restart before it; and how a judge laid out otherwise takes the same
+    """The third step straight on, and after a restart before it; and what a learner laid out otherwise says to the same
     checkpoint."""
     options = {"zero": zero, "dropout": 0.1, "schedule": "cosine", "warmup_steps": 1, "total_steps": 4}
     straight = learner("dense", **options)
@@ -192,13 +192,13 @@ def all_cases(folder):
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("judges")
+    folder = tmp_path_factory.mktemp("discriminators")
     return folder, *pair(all_cases, folder)
 
 
 @pytest.fixture(scope="module")
 def alone():
-    """The same steps on one process, by kind of judge."""
+    """The same steps on one process, by kind of discriminator."""
     found = {}
     for kind in ("dense", "moe"):
         one = learner(kind, weight_decay=0.1)
