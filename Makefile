@@ -25,7 +25,7 @@ test-more: test-distributed test-browser  ## what takes minutes, a browser, or p
 	$(MAKE) --jobs 2 --output-sync test-lmms test-vllm
 
 test-distributed: $(STAMP)  ## two processes: ZeRO, launch, signals
-	$(PYTEST) -m distributed tests/distributed tests/e2e/test_shrunken.py
+	$(PYTEST) -m distributed tests/distributed tests/e2e/test_scaled_down.py
 
 test-browser: $(STAMP)  ## the report page in headless Chromium, which must be installed
 	$(PYTEST) tests/browser

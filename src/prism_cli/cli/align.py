@@ -2,7 +2,7 @@
 
 from prism_cli.cli import options
 from prism_cli.cli.conduct import conduct, resolve
-from prism_cli.cli.shrink import shrunk
+from prism_cli.cli.shrink import scaled_down
 from prism_cli.cli.words import sort_words
 
 
@@ -43,5 +43,5 @@ def align(
     )
     recipe = resolve("align", sort_words(words), chosen, *(() if shrink else ("sft",)))
     if shrink:
-        recipe = shrunk("align", recipe, write=not dry_run and teacher_preview is None)
+        recipe = scaled_down("align", recipe, write=not dry_run and teacher_preview is None)
     conduct("align", recipe, dry_run, resume, preview=teacher_preview, sbatch=sbatch)

@@ -7,7 +7,7 @@ import typer
 
 from prism_cli.cli import options
 from prism_cli.cli.conduct import conduct, print_plan, resolve
-from prism_cli.cli.shrink import shrunk
+from prism_cli.cli.shrink import scaled_down
 from prism_cli.cli.words import sort_words
 
 discriminator = typer.Typer(name="discriminator", help="Make a discriminator, warm one up.", no_args_is_help=True)
@@ -101,5 +101,5 @@ def warmup(
     )
     recipe = resolve("warmup", sort_words(words), chosen, *(() if shrink else ("sft",)))
     if shrink:
-        recipe = shrunk("warmup", recipe, write=not dry_run and teacher_preview is None)
+        recipe = scaled_down("warmup", recipe, write=not dry_run and teacher_preview is None)
     conduct("warmup", recipe, dry_run, resume, preview=teacher_preview)

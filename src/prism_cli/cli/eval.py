@@ -8,7 +8,7 @@ from rich import get_console, reconfigure
 
 from prism_cli.cli import options
 from prism_cli.cli.conduct import conduct, resolve
-from prism_cli.cli.shrink import shrunk
+from prism_cli.cli.shrink import scaled_down
 from prism_cli.cli.words import Words, sort_words
 
 RunsAndWords = Annotated[
@@ -80,7 +80,7 @@ def eval_(
         sorted_words.overrides.append("attribution=greedy")
     recipe = resolve("eval", sorted_words, chosen)
     if shrink:
-        recipe = shrunk("eval", recipe, write=not dry_run and teacher_preview is None)
+        recipe = scaled_down("eval", recipe, write=not dry_run and teacher_preview is None)
     conduct("eval", recipe, dry_run, resume, preview=teacher_preview)
     if dry_run or teacher_preview is not None:
         return

@@ -61,8 +61,8 @@ ShrinkOption = Annotated[
     bool,
     typer.Option(
         "--shrink",
-        help="Run the recipe small: a thin random model of the same kind, rows and teacher of the picture world, two "
-        "steps. Fetches nothing; a minute or two on a CPU.",
+        help="Scale the recipe down: a small random model of the same kind, rows and teacher of the picture world, two "
+        "steps. Downloads nothing; takes a minute or two on a CPU.",
     ),
 ]
 SbatchOption = Annotated[

@@ -6,7 +6,7 @@ import typer
 
 from prism_cli.cli import options
 from prism_cli.cli.conduct import conduct, resolve
-from prism_cli.cli.shrink import shrunk
+from prism_cli.cli.shrink import scaled_down
 from prism_cli.cli.words import sort_words
 
 
@@ -40,7 +40,7 @@ def rl(
     chosen = options.given(model=model, data=data, from_=from_, output=output, max_steps=max_steps, seed=seed)
     recipe = resolve("rl", sort_words(words), chosen, *(() if shrink else ("align", "sft")))
     if shrink:
-        recipe = shrunk("rl", recipe, write=not dry_run)
+        recipe = scaled_down("rl", recipe, write=not dry_run)
     if audit:
         _audit(recipe, as_json)
     else:

@@ -2,7 +2,7 @@
 
 from prism_cli.cli import options
 from prism_cli.cli.conduct import conduct
-from prism_cli.cli.shrink import shrunk
+from prism_cli.cli.shrink import scaled_down
 from prism_cli.cli.words import sort_words
 
 
@@ -27,5 +27,5 @@ def run(
     file = find_recipe("run", sorted_words.recipe)
     base = file.parent if file else None
     if shrink:
-        recipe = shrunk("run", recipe, write=not dry_run, base=base)
+        recipe = scaled_down("run", recipe, write=not dry_run, base=base)
     conduct("run", recipe, dry_run, resume, base=base, sbatch=sbatch)

@@ -2,7 +2,7 @@
 
 from prism_cli.cli import options
 from prism_cli.cli.conduct import conduct, resolve
-from prism_cli.cli.shrink import shrunk
+from prism_cli.cli.shrink import scaled_down
 from prism_cli.cli.words import sort_words
 
 
@@ -42,5 +42,5 @@ def sft(
     )
     recipe = resolve("sft", sort_words(words), chosen)
     if shrink:
-        recipe = shrunk("sft", recipe, write=not dry_run and teacher_preview is None)
+        recipe = scaled_down("sft", recipe, write=not dry_run and teacher_preview is None)
     conduct("sft", recipe, dry_run, resume, preview=teacher_preview, sbatch=sbatch)

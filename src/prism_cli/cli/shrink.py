@@ -1,4 +1,4 @@
-"""`--shrink`: the recipe a command goes on with when it is to run small."""
+"""`--shrink`: a command's recipe scaled down."""
 
 from pathlib import Path
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from rich.console import Console
 
 
-def shrunk(stage: str, recipe: Any, write: bool, base: Path | None = None) -> Any:
-    """The recipe made small, what changed said in a line a stage, its thin models written.
+def scaled_down(stage: str, recipe: Any, write: bool, base: Path | None = None) -> Any:
+    """The recipe scaled down; prints a line for each stage that says what changed.
 
     Args:
         stage: Its stage.
         recipe: The resolved recipe.
-        write: Whether its models are to be written; a dry run writes nothing.
+        write: Whether its models are written; a dry run writes nothing.
         base: Folder of a pipeline's file.
 
     Raises:
@@ -20,10 +20,10 @@ def shrunk(stage: str, recipe: Any, write: bool, base: Path | None = None) -> An
     """
     from prism_cli.stages import shrink
 
-    small = shrink.shrunken(stage, recipe, base)
+    small = shrink.scaled_down(stage, recipe, base)
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     for change in small.changes:
-        console.print(f"shrunken: {change}")
+        console.print(f"scaled down: {change}")
     if write:
         shrink.write_models(small.models)
     return small.recipe

@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from prism_cli.recipes.section import Fraction, Section, UserPath, type_if_absent
+from prism_cli.recipes.section import Fraction, Section, UserPath, at_most, instead, type_if_absent
 from prism_cli.recipes.sections import FileData
 
 
@@ -27,15 +27,15 @@ class DiscriminatorLoRA(Section):
 class WarmupSection(Section):
     """Bradley-Terry training of the discriminator on pairs, before adversarial training."""
 
-    data: FileData | None = None
+    data: Annotated[FileData | None, instead(None)] = None
     """Rows with `teacher_…` and `student_…` texts, as `prism collect --from RUN` writes them and as published; null
     samples the policy and asks the teacher."""
-    pairs: PositiveInt = 120000
+    pairs: Annotated[PositiveInt, at_most(16)] = 120000
     """Pairs (teacher part, policy part) to train on; of a file, at most."""
-    epochs: PositiveInt = 1
+    epochs: Annotated[PositiveInt, at_most(1)] = 1
     """Passes over the pairs at most; the learning rate falls over all of them, so with `stop_in` a discriminator that
     learns slowly gets the steps it needs."""
-    batch_size: PositiveInt = 128
+    batch_size: Annotated[PositiveInt, at_most(8)] = 128
     """Pairs a step."""
     learning_rate: PositiveFloat = 1e-5
     """Peak learning rate, cosine schedule."""
@@ -44,11 +44,11 @@ class WarmupSection(Section):
     temperature: PositiveFloat = 1.0
     """Temperature at which the policy's side is sampled; above 1 more of its texts differ from the teacher's, so that a
     small discriminator learns from fewer pairs."""
-    held_out: PositiveInt = 64
+    held_out: Annotated[PositiveInt, at_most(8)] = 64
     """Pairs kept aside to measure the discriminator's accuracy; of a file, its first."""
     measure_every: PositiveInt = 100
     """Steps between measurements on the pairs kept aside."""
-    stop_in: Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None = None
+    stop_in: Annotated[Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None, instead(None)] = None
     """Ends the warm-up at the first measurement in which the discriminator's accuracy is at least the first number in
     every part, such as [0.7, 0.85]; above the second it is called saturated. Null trains on all pairs."""
     checkpoint_every: PositiveInt = 100
@@ -90,7 +90,7 @@ class _DiscriminatorSection(Section):
     """Gradient clip."""
     micro_batch: PositiveInt = 16
     """Rollouts a forward pass; bounds memory, changes no result."""
-    probe_every: PositiveInt | None = 50
+    probe_every: Annotated[PositiveInt | None, at_most(1)] = 50
     """Steps between shortcut probes: whether length, format or a wrong picture tells teacher from policy as well as the
     discriminator does; null never."""
     warmup: WarmupSection = WarmupSection()

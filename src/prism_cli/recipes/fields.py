@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from itertools import compress
 from types import NoneType
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from prism_cli.recipes.section import Section
 
+T = TypeVar("T")
 # The keys that tell the sections of a union apart.
 TAGS = ("type", "engine")
 
@@ -90,6 +91,12 @@ def value_at(values: Any, path: Sequence[str | int]) -> Any:
 def may_be_null(annotation: Any) -> bool:
     """Whether null is a value."""
     return annotation is None or NoneType in get_args(annotation)
+
+
+def metadata(section: type[Section], name: str, kind: type[T]) -> T | None:
+    """What of a kind a field's `Annotated` type carries; a field that only changes a default has its base's."""
+    fields = (base.model_fields.get(name) for base in section.__mro__ if issubclass(base, Section))
+    return next((one for field in fields if field for one in field.metadata if isinstance(one, kind)), None)
 
 
 def description(section: type[Section], name: str) -> str:

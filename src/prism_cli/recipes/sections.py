@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from prism_cli.recipes.section import Fraction, Section, UserPath, type_if_absent
+from prism_cli.recipes.section import Fraction, ScaledDown, Section, UserPath, instead, type_if_absent
 from prism_cli.responses import Grammar, Part
 
 
@@ -26,7 +26,7 @@ class LoRA(Section):
     """Dropout on the adapters' input."""
     vision: bool = False
     """Adapters on the vision tower's linear layers too. They are merged all the same; vLLM can't serve them apart."""
-    bits: Literal[4] | None = None
+    bits: Annotated[Literal[4] | None, instead(None)] = None
     """4 holds the language model's frozen weights in 4 bits (QLoRA): an NVIDIA GPU and `pip install bitsandbytes`. The
     final model is the adapters in the whole weights, not in the rounded ones. Null keeps the weights as they are."""
 
@@ -173,3 +173,20 @@ class MixtureData(Section):
 
 
 Data = Annotated[WorldData | FileData | MixtureData, Field(discriminator="type"), type_if_absent("file")]
+
+
+def world_rows(split: Literal["train", "tune", "test"], size: int, null: bool = True) -> ScaledDown:
+    """Rows of the picture world in place of any others; a mixture keeps its sources and their shares."""
+
+    def rows(data: WorldData | FileData | MixtureData | None) -> WorldData | MixtureData:
+        if isinstance(data, MixtureData):
+            shares = {name: (one.weight, one.count and min(one.count, size)) for name, one in data.sources.items()}
+            sources: dict[str, MixtureSource] = {
+                name: WorldSource(type="world", split=split, size=size, seed=seed, weight=weight, count=count)
+                for seed, (name, (weight, count)) in enumerate(shares.items())
+            }
+            return MixtureData(type="mixture", sources=sources)
+        seed = data.seed if isinstance(data, WorldData) else 0
+        return WorldData(type="world", split=split, size=size, seed=seed)
+
+    return ScaledDown(rows, null)

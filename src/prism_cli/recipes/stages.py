@@ -1,4 +1,4 @@
-"""What a user may write for each stage. Field names are the CLI's override keys (`key.path=value`)."""
+"""Recipes of the stages: what a user may write for each. Field names are the override keys (`key.path=value`)."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,12 +6,12 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from prism_cli.recipes.alignment import AdvantageSection, Discriminator, MoEDiscriminator, StopSection
 from prism_cli.recipes.benchmarks import BenchmarksSection
-from prism_cli.recipes.generation import Generation
+from prism_cli.recipes.generation import Generation, TransformersEngine
 from prism_cli.recipes.launch import LaunchSection
 from prism_cli.recipes.pipelines import PipelineRecipe, StudyRecipe
-from prism_cli.recipes.section import Fraction, Section, UserPath, type_if_absent
-from prism_cli.recipes.sections import Data, ImageSection, LoRA, Model, ResponseSection
-from prism_cli.recipes.teachers import EmbeddedTeacher, LLMJudge, OpenAITeacher, Teacher
+from prism_cli.recipes.section import Fraction, Section, UserPath, at_most, instead, type_if_absent
+from prism_cli.recipes.sections import Data, ImageSection, LoRA, Model, ResponseSection, world_rows
+from prism_cli.recipes.teachers import EmbeddedTeacher, LLMJudge, OpenAITeacher, Teacher, oracle
 from prism_cli.recipes.training import (
     GRPO,
     Algorithm,
@@ -21,139 +21,149 @@ from prism_cli.recipes.training import (
     SFTOptimizerSection,
 )
 
+TrainingRows = Annotated[Data | None, world_rows("train", 32)]
+TestRows = Annotated[Data | None, world_rows("test", 8)]
+Engine = Annotated[Generation | None, instead(TransformersEngine(engine="transformers"))]
+Launch = Annotated[LaunchSection, instead(LaunchSection())]
+BatchSize = Annotated[PositiveInt, at_most(8)]
+PromptTokens = Annotated[PositiveInt, at_most(128)]
+ResponseTokens = Annotated[PositiveInt, at_most(32)]
+
 
 class Stage(Section):
-    """What every stage has."""
+    """What the stages that start from a model share: SFT, align, RL and the discriminator's warm-up."""
 
     model: Model | None = None
-    """The model to start from; null when `from` names a run."""
+    """Model to start from; null when `from` names a run."""
     from_: UserPath | None = Field(default=None, alias="from")
-    """A run folder (or `RUN@step`) whose final model, processor, parts and image budget this stage starts from."""
+    """Run folder (or `RUN@step`) to start from: its final model, processor, parts and image budget."""
     response: ResponseSection | None = None
-    """Parts and instruction; null takes those of the run it starts from, else the default grammar."""
+    """Parts and instruction; null takes those of the run in `from`, else the default grammar."""
     image: ImageSection | None = None
-    """Image budget; null takes that of the run it starts from, else the default."""
+    """Image budget; null takes that of the run in `from`, else the default."""
     output: UserPath | None = None
     """Run folder; null gives runs/<stage>."""
     seed: NonNegativeInt = 0
-    """Seed of everything random in the stage."""
+    """Random seed of the stage."""
 
     @model_validator(mode="after")
     def _one_start(self):
         if self.model is not None and self.from_ is not None:
             raise ValueError("`model` and `from` both say where to start; keep one")
         if self.from_ is not None and (self.response is not None or self.image is not None):
-            raise ValueError("`response` and `image` come with the run in `from`; they are one setting in all stages")
+            raise ValueError("`response` and `image` come with the run in `from`; they are the same in all stages")
         return self
 
 
 class TrainingStage(Stage):
-    """What SFT, align and RL share."""
+    """What SFT, align and RL share: data, optimiser, checkpoints, processes."""
 
-    data: Data | None = None
+    data: TrainingRows = None
     """Training rows."""
-    eval_data: Data | None = None
+    eval_data: Annotated[Data | None, world_rows("tune", 8, null=False)] = None
     """Held-out rows for the evaluation during training."""
     optimizer: OptimizerSection = OptimizerSection()
-    """AdamW and its schedule."""
-    max_steps: PositiveInt | None = None
-    """Optimiser steps; null runs the data `epochs` times."""
+    """AdamW and its learning-rate schedule."""
+    max_steps: Annotated[PositiveInt | None, instead(2)] = None
+    """Optimiser steps; null trains `epochs` passes over the data."""
     epochs: PositiveFloat = 1.0
     """Passes over the data when `max_steps` is null."""
     checkpoint: CheckpointSection = CheckpointSection()
     """When to evaluate and save."""
     lora: LoRA | None = None
-    """Train adapters instead of all weights."""
-    log_every: PositiveInt = 1
+    """Train low-rank adapters instead of all weights."""
+    log_every: Annotated[PositiveInt, at_most(1)] = 1
     """Steps between lines of metrics.jsonl."""
-    launch: LaunchSection = LaunchSection()
+    launch: Launch = LaunchSection()
     """Processes, nodes and sharding."""
     trainer: dict[str, Any] = Field(default_factory=dict)
-    """Further options of TRL's config (SFTConfig or GRPOConfig), by their own names."""
+    """Further options of TRL's config (SFTConfig or GRPOConfig), by TRL's names."""
 
 
 class SFTRecipe(TrainingStage):
     """Supervised fine-tuning on demonstrations (`prism sft`)."""
 
-    teacher: Teacher | None = None
-    """Null: demonstrations stand in the data. Else the data's prompts are answered by this teacher (kept answers are
-    not asked again), and its answers are the demonstrations."""
+    teacher: Annotated[Teacher | None, oracle()] = None
+    """Null: the data contains the demonstrations. Otherwise this teacher answers the data's prompts, and its answers
+    are the demonstrations; stored answers are reused."""
     optimizer: SFTOptimizerSection = SFTOptimizerSection()
-    batch_size: PositiveInt = 2
-    """Rows a device and forward pass."""
-    gradient_accumulation: PositiveInt = 1
-    """Forward passes a step."""
-    max_tokens: PositiveInt = 8192
-    """Longest row, prompt with image and response; a longer row is refused, never cut."""
+    batch_size: BatchSize = 2
+    """Rows per device and forward pass."""
+    gradient_accumulation: Annotated[PositiveInt, at_most(2)] = 1
+    """Forward passes per optimiser step."""
+    max_tokens: Annotated[PositiveInt, at_most(256)] = 8192
+    """Maximum tokens of a row: prompt, image and response. Longer rows are refused, never truncated."""
 
 
 class RolloutStage(TrainingStage):
     """What align and RL share: rollouts of the policy on prompts."""
 
-    prompts_per_step: PositiveInt
-    """Prompts an optimiser step."""
-    rollouts: Annotated[int, Field(ge=2)] = 16
-    """Rollouts a prompt."""
-    micro_batch: PositiveInt = 4
-    """Rollouts a forward pass of the policy's update, per process; bounds memory."""
-    max_prompt_tokens: PositiveInt = 2048
-    """Longest prompt with image; longer rows are refused."""
-    max_response_tokens: PositiveInt
-    """Longest rollout."""
+    prompts_per_step: Annotated[PositiveInt, at_most(2)]
+    """Prompts per optimiser step."""
+    rollouts: Annotated[int, Field(ge=2), at_most(4)] = 16
+    """Rollouts per prompt."""
+    micro_batch: Annotated[PositiveInt, at_most(1)] = 4
+    """Rollouts per process and forward pass of the policy's update; limits memory."""
+    max_prompt_tokens: PromptTokens = 2048
+    """Maximum tokens of a prompt with its image; longer rows are refused."""
+    max_response_tokens: ResponseTokens
+    """Maximum tokens of a rollout."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature of the rollouts."""
-    generation: Generation | None = None
-    """What generates the rollouts; null takes vLLM where it is installed and can serve the model, else transformers."""
+    generation: Engine = None
+    """Engine that generates the rollouts; null takes vLLM where it is installed and supports the model, else
+    transformers."""
     kl: NonNegativeFloat = 0.0
-    """Weight of the KL divergence to the starting policy."""
-    rollouts_every: PositiveInt | None = 25
-    """Steps between rollouts that are kept with their pictures for the report; null keeps none."""
+    """Weight of the KL divergence from the starting policy."""
+    rollouts_every: Annotated[PositiveInt | None, at_most(1)] = 25
+    """Steps between rollouts saved with their pictures for the report; null saves none."""
 
 
 class AlignRecipe(RolloutStage):
-    """Alignment to a black-box teacher's texts (`prism align`)."""
+    """Alignment to the texts of a black-box teacher (`prism align`)."""
 
-    teacher: Teacher = OpenAITeacher()
-    """Who answers the prompts."""
+    teacher: Annotated[Teacher, oracle()] = OpenAITeacher()
+    """Teacher that answers the prompts."""
     discriminator: Discriminator = MoEDiscriminator()
-    """Scores the parts of a response."""
+    """Discriminator that scores each part of a response."""
     advantage: AdvantageSection = AdvantageSection()
     """From scores to advantages."""
     stop: StopSection | None = None
-    """When to end before `max_steps`; null trains all steps."""
+    """Early stopping; null trains all steps."""
     max_steps: PositiveInt | None = 500
     prompts_per_step: PositiveInt = 4
     max_response_tokens: PositiveInt = 6144
     clip: PositiveFloat = 0.2
-    """Ratio clip around 1."""
+    """Clip range of the probability ratio around 1."""
     dual_clip: PositiveFloat | None = 3.0
-    """Upper bound on the ratio for negative advantages."""
+    """Upper bound of the ratio for negative advantages; null for none."""
 
 
 class WarmupRecipe(Stage):
-    """A discriminator warmed up on pairs of teacher and policy, for later align runs (`prism discriminator warmup`)."""
+    """A discriminator trained on pairs of teacher and policy, for later align runs (`prism discriminator warmup`)."""
 
-    data: Data | None = None
-    """The prompts that policy and teacher are asked, where `discriminator.warmup.data` names no pairs."""
-    teacher: Teacher | None = None
-    """Who answers them."""
+    data: TrainingRows = None
+    """Prompts for policy and teacher, unless `discriminator.warmup.data` names pairs."""
+    # Published pairs are not read with --shrink, so a teacher is needed in any case.
+    teacher: Annotated[Teacher | None, oracle(null=True)] = None
+    """Teacher that answers the prompts."""
     discriminator: Discriminator = MoEDiscriminator()
-    """What is trained, and under `warmup` how; what concerns adversarial training is unused."""
-    max_prompt_tokens: PositiveInt = 2048
-    """Longest prompt with image; longer rows are refused."""
-    max_response_tokens: PositiveInt = 6144
-    """Longest response of the policy."""
-    batch_size: PositiveInt = 16
+    """The discriminator and, under `warmup`, its training. Settings of adversarial training are unused."""
+    max_prompt_tokens: PromptTokens = 2048
+    """Maximum tokens of a prompt with its image; longer rows are refused."""
+    max_response_tokens: ResponseTokens = 6144
+    """Maximum tokens of the policy's responses."""
+    batch_size: BatchSize = 16
     """Responses generated at once."""
-    launch: LaunchSection = LaunchSection()
+    launch: Launch = LaunchSection()
     """Processes, nodes and sharding."""
 
 
 class RLRecipe(RolloutStage):
-    """Reinforcement with verifiable rewards (`prism rl`)."""
+    """Reinforcement learning with verifiable rewards (`prism rl`)."""
 
     algorithm: Algorithm = GRPO()
-    """Which policy-gradient preset."""
+    """Policy-gradient algorithm."""
     rewards: RewardsSection = RewardsSection()
     """Weights of the rewards."""
     max_steps: PositiveInt | None = 1500
@@ -161,99 +171,93 @@ class RLRecipe(RolloutStage):
     max_response_tokens: PositiveInt = 8192
 
 
-class EvalRecipe(Section):
-    """Sampled evaluation of one or several runs on the same questions (`prism eval`)."""
+class SamplingStage(Section):
+    """What eval, drift and curation share: responses sampled from finished runs."""
 
-    runs: tuple[UserPath, ...] = Field(default=(), strict=False)
-    """Run folders (or `RUN@step`) to evaluate; paired differences are taken between all of them."""
-    data: Data | None = None
+    data: TestRows = None
     """Held-out rows."""
-    benchmarks: BenchmarksSection | None = None
-    """Published benchmarks through lmms-eval, beside `data` or in its place."""
-    teacher: Teacher | None = None
-    """Who to measure the distance to; null measures no distance."""
-    llm_judge: LLMJudge | None = None
-    """Asked where the rules find a free-text answer wrong: does it mean the same? An answer it gives no verdict on is
-    left out and counted. Null: the rules alone decide."""
-    samples: NonNegativeInt = 4
-    """Samples a question at `temperature`; 0 for greedy only."""
-    greedy: bool = True
-    """Also answer each question greedily."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature."""
-    max_response_tokens: PositiveInt = 8192
-    """Longest response."""
-    batch_size: PositiveInt = 8
-    """Responses generated at once, by transformers."""
-    generation: Generation | None = None
-    """What generates; null takes vLLM where it is installed and can serve the model, else transformers."""
-    attribution: Literal["greedy", "all"] | None = None
-    """Find why answers are wrong (docs/evaluation.md): of greedy ones, or of sampled ones too. Null: don't."""
+    max_response_tokens: ResponseTokens = 8192
+    """Maximum tokens of a response."""
+    batch_size: BatchSize = 8
+    """Responses generated at once by transformers; vLLM schedules its own."""
+    generation: Engine = None
+    """Generation engine; null takes vLLM where it is installed and supports the model, else transformers."""
     output: UserPath | None = None
-    """Run folder; null gives runs/eval."""
+    """Run folder; null gives runs/<stage>."""
     seed: NonNegativeInt = 0
-    """Seed of the sampling."""
+    """Random seed of the stage."""
+
+
+class EvalRecipe(SamplingStage):
+    """Evaluation of one or several runs on the same questions (`prism eval`)."""
+
+    runs: tuple[UserPath, ...] = Field(default=(), strict=False)
+    """Run folders (or `RUN@step`) to evaluate; paired differences are computed between all of them."""
+    benchmarks: Annotated[BenchmarksSection | None, instead(None)] = None
+    """Published benchmarks through lmms-eval, in addition to `data` or without it."""
+    teacher: Annotated[Teacher | None, oracle()] = None
+    """Teacher for the likelihood of its answers under the policy; null leaves that out."""
+    llm_judge: Annotated[LLMJudge | None, instead(None)] = None
+    """LLM that decides whether a free-text answer means the same as an accepted one, where the rules find it wrong. An
+    answer without a verdict is excluded and counted. Null: the rules alone decide."""
+    samples: Annotated[NonNegativeInt, at_most(2)] = 4
+    """Sampled responses per question, at `temperature`; 0 for greedy only."""
+    greedy: bool = True
+    """Whether each question is also answered greedily."""
+    attribution: Literal["greedy", "all"] | None = None
+    """Find the cause of wrong answers (docs/evaluation.md): of the greedy ones, or of all. Null: don't."""
 
 
 class CollectRecipe(Section):
-    """Demonstrations distilled from a teacher, or pairs for the discriminator's warm-up (`prism collect`)."""
+    """Demonstrations from a teacher, or pairs for the discriminator's warm-up (`prism collect`)."""
 
-    data: Data | None = None
-    """The prompts."""
-    teacher: Annotated[OpenAITeacher | EmbeddedTeacher, Field(discriminator="type"), type_if_absent("openai")] = (
-        OpenAITeacher()
-    )
-    """Who answers them."""
+    data: TrainingRows = None
+    """Prompts."""
+    teacher: Annotated[
+        OpenAITeacher | EmbeddedTeacher, Field(discriminator="type"), type_if_absent("openai"), oracle()
+    ] = OpenAITeacher()
+    """Teacher that answers the prompts."""
     response: ResponseSection = ResponseSection()
-    """The parts the answers must have."""
+    """Parts that the answers must have."""
     from_: UserPath | None = Field(default=None, alias="from")
-    """A run whose policy is sampled beside the teacher: the result is pairs to warm a discriminator up on. Null
-    collects demonstrations."""
-    samples: PositiveInt = 1
-    """Teacher answers a prompt."""
+    """Run whose policy answers the same prompts: the result is pairs for the discriminator's warm-up. Null collects
+    demonstrations."""
+    samples: Annotated[PositiveInt, at_most(2)] = 1
+    """Teacher answers per prompt."""
     keep: Literal["right", "well_formed"] = "right"
-    """`right`: well-formed and right by the verifier, for rows that have an answer to verify against."""
-    max_response_tokens: PositiveInt = 6144
-    """Longest response of the policy, for pairs."""
+    """`right` keeps well-formed answers that the verifier accepts, where the row has a reference answer; `well_formed`
+    keeps all well-formed ones."""
+    max_response_tokens: ResponseTokens = 6144
+    """Maximum tokens of the policy's responses, for pairs."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature of the policy, for pairs."""
-    batch: bool = False
-    """Ask through the provider's batch endpoint: cheaper, answered within a day."""
+    batch: Annotated[bool, instead(False)] = False
+    """Use the provider's batch endpoint: cheaper, answered within a day."""
     output: UserPath | None = None
     """Folder of the collection; null gives runs/collect."""
     seed: NonNegativeInt = 0
-    """Seed of the policy's sampling."""
+    """Random seed of the policy's sampling."""
 
 
-class CurateRecipe(Section):
-    """Prompts chosen by how often a policy solves them (`prism data curate`)."""
+class CurateRecipe(SamplingStage):
+    """Prompts selected by how often a policy solves them (`prism data curate`)."""
 
     from_: UserPath | None = Field(default=None, alias="from")
-    """The run whose policy is sampled."""
-    data: Data | None = None
-    """Rows with answers to verify against."""
-    samples: PositiveInt = 8
-    """Responses a prompt."""
+    """Run whose policy is sampled."""
+    data: TrainingRows = None
+    """Rows with reference answers."""
+    samples: Annotated[PositiveInt, at_most(2)] = 8
+    """Responses per prompt."""
     keep: Literal["band", "hard"] = "band"
-    """`band`: prompts whose pass rate lies in `band`, for RL. `hard`: those never solved, to put to a teacher."""
+    """`band` keeps prompts whose pass rate lies in `band`, for RL; `hard` those never solved, for a teacher."""
     band: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.2, 0.8)
-    """Lowest and highest pass rate that is kept, both included."""
-    temperature: PositiveFloat = 1.0
-    """Sampling temperature."""
-    max_response_tokens: PositiveInt = 8192
-    """Longest response."""
-    batch_size: PositiveInt = 8
-    """Responses generated at once, by transformers."""
-    generation: Generation | None = None
-    """What generates; null takes vLLM where it is installed and can serve the model, else transformers."""
-    output: UserPath | None = None
-    """Folder of the set; null gives runs/curate."""
-    seed: NonNegativeInt = 0
-    """Seed of the sampling."""
+    """Lowest and highest pass rate to keep, both included."""
 
     @property
     def kept_counts(self) -> list[int]:
-        """How many of a kept prompt's samples may be right."""
+        """Numbers of right samples with which a prompt is kept."""
         low, high = (0.0, 0.0) if self.keep == "hard" else self.band
         return [right for right in range(self.samples + 1) if low <= right / self.samples <= high]
 
@@ -270,29 +274,18 @@ class CurateRecipe(Section):
         return self
 
 
-class DriftRecipe(Section):
-    """How far one or several runs are from the teacher, part by part, from texts alone (`prism drift`)."""
+class DriftRecipe(SamplingStage):
+    """Distance of one or several runs from the teacher, for each part, from texts alone (`prism drift`)."""
 
     runs: tuple[UserPath, ...] = Field(default=(), strict=False)
     """Run folders (or `RUN@step`) to measure, all on the same prompts."""
-    data: Data | None = None
-    """Held-out prompts, ten at least; hundreds give a narrow interval."""
-    teacher: Teacher = OpenAITeacher()
-    """Whose answers they are compared with."""
-    samples: PositiveInt = 4
-    """Responses a prompt and run."""
-    temperature: PositiveFloat = 1.0
-    """Sampling temperature."""
-    max_response_tokens: PositiveInt = 6144
-    """Longest response."""
-    batch_size: PositiveInt = 8
-    """Responses generated at once, by transformers."""
-    generation: Generation | None = None
-    """What generates; null takes vLLM where it is installed and can serve the model, else transformers."""
-    output: UserPath | None = None
-    """Run folder; null gives runs/drift."""
-    seed: NonNegativeInt = 0
-    """Seed of sampling, folds and resampling."""
+    data: TestRows = None
+    """Held-out prompts, at least ten; hundreds give a narrow interval."""
+    teacher: Annotated[Teacher, oracle()] = OpenAITeacher()
+    """Teacher whose answers they are compared with."""
+    samples: Annotated[PositiveInt, at_most(2)] = 4
+    """Responses per prompt and run."""
+    max_response_tokens: ResponseTokens = 6144
 
 
 RECIPES: dict[str, type[Section]] = {

@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from prism_cli.recipes.section import Fraction, Section, UserPath, type_if_absent
+from prism_cli.recipes.section import Fraction, ScaledDown, Section, UserPath, type_if_absent
 
 
 def _plain_url(url: str) -> str:
@@ -134,3 +134,15 @@ class EmbeddedTeacher(_LiveTeacher):
 Teacher = Annotated[
     OpenAITeacher | DatasetTeacher | EmbeddedTeacher, Field(discriminator="type"), type_if_absent("openai")
 ]
+
+
+def oracle(null: bool = False) -> ScaledDown:
+    """The picture world's oracle in place of another teacher; it sees what that one sees."""
+
+    def teacher(other: OpenAITeacher | DatasetTeacher | EmbeddedTeacher | None) -> EmbeddedTeacher:
+        if isinstance(other, EmbeddedTeacher):
+            return other
+        modality = other.modality if isinstance(other, OpenAITeacher) else "image"
+        return EmbeddedTeacher(type="embedded", modality=modality)
+
+    return ScaledDown(teacher, null)

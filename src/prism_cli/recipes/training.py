@@ -10,7 +10,7 @@ from pydantic import (
     PositiveInt,
 )
 
-from prism_cli.recipes.section import Fraction, Section, type_if_absent
+from prism_cli.recipes.section import Fraction, Section, at_most, instead, type_if_absent
 from prism_cli.recipes.teachers import LLMJudge
 
 
@@ -35,7 +35,7 @@ class RewardsSection(Section):
     """Weight of the penalty on repeated phrases (0 to −1); 0 leaves it out."""
     custom: dict[str, CustomReward] = Field(default_factory=dict)
     """Name → a reward of your own."""
-    llm_judge: LLMJudge | None = None
+    llm_judge: Annotated[LLMJudge | None, instead(None)] = None
     """Asked where the rules find a free-text answer wrong: does it mean the same? Where it fails the response is left
     unscored. Null: the rules alone decide."""
     max_wrong: Fraction = 0.2
@@ -64,11 +64,11 @@ class DAPO(Section):
     """Ratio clip above 1."""
     dual_clip: PositiveFloat | None = 10.0
     """Upper bound on the ratio for negative advantages."""
-    overlong_buffer: NonNegativeInt = 4096
+    overlong_buffer: Annotated[NonNegativeInt, at_most(8)] = 4096
     """The last tokens before the limit over which a length penalty grows to −1."""
-    oversample: PositiveInt = 3
+    oversample: Annotated[PositiveInt, at_most(2)] = 3
     """Prompts rolled out a round of dynamic sampling, as a multiple of `prompts_per_step`."""
-    max_rounds: NonNegativeInt = 10
+    max_rounds: Annotated[NonNegativeInt, at_most(2)] = 10
     """Rounds of dynamic sampling at most: groups whose accuracy is all equal are dropped and the batch is refilled;
     after them the step trains on what there is. 0 switches it off."""
 
@@ -119,11 +119,11 @@ class SFTOptimizerSection(OptimizerSection):
 class CheckpointSection(Section):
     """When to evaluate on held-out data, when to save, what to keep."""
 
-    every: PositiveInt = 50
+    every: Annotated[PositiveInt, at_most(2)] = 50
     """Save each time this many steps are done."""
     keep: PositiveInt = 2
     """Newest checkpoints to keep, beside the best."""
-    evaluate_every: PositiveInt | None = None
+    evaluate_every: Annotated[PositiveInt | None, at_most(2)] = None
     """Evaluate on `eval_data` each time this many steps are done; null never."""
     best_by: str | None = None
     """A metric of the held-out evaluation (`loss`: lower is better, any other: higher); the best checkpoint becomes the

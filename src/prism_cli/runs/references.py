@@ -13,7 +13,7 @@ DISCRIMINATOR = "discriminator"
 # Written last: a checkpoint, or a warm-up, without it was cut short.
 COMPLETE = "complete.json"
 # Ends the folder's name of what `--shrink` made.
-SHRUNKEN = "-shrunken"
+SCALED_DOWN = "-scaled-down"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -80,10 +80,10 @@ def resolve_model(reference: str) -> tuple[Path, dict[str, Any]]:
 
 
 def newest_finished(stage: str, root: Path = Path("runs")) -> Path | None:
-    """The newest finished run of a stage below `root`, shrunken ones left out, or None."""
+    """The newest finished run of a stage below `root`, scaled-down ones left out, or None."""
     found = []
     for path in [*root.glob("*/run.json"), *root.glob("*/*/run.json")]:
-        if any(part.endswith(SHRUNKEN) for part in path.parts):
+        if any(part.endswith(SCALED_DOWN) for part in path.parts):
             continue
         try:
             manifest = read_manifest(path.parent)

@@ -39,10 +39,10 @@ CHAT_TEMPLATE = (
 
 
 def tiny_processor(vocabulary: Sequence[str], pixels: int, patch: int = PATCH) -> Qwen3VLProcessor:
-    """Gives a processor that knows these words and scales pictures to `pixels` pixels.
+    """A processor with these words as vocabulary, which scales pictures to `pixels` pixels.
 
     Args:
-        vocabulary: Every word the world and its instruction use.
+        vocabulary: All words of the world and its instruction.
         pixels: Picture size after resizing; 48·48 gives 9 visual tokens.
         patch: Side of a patch of the vision tower, in pixels.
     """
@@ -77,10 +77,10 @@ def tiny_model(
     vision_layers: int = 2,
     seed: int = 0,
 ) -> Qwen3VLForConditionalGeneration:
-    """Builds a randomly initialised tiny Qwen3-VL for this processor, about half a million parameters.
+    """A randomly initialised tiny Qwen3-VL for this processor, about half a million parameters.
 
-    The library's initial spread (0.02) leaves a model of this width blind for hundreds of steps; 0.08, and 0.5 for the
-    vision tower's positions, does not.
+    With the library's initial standard deviation (0.02) a model of this width ignores the picture for hundreds of
+    steps; with 0.08, and 0.5 for the vision tower's position embeddings, it does not.
     """
     tokenizer = processor.tokenizer
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}

@@ -1,4 +1,4 @@
-"""A thin Qwen3-VL that stands for a large one: its config's shapes in proportion, random weights, few words."""
+"""Scaled-down models: a Qwen3-VL with the proportions of a large one, random weights and a small vocabulary."""
 
 import copy
 import random
@@ -15,24 +15,25 @@ from prism_cli.model_configs.families import family
 from prism_cli.models import fit_threads
 from prism_cli.tiny_models.tiny import SPECIAL_TOKENS, tiny_processor
 
-NARROWER = 32
+WIDTH_DIVISOR = 32
 HEAD_WIDTH = 32
+# The training on the form of a response.
 STEPS, ROWS, PROMPT_WORDS, LEARNING_RATE = 60, 12, (8, 40), 5e-3
 
 
-def shrunken_config(large: Mapping[str, Any], processor: Qwen3VLProcessor) -> Qwen3VLConfig:
-    """The config of a thin model; the ratio of heads, tied embeddings, patches and deepstack stay as they are.
+def scaled_down_config(large: Mapping[str, Any], processor: Qwen3VLProcessor) -> Qwen3VLConfig:
+    """The config of a scaled-down model; ratio of heads, tied embeddings, patches and deepstack stay as they are.
 
     Args:
         large: What the config.json of a dense Qwen3-VL says.
-        processor: Its words are the thin model's vocabulary.
+        processor: Its words are the scaled-down model's vocabulary.
 
     Raises:
         RecipeError: not a dense Qwen3-VL.
     """
     if not family(large.get("model_type")).scaled_down:
         raise RecipeError(
-            f"a {large.get('model_type')} model can't be shrunk", "only a dense Qwen3-VL can (model_type qwen3_vl)"
+            f"a {large.get('model_type')} model can't be scaled down", "only a dense Qwen3-VL can (model_type qwen3_vl)"
         )
     # Read by transformers first: files of older versions say some of it in other words.
     values = Qwen3VLConfig.from_dict(copy.deepcopy(dict(large))).to_dict()
@@ -43,8 +44,8 @@ def shrunken_config(large: Mapping[str, Any], processor: Qwen3VLProcessor) -> Qw
     sections = [round(size * kept_frequencies) for size in rest]
     text |= {
         "vocab_size": len(processor.tokenizer),
-        "hidden_size": text["hidden_size"] // NARROWER,
-        "intermediate_size": text["intermediate_size"] // NARROWER,
+        "hidden_size": text["hidden_size"] // WIDTH_DIVISOR,
+        "intermediate_size": text["intermediate_size"] // WIDTH_DIVISOR,
         "num_hidden_layers": max(2, len(deepstack)),  # the first layers each take one of deepstack's features
         "num_attention_heads": text["num_attention_heads"] // text["num_key_value_heads"],
         "num_key_value_heads": 1,
@@ -59,8 +60,8 @@ def shrunken_config(large: Mapping[str, Any], processor: Qwen3VLProcessor) -> Qw
     }
     vision |= {
         "depth": len(deepstack) + 1,
-        "hidden_size": 8 * (vision["hidden_size"] // NARROWER // 8),
-        "intermediate_size": vision["intermediate_size"] // NARROWER,
+        "hidden_size": 8 * (vision["hidden_size"] // WIDTH_DIVISOR // 8),
+        "intermediate_size": vision["intermediate_size"] // WIDTH_DIVISOR,
         "num_heads": 2,
         "out_hidden_size": text["hidden_size"],
         "deepstack_visual_indexes": list(deepstack),
@@ -76,16 +77,16 @@ def shrunken_config(large: Mapping[str, Any], processor: Qwen3VLProcessor) -> Qw
     return Qwen3VLConfig.from_dict(values)
 
 
-def write_shrunken(folder: Path, large: Mapping[str, Any], vocabulary: Sequence[str], tags: Sequence[str]) -> None:
-    """Writes a thin model's folder, as `from_pretrained` opens it; one that is there is left alone.
+def write_scaled_down(folder: Path, large: Mapping[str, Any], vocabulary: Sequence[str], tags: Sequence[str]) -> None:
+    """Writes a scaled-down model's folder, as `from_pretrained` opens it; an existing folder is left alone.
 
-    The model has learned to say words in blocks of these tags: one that never keeps the form of a response would have
-    none that could be scored.
+    The model is trained to write words in blocks of these tags: without well-formed responses the discriminator would
+    have nothing to score.
 
     Args:
         folder: Where.
         large: The config of the model it stands for.
-        vocabulary: Every word that texts may use.
+        vocabulary: All words that texts may contain.
         tags: The blocks of a response, in order.
 
     Raises:
@@ -98,9 +99,9 @@ def write_shrunken(folder: Path, large: Mapping[str, Any], vocabulary: Sequence[
     processor = tiny_processor([*vocabulary, *marks], (4 * patch) ** 2, patch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Qwen3VLForConditionalGeneration(shrunken_config(large, processor))
+        model = Qwen3VLForConditionalGeneration(scaled_down_config(large, processor))
         fit_threads(model)
-        _learn_the_form(model, processor, [word for word in vocabulary if not word.startswith("<")], tags)
+        _train_on_the_form(model, processor, [word for word in vocabulary if not word.startswith("<")], tags)
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     partial = folder.with_name(f".{folder.name}.partial")
@@ -110,25 +111,26 @@ def write_shrunken(folder: Path, large: Mapping[str, Any], vocabulary: Sequence[
     partial.rename(folder)
 
 
-def _learn_the_form(model: Any, processor: Qwen3VLProcessor, words: list[str], tags: Sequence[str]) -> None:
-    """Trains on random words in each block. Blocks have words of their own, so that each word says what may follow."""
+def _train_on_the_form(model: Any, processor: Qwen3VLProcessor, words: list[str], tags: Sequence[str]) -> None:
+    """Trains on random words in each block. Each block has its own words, so that a word determines what may follow."""
     draw = random.Random(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     tokenizer, marks = processor.tokenizer, [mark for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]
     begin = tokenizer.convert_tokens_to_ids("<|im_start|>")
 
     def text() -> str:
-        asked = " ".join(draw.choices([*words, *marks], k=draw.randint(*PROMPT_WORDS)))
-        said = [f"<{tag}> {' '.join(draw.choices(words[n :: len(tags)], k=3))} </{tag}>" for n, tag in enumerate(tags)]
-        response = " ".join(said or draw.choices(words, k=3))
-        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": response}]
+        question = " ".join(draw.choices([*words, *marks], k=draw.randint(*PROMPT_WORDS)))
+        inside = [" ".join(draw.choices(words[n :: len(tags)], k=3)) for n in range(len(tags))]
+        blocks = [f"<{tag}> {text} </{tag}>" for tag, text in zip(tags, inside, strict=True)]
+        response = " ".join(blocks or draw.choices(words, k=3))
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": response}]
         return cast(str, processor.apply_chat_template(turns))
 
     model.train()
     for _ in range(STEPS):
         batch = tokenizer([text() for _ in range(ROWS)], return_tensors="pt", padding=True)
-        said = (batch["input_ids"] == begin).cumsum(1) == 2  # the second turn
-        model(**batch, labels=batch["input_ids"].masked_fill(~said, -100)).loss.backward()
+        response = (batch["input_ids"] == begin).cumsum(1) == 2  # the second turn
+        model(**batch, labels=batch["input_ids"].masked_fill(~response, -100)).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
