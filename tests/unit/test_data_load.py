@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from prism_cli.assembly.data import streamed_rows
+from prism_cli.assembly.data import resolve_data
 from prism_cli.data import reading
 from prism_cli.data.formats import detect
 from prism_cli.data.lengths import refuse_mixed
@@ -405,7 +405,7 @@ def test_what_a_stream_refuses_is_named_by_its_file(folder):
 def test_rows_left_out_of_a_stream_are_named_twenty_times_and_then_counted(folder, capsys):
     bad = [{"image": f"none{i}.png", "question": "?"} for i in range(30)]
     section = FileData(path=jsonl(folder, ROWS[0], *bad), stream=True, on_bad_row="skip")
-    ids(streamed_rows(section, None, "align", 0, lambda found: None), 3)
+    ids(resolve_data(section).stream(None, "align", 0, lambda found: None), 3)
     said = capsys.readouterr().err
     assert said.count("does not exist") == 20
     assert said.count("more rows are left out") == said.count("30 rows left out in all") == 1

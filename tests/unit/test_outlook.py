@@ -5,10 +5,9 @@ from PIL import Image
 from tests.faulty_endpoint import FaultyEndpoint
 
 from prism_cli.assembly.asking import Asking
-from prism_cli.assembly.data import has_pictures
 from prism_cli.assembly.response import grammar_of
 from prism_cli.assembly.teacher_plan import Outlook, questions_at_most, teacher_lines, teacher_preview
-from prism_cli.data.rows import dataset, png, row
+from prism_cli.data.rows import dataset, has_pictures, png, row
 from prism_cli.endpoint.budget import Price
 from prism_cli.endpoint.estimate import Average, Rates, teacher_plan
 from prism_cli.endpoint.requests import EndpointRequest

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from prism_cli.assembly import tracking
 from prism_cli.assembly.asking import PERCEPTION, asking
+from prism_cli.assembly.data import parts, resolve_data
 from prism_cli.errors import CheckpointError, DataError, RecipeError
 from prism_cli.model_configs import model_config
 from prism_cli.model_configs.families import family
-from prism_cli.recipes.sections import Data, FileData, MixtureData, MixtureSource, TinyModel, WorldData
+from prism_cli.recipes.sections import Data, TinyModel
 from prism_cli.recipes.stages import RolloutStage, Stage, TrainingStage
 from prism_cli.recipes.teachers import DatasetTeacher, EmbeddedTeacher, OpenAITeacher, Teacher
 from prism_cli.responses import Grammar
@@ -91,47 +92,19 @@ def check_data(section: Data | None, stage: str, field: str = "data") -> Plan:
         raise RecipeError(
             f"`prism {stage}` has no {field}", f"give --{field.replace('_', '-')} FILE or `{field}:` in the recipe"
         )
-    if isinstance(section, MixtureData):
-        lines = [
-            (name, check_data(source, stage, f"{field}.sources.{name}")) for name, source in section.sources.items()
-        ]
-        return [(field, f"{_share(section.sources[name])} {line}") for name, ((_, line),) in lines]
-    if isinstance(section, WorldData):
-        return [(field, f"{section.size} rows of world {section.world} ({section.split}, seed {section.seed})")]
-    if section.stream and (stage, field) != ("sft", "data"):
-        raise RecipeError(
-            f"{field}.stream: `prism {stage}` must know all rows of {field}",
-            "only `data` of `prism sft` can be streamed, and no mixture",
-        )
-    first = f", first {section.limit} rows" if section.limit else ""
-    return [(field, f"{section.path}, {_format(section, field)}{first}{', streamed' if section.stream else ''}")]
-
-
-def _share(source: MixtureSource) -> str:
-    return f"{source.count} of" if source.count is not None else f"weight {source.weight:g} of"
-
-
-def _format(section: FileData, field: str) -> str:
-    """How the rows are written, told from the first that can be read; a hub data set isn't asked yet."""
-    from prism_cli.data.formats import detect
-    from prism_cli.data.sources import is_local_name, open_source
-
-    if section.format != "auto":
-        return section.format
-    if not Path(section.path).exists() and not is_local_name(section.path):
-        return "from the hub"
-    try:
-        fields = next((raw.fields for raw in open_source(section.path, 1) if raw.fields is not None), None)
-    except DataError as error:
-        raise DataError(f"{field}: {error}", error.hint) from None
-    if fields is None:
-        return "unreadable at first"
-    try:
-        return detect(fields)
-    except DataError as error:
-        if section.on_bad_row == "skip":
-            return "its first row in no known format"
-        raise DataError(f"{field}: {error}", error.hint) from None
+    lines = []
+    for key, share, source in parts(resolve_data(section), field):
+        if source.streamed and (stage, key) != ("sft", "data"):
+            raise RecipeError(
+                f"{key}.stream: `prism {stage}` must know all rows of {key}",
+                "only `data` of `prism sft` can be streamed, and no mixture",
+            )
+        try:
+            line = source.describe()
+        except DataError as error:
+            raise DataError(f"{key}: {error}", error.hint) from None
+        lines.append((field, line if share is None else f"{share} {line}"))
+    return lines
 
 
 def check_teacher(section: Teacher, stage: str, grammar: Grammar | None = None) -> Plan:

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from prism_cli.assembly.asking import Asking
+from prism_cli.assembly.data import parts, resolve_data
 from prism_cli.assembly.endpoint import LiveTeacher, client_of
 from prism_cli.endpoint.budget import Budget
 from prism_cli.endpoint.client import EndpointClient
 from prism_cli.endpoint.requests import EndpointRequest
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import TeacherError
-from prism_cli.recipes.sections import Data, MixtureData, WorldData
+from prism_cli.recipes.sections import Data
 from prism_cli.recipes.teachers import EmbeddedTeacher, Teacher
 from prism_cli.rewards.accuracy import is_correct
 from prism_cli.teacher.probe import ProbePair, is_right, number_pairs, pairs_seen
@@ -167,9 +168,8 @@ def refuse_blind(found: Probed, name: str) -> None:
 
 
 def _world_of(data: Data | None) -> str | None:
-    if isinstance(data, MixtureData):
-        return next((one.world for one in data.sources.values() if isinstance(one, WorldData)), None)
-    return data.world if isinstance(data, WorldData) else None
+    sources = [] if data is None else parts(resolve_data(data))
+    return next((source.world for _, _, source in sources if source.world is not None), None)
 
 
 def _questions(pairs: Sequence[ProbePair]) -> list[tuple[str, bytes, str, str, str]]:

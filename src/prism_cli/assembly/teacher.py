@@ -10,7 +10,6 @@ from rich import get_console
 
 from prism_cli import processes
 from prism_cli.assembly.asking import Asking, asking
-from prism_cli.assembly.data import has_pictures, raw_rows
 from prism_cli.assembly.desk import TeacherAnswers
 from prism_cli.assembly.endpoint import LiveTeacher, at_batch_price, budget_of, client_of, model_of, store_path, url_of
 from prism_cli.assembly.probe import probed, refuse_blind
@@ -68,6 +67,7 @@ def open_teacher(
         TeacherError: it is blind, can't be reached, or failed on more rows than allowed.
         BudgetError: a cap was reached.
     """
+
     how = asking(section, grammar, instruction)
     if isinstance(section, DatasetTeacher):
         answers = {id: text for data in rows for id, text in zip(data["id"], data["teacher_response"], strict=True)}
@@ -99,6 +99,8 @@ def _live_desk(
     at_most: int | None,
     stack: ExitStack,
 ) -> TeacherAnswers:
+    from prism_cli.data.rows import has_pictures, raw_rows
+
     path = run.folder / USAGE
     store = AnswerStore(store_path(section, run.folder))
     stack.callback(store.close)

@@ -11,7 +11,7 @@ from prism_cli.data.images import ImageReader, is_url
 from prism_cli.data.pictures import Fault, Picture, look
 from prism_cli.data.pool import spread
 from prism_cli.data.preflight import Needs, Problem, Verify, check_row
-from prism_cli.data.sources import RawRow, Source
+from prism_cli.data.sources import RawRow, Source, is_local_name, open_source
 from prism_cli.errors import DataError
 from prism_cli.responses import Grammar
 
@@ -94,6 +94,32 @@ def _unreadable(raw: RawRow, field: str, what: str, cure: str) -> Problem:
 def reader_of(folder: Path | None, allow_urls: tuple[str, ...]) -> ImageReader:
     """Reads pictures of the rows whose folder this is."""
     return ImageReader(folder, allow_urls)
+
+
+def format_ahead(path: str, format: str, strict: bool) -> str:
+    """How the rows of a source are written, told from the first that can be read; nothing is asked of the hub.
+
+    Args:
+        path: See `open_source`.
+        format: One of FORMATS, or `auto`.
+        strict: Refuse a first row in no known format.
+
+    Raises:
+        DataError: nothing there, or a first row in no known format.
+    """
+    if format != "auto":
+        return format
+    if not Path(path).exists() and not is_local_name(path):
+        return "from the hub"
+    fields = next((raw.fields for raw in open_source(path, 1) if raw.fields is not None), None)
+    if fields is None:
+        return "unreadable at first"
+    try:
+        return detect(fields)
+    except DataError:
+        if strict:
+            raise
+        return "its first row in no known format"
 
 
 def own_id(raw: RawRow) -> str:

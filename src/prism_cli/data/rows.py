@@ -7,8 +7,8 @@ warm-up pairs), `caption` (what a text-only teacher is told of the picture), `de
 """
 
 import io
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
 
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
@@ -88,6 +88,19 @@ def undecoded(data: Dataset) -> Dataset:
     # Casting the column says the same, but writes every picture once more.
     raw.info.features = Features({**data.features, "images": List(Image(decode=False))})
     return raw
+
+
+def raw_rows(data: Dataset) -> Iterator[dict[str, Any]]:
+    """The rows of `undecoded`, one by one."""
+    yield from cast("Iterable[dict[str, Any]]", undecoded(data))
+
+
+def has_pictures(data: Dataset) -> bool:
+    """Whether any row has a picture; reads none."""
+    import pyarrow.compute as pc
+
+    lengths = pc.list_value_length(data.data["images"])  # pyright: ignore[reportAttributeAccessIssue]
+    return bool(pc.max(lengths).as_py())  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def png(image: PILImage.Image) -> bytes:

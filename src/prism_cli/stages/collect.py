@@ -10,7 +10,7 @@ from rich import get_console
 
 from prism_cli.assembly import checks
 from prism_cli.assembly.checks import Plan
-from prism_cli.assembly.data import load_data, source_names
+from prism_cli.assembly.data import load_data, resolve_data
 from prism_cli.assembly.generation import chosen_engine, sampler
 from prism_cli.assembly.response import grammar_ahead, response_settings
 from prism_cli.assembly.run_folder import stage_run
@@ -292,7 +292,7 @@ def _collection(recipe: CollectRecipe, model: str) -> Collection:
         if isinstance(recipe.teacher, EmbeddedTeacher)
         else f"{model} at {recipe.teacher.endpoint}{way}, temperature {recipe.teacher.temperature:g}"
     )
-    return Collection(source_names(recipe.data), recipe.samples, teacher, free, recipe.from_, to_dict(recipe))
+    return Collection(resolve_data(recipe.data).names, recipe.samples, teacher, free, recipe.from_, to_dict(recipe))
 
 
 def _say_stopped(collected: Collected, stopped: Stopped) -> None:

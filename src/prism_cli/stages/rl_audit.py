@@ -11,7 +11,7 @@ from rich.text import Text
 
 from prism_cli.assembly import checks
 from prism_cli.assembly.asking import asking
-from prism_cli.assembly.data import first_rows, raw_rows
+from prism_cli.assembly.data import first_rows
 from prism_cli.assembly.endpoint import named_model, onlooker, store_to_read
 from prism_cli.assembly.response import response_settings
 from prism_cli.assembly.rewards import reward_rules
@@ -53,6 +53,8 @@ def audit_before_training(recipe: RLRecipe, rows: "Dataset", settings: ResponseS
     Raises:
         PrismError: training on them would be in vain; the table is printed.
     """
+    from prism_cli.data.rows import raw_rows
+
     found = _audit(recipe, list(islice(raw_rows(rows), ROWS)), settings)
     problems = found.problems(recipe.rewards.max_wrong)
     if problems:

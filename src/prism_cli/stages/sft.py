@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from prism_cli import processes
 from prism_cli.assembly import checks
 from prism_cli.assembly.checks import Plan
-from prism_cli.assembly.data import load_data, streamed_rows
+from prism_cli.assembly.data import load_data, streamed_file
 from prism_cli.assembly.policy import lora_config
 from prism_cli.assembly.response import grammar_ahead
 from prism_cli.assembly.teacher import open_teacher
+from prism_cli.data.file_rows import FileRows
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.progress import progress
-from prism_cli.recipes.sections import FileData
 from prism_cli.recipes.stages import SFTRecipe
 from prism_cli.recipes.teachers import DatasetTeacher
 from prism_cli.runs.folder import Run
@@ -51,7 +51,7 @@ def check(recipe: SFTRecipe, pending: bool = False) -> Plan:
 
 def _check_stream(recipe: SFTRecipe) -> None:
     """Refuses a stream where all rows must be known first."""
-    if not _streamed(recipe):
+    if streamed_file(recipe.data) is None:
         return
     if not recipe.max_steps:
         raise RecipeError("data.stream: how many rows there are is not known, so no epoch either", "give --max-steps N")
@@ -59,10 +59,6 @@ def _check_stream(recipe: SFTRecipe) -> None:
         raise RecipeError(
             "data.stream: a teacher is asked about all rows before the training", "leave data.stream or the teacher out"
         )
-
-
-def _streamed(recipe: SFTRecipe) -> bool:
-    return isinstance(recipe.data, FileData) and recipe.data.stream
 
 
 def run(recipe: SFTRecipe, fresh: bool = False, command: Sequence[str] = ()) -> Path:
@@ -105,10 +101,10 @@ def _demonstrations(
     recipe: SFTRecipe, policy: "Policy", run: Run
 ) -> tuple["Dataset | IterableDataset", "Dataset | None"]:
     """Training and held-out rows as prompt, completion, images and source; over-long ones are refused."""
-    if _streamed(recipe):
+    if (file := streamed_file(recipe.data)) is not None:
         with processes.main_first():
             held_out = load_data(recipe.eval_data, policy.settings, "sft") if recipe.eval_data is not None else None
-        return _stream(recipe, policy), held_out and _completions(held_out, None, policy, recipe.max_tokens)
+        return _stream(file, recipe, policy), held_out and _completions(held_out, None, policy, recipe.max_tokens)
     needs, by_column = None if recipe.teacher else "sft", isinstance(recipe.teacher, DatasetTeacher)
     sections = [section for section in (recipe.data, recipe.eval_data) if section is not None]
     with processes.main_first():
@@ -124,12 +120,10 @@ def _demonstrations(
     return prepared[0], prepared[1] if len(prepared) > 1 else None
 
 
-def _stream(recipe: SFTRecipe, policy: "Policy") -> "IterableDataset":
+def _stream(file: FileRows, recipe: SFTRecipe, policy: "Policy") -> "IterableDataset":
     from prism_cli.data.lengths import why_over_long
 
-    assert isinstance(recipe.data, FileData), "only a file is streamed"
-    rows = streamed_rows(
-        recipe.data,
+    rows = file.stream(
         policy.instruction,
         "sft",
         recipe.seed,
