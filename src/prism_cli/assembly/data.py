@@ -161,6 +161,10 @@ class Mixture:
         """Names of its sources, for a card."""
         return list(self.sources)
 
+    def describe(self) -> str:
+        """Shares and sources."""
+        return "; ".join(f"{share} {source.describe()}" for share, source in self.sources.values())
+
     def load(self, settings: ResponseSettings, needs: Needs | None, taught_by_column: bool) -> "Dataset":
         """See `load_data`."""
         from prism_cli.data.mixture import mix
