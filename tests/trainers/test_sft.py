@@ -8,9 +8,10 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from prism_cli.assembly import checks, training
-from prism_cli.assembly.data import load_data
+from prism_cli.assembly.data import load_data, streamed_file
 from prism_cli.assembly.policy import _tiny
 from prism_cli.assembly.response import grammar_of
+from prism_cli.data.demonstrations import streamed_completions, with_completions
 from prism_cli.data.lengths import refuse_over_long, token_lengths
 from prism_cli.errors import DataError, PrismError, RecipeError
 from prism_cli.models import Policy
@@ -18,7 +19,6 @@ from prism_cli.recipes.sections import FileData, MixtureData, ResponseSection, T
 from prism_cli.recipes.stages import SFTRecipe
 from prism_cli.runs.folder import Run
 from prism_cli.stages import sft
-from prism_cli.stages.sft import _completions, _stream
 from prism_cli.trainers.callbacks import CompleteCheckpoints, GracefulShutdown, RichProgress
 from prism_cli.trainers.sft import sft_trainer
 
@@ -38,7 +38,7 @@ def data(policy):
 
 def collated(policy, data, folder, texts):
     """What the model is shown of the rows."""
-    train = _completions(data, texts, policy, 10_000)
+    train = with_completions(data, texts, policy.processor, 10_000)
     options = {"output_dir": str(folder), "report_to": "none", "use_cpu": True, "bf16": False}
     options |= {
         "per_device_train_batch_size": len(data),
@@ -91,7 +91,7 @@ class Ends(TrainerCallback):
     ("error", "message"), [(None, "training ended at step 1 of 3"), (PrismError("broken"), "broken")]
 )
 def test_a_training_that_ends_early_is_an_error_and_leaves_no_live_display(policy, data, tmp_path, error, message):
-    train = _completions(data, data["demonstration"], policy, 10_000)
+    train = with_completions(data, data["demonstration"], policy.processor, 10_000)
     options = {"output_dir": str(tmp_path / "checkpoints"), "report_to": "none", "use_cpu": True, "bf16": False}
     options |= {"max_steps": 3, "per_device_train_batch_size": 4, "remove_unused_columns": False, "disable_tqdm": True}
     options |= {"gradient_checkpointing": False, "save_strategy": "no"}
@@ -132,7 +132,7 @@ def test_the_loss_of_each_source_is_logged_and_adds_up(policy, data, tmp_path):
     world = {"type": "world", "split": "train", "count": 8}
     sources = {"one": {**world, "size": 8, "seed": 0}, "two": {**world, "size": 8, "seed": 1, "count": 4}}
     mixed = load_data(MixtureData.model_validate({"type": "mixture", "sources": sources}), policy.settings)
-    rows = _completions(mixed, None, policy, 10_000)
+    rows = with_completions(mixed, None, policy.processor, 10_000)
     logs, model = Logs(), copy.deepcopy(policy.model)
     # One step over all rows at a learning rate of nothing, then the same rows as held-out ones.
     options = small_steps(tmp_path, 1, per_device_train_batch_size=12, learning_rate=0.0)
@@ -150,7 +150,7 @@ def test_the_loss_of_each_source_is_logged_and_adds_up(policy, data, tmp_path):
 
 
 def test_the_loss_of_sources_needs_no_float64_of_the_accelerator(policy, data, tmp_path, monkeypatch):
-    rows = _completions(data, None, policy, 10_000)
+    rows = with_completions(data, None, policy.processor, 10_000)
     named = rows.remove_columns([n for n in ("source",) if n in rows.column_names]).add_column(
         "source", ["a"] * len(rows)
     )
@@ -164,7 +164,7 @@ def test_the_loss_of_sources_needs_no_float64_of_the_accelerator(policy, data, t
 
 def test_rows_of_one_set_are_no_source(policy, data, tmp_path):
     logs = Logs()
-    rows = _completions(data, None, policy, 10_000)
+    rows = with_completions(data, None, policy.processor, 10_000)
     sft_trainer(copy.deepcopy(policy.model), policy.processor, rows, None, small_steps(tmp_path, 1), [logs]).train()
     assert logs.values("loss")
     assert not [name for line in logs.lines for name in line if "source" in name]
@@ -198,20 +198,25 @@ def losses(policy, rows, folder, steps, resume=None, **more):
     return logs.values("loss")
 
 
+def stream(recipe, policy):
+    file = streamed_file(recipe.data)
+    return streamed_completions(file, policy.instruction, policy.processor, recipe.max_tokens, recipe.seed)
+
+
 def test_a_stream_trains_over_its_end_and_continues_where_it_was(policy, streamed, tmp_path):
     recipe = stream_recipe(streamed)
-    whole = losses(policy, _stream(recipe, policy), tmp_path / "whole", 5)
+    whole = losses(policy, stream(recipe, policy), tmp_path / "whole", 5)
     assert len(whole) == 5  # of 4 rows a step, with 12 in the file
-    losses(policy, _stream(recipe, policy), tmp_path / "cut", 3, lr_scheduler_type="constant")
-    start = losses(policy, _stream(recipe, policy), tmp_path / "start", 5, lr_scheduler_type="constant")
+    losses(policy, stream(recipe, policy), tmp_path / "cut", 3, lr_scheduler_type="constant")
+    start = losses(policy, stream(recipe, policy), tmp_path / "start", 5, lr_scheduler_type="constant")
     checkpoint = str(tmp_path / "cut" / "checkpoint-3")
-    rest = losses(policy, _stream(recipe, policy), tmp_path / "cut", 5, checkpoint, lr_scheduler_type="constant")
+    rest = losses(policy, stream(recipe, policy), tmp_path / "cut", 5, checkpoint, lr_scheduler_type="constant")
     assert rest == start[3:]
 
 
 def test_a_streamed_row_that_is_too_long_is_told_with_its_tokens(policy, streamed):
     with pytest.raises(DataError, match=r"row: \d+ tokens, more than max_tokens = 20"):
-        next(iter(_stream(stream_recipe(streamed, max_tokens=20), policy)))
+        next(iter(stream(stream_recipe(streamed, max_tokens=20), policy)))
 
 
 @pytest.mark.parametrize(

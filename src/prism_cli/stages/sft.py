@@ -11,8 +11,8 @@ from prism_cli.assembly.data import load_data, streamed_file
 from prism_cli.assembly.policy import lora_config
 from prism_cli.assembly.response import grammar_ahead
 from prism_cli.assembly.teacher import open_teacher
-from prism_cli.data.file_rows import FileRows
-from prism_cli.errors import DataError, RecipeError
+from prism_cli.data.demonstrations import refuse_malformed, streamed_completions, with_completions
+from prism_cli.errors import RecipeError
 from prism_cli.progress import progress
 from prism_cli.recipes.stages import SFTRecipe
 from prism_cli.recipes.teachers import DatasetTeacher
@@ -101,10 +101,12 @@ def _demonstrations(
     recipe: SFTRecipe, policy: "Policy", run: Run
 ) -> tuple["Dataset | IterableDataset", "Dataset | None"]:
     """Training and held-out rows as prompt, completion, images and source; over-long ones are refused."""
+    shape = (policy.processor, recipe.max_tokens)
     if (file := streamed_file(recipe.data)) is not None:
         with processes.main_first():
             held_out = load_data(recipe.eval_data, policy.settings, "sft") if recipe.eval_data is not None else None
-        return _stream(file, recipe, policy), held_out and _completions(held_out, None, policy, recipe.max_tokens)
+        stream = streamed_completions(file, policy.instruction, *shape, recipe.seed)
+        return stream, held_out and with_completions(held_out, None, *shape)
     needs, by_column = None if recipe.teacher else "sft", isinstance(recipe.teacher, DatasetTeacher)
     sections = [section for section in (recipe.data, recipe.eval_data) if section is not None]
     with processes.main_first():
@@ -115,53 +117,15 @@ def _demonstrations(
         with open_teacher(recipe.teacher, policy.grammar, run, *sources, **origin) as desk:
             answered = [_answered(data, desk) for data in sources]
         sources, texts = [data for data, _ in answered], [texts for _, texts in answered]
-        _refuse_malformed(texts[0], sources[0]["id"], policy)
-    prepared = [_completions(*pair, policy, recipe.max_tokens) for pair in zip(sources, texts, strict=True)]
+        refuse_malformed(texts[0], sources[0]["id"], policy.grammar)
+    prepared = [with_completions(*pair, *shape) for pair in zip(sources, texts, strict=True)]
     return prepared[0], prepared[1] if len(prepared) > 1 else None
 
 
-def _stream(file: FileRows, recipe: SFTRecipe, policy: "Policy") -> "IterableDataset":
-    from prism_cli.data.lengths import why_over_long
-
-    rows = file.stream(
-        policy.instruction,
-        "sft",
-        recipe.seed,
-        lambda row: why_over_long(row, policy.processor, recipe.max_tokens, "max_tokens"),
-    )
-    return rows.rename_column("demonstration", "completion").select_columns(["prompt", "images", "completion"])
-
-
 def _answered(data: "Dataset", desk: "TeacherAnswers") -> tuple["Dataset", list[str]]:
-    """The rows the teacher has an answer to, and its answers; the desk says how many it failed on."""
+    """The rows the teacher has an answer to, and its answers; it says itself how many it failed on."""
     with progress("asking the teacher", len(data)) as on_progress:
         texts = desk.answers([{"id": id} for id in data["id"]], on_progress=on_progress)
-    kept = [index for index, text in enumerate(texts) if text is not None]
-    return (data.select(kept) if len(kept) < len(data) else data), [text for text in texts if text is not None]
-
-
-def _refuse_malformed(texts: Sequence[str], ids: Sequence[str], policy: "Policy") -> None:
-    bad = [(id, policy.grammar.parse(text)) for id, text in zip(ids, texts, strict=True)]
-    bad = [(id, response.problem) for id, response in bad if not response.well_formed]
-    if bad:
-        raise DataError(
-            f"{len(bad)} of {len(texts)} teacher answers are malformed, the first is {bad[0][0]}: {bad[0][1]}",
-            "a policy learns what it is shown: drop these rows, or ask a teacher that keeps the form",
-        )
-
-
-def _completions(data: "Dataset", texts: Sequence[str] | None, policy: "Policy", max_tokens: int) -> "Dataset":
-    """Rows as the trainer takes them; `texts` are the completions, or None for the rows' own demonstrations."""
-    from prism_cli.data.lengths import refuse_over_long
-
-    completions = data["demonstration"] if texts is None else texts
-    if missing := [id for id, text in zip(data["id"], completions, strict=True) if not text]:
-        raise DataError(
-            f"{len(missing)} rows have no demonstration, the first is {missing[0]}",
-            "give `messages`, `completion` or `response` in each row, or a `teacher:` to write them",
-        )
-    refuse_over_long(data, policy.processor, max_tokens, "max_tokens", completions)
-    kept = data.select_columns(["prompt", "images", "source", "demonstration"])
-    if texts is None:
-        return kept.rename_column("demonstration", "completion")
-    return kept.remove_columns("demonstration").add_column("completion", list(texts))
+    answered = [index for index, text in enumerate(texts) if text is not None]
+    rows = data.select(answered) if len(answered) < len(data) else data
+    return rows, [text for text in texts if text is not None]
