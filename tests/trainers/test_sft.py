@@ -9,13 +9,11 @@ from transformers import TrainerCallback
 
 from prism_cli.assembly import checks, training
 from prism_cli.assembly.data import load_data, streamed_file
-from prism_cli.assembly.policy import _tiny
-from prism_cli.assembly.response import grammar_of
+from prism_cli.assembly.policy import start_policy
 from prism_cli.data.demonstrations import streamed_completions, with_completions
 from prism_cli.data.lengths import refuse_over_long, token_lengths
 from prism_cli.errors import DataError, PrismError, RecipeError
-from prism_cli.models import Policy
-from prism_cli.recipes.sections import FileData, MixtureData, ResponseSection, TinyModel, WorldData
+from prism_cli.recipes.sections import FileData, ImageSection, MixtureData, ResponseSection, TinyModel, WorldData
 from prism_cli.recipes.stages import SFTRecipe
 from prism_cli.runs.folder import Run
 from prism_cli.stages import sft
@@ -25,10 +23,9 @@ from prism_cli.trainers.sft import sft_trainer
 
 @pytest.fixture(scope="module")
 def policy():
-    grammar = grammar_of(ResponseSection())
     size = TinyModel(type="tiny", hidden=32, layers=1, vision_hidden=32, vision_layers=1)
-    model, processor = _tiny(size, grammar, None, 48 * 48, 0)
-    return Policy(model, processor, grammar, None)
+    image, response = ImageSection(min_pixels=48 * 48, max_pixels=48 * 48), ResponseSection(instruction=None)
+    return start_policy(SFTRecipe(model=size, image=image, response=response))
 
 
 @pytest.fixture(scope="module")

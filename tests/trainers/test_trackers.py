@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from prism_cli.assembly import checks, tracking
+from prism_cli.assembly import tracking
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.stages import SFTRecipe
 from prism_cli.runs.folder import Run
@@ -90,7 +90,7 @@ def test_a_tracker_that_is_not_installed_is_an_error_before_anything_is_loaded()
     recipe = SFTRecipe.model_validate({"trainer": {"report_to": "trackio"}})
     if find_spec("trackio") is None:
         with pytest.raises(RecipeError, match="trackio is not installed") as caught:
-            checks.check_training(recipe)
+            tracking.check(recipe.trainer)
         assert "pip install trackio" in caught.value.hint
 
 

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from prism_cli.assembly import tracking
 from prism_cli.assembly.asking import PERCEPTION, asking
 from prism_cli.assembly.data import parts, resolve_data
-from prism_cli.errors import CheckpointError, DataError, RecipeError
+from prism_cli.assembly.policy import PolicyStart, resolve_start
+from prism_cli.errors import DataError, RecipeError
 from prism_cli.model_configs import model_config
 from prism_cli.model_configs.families import family
-from prism_cli.recipes.sections import Data, TinyModel
-from prism_cli.recipes.stages import RolloutStage, Stage, TrainingStage
+from prism_cli.recipes.sections import Data
+from prism_cli.recipes.stages import AlignRecipe, RolloutStage, Stage, TrainingStage, WarmupRecipe
 from prism_cli.recipes.teachers import DatasetTeacher, EmbeddedTeacher, OpenAITeacher, Teacher
 from prism_cli.responses import Grammar
 from prism_cli.runs.references import resolve_model
@@ -30,50 +30,49 @@ def check_start(recipe: Stage, stage: str, pending: bool) -> Plan:
         RecipeError: neither `model` nor `from`, or a family of models that the stage can't use.
         CheckpointError: the run in `from` has no model.
     """
-    _check_family(recipe, pending)
-    if recipe.from_ is not None:
-        return [("starts from", recipe.from_ if pending else str(resolve_model(recipe.from_)[0]))]
-    if recipe.model is None:
+    start = resolve_start(recipe)
+    if isinstance(recipe, AlignRecipe | WarmupRecipe):
+        _check_discriminator(recipe, start, pending)
+    if start.run is not None:
+        return [("starts from", start.run if pending else str(resolve_model(start.run)[0]))]
+    if start.model is None:
         raise RecipeError(
             f"`prism {stage}` has no model to start from",
             "give --from RUN (a finished run) or --model (a folder or hub id)",
         )
-    if isinstance(recipe.model, TinyModel):
+    if start.path is None:
         return [("starts from", "a randomly initialised tiny Qwen3-VL")]
-    if recipe.model.path.startswith((".", "/")) and not Path(recipe.model.path).is_dir():
-        raise RecipeError(f"model.path: no folder {recipe.model.path}", "give a model folder or a hub id")
-    return [("starts from", recipe.model.path)]
+    if start.path.startswith((".", "/")) and not Path(start.path).is_dir():
+        raise RecipeError(f"model.path: no folder {start.path}", "give a model folder or a hub id")
+    return [("starts from", start.path)]
 
 
-def _check_family(recipe: Stage, pending: bool) -> None:
-    """Refuses models whose tokens no discriminator reads; one on the hub, without a config here, when it loads."""
-    section = getattr(recipe, "discriminator", None)
-    start = None if pending and recipe.from_ is not None else _start_folder(recipe)
-    model_type = _model_type(start)
-    if section is not None and model_type is not None and family(model_type).discriminator is None:
+def _check_discriminator(recipe: AlignRecipe | WarmupRecipe, start: PolicyStart, pending: bool) -> None:
+    """Refuses a start that no discriminator reads or can be made from; one on the hub, without a config here, when it
+    loads."""
+    section = recipe.discriminator
+    policy = None if pending and start.run is not None else start.path
+    model_type = _model_type(policy)
+    if model_type is not None and family(model_type).discriminator is None:
         raise RecipeError(
-            f"{start} is a {model_type} model, and no discriminator reads its tokens: a discriminator is made from a "
+            f"{policy} is a {model_type} model, and no discriminator reads its tokens: a discriminator is made from a "
             "dense Qwen3-VL",
             "align a Qwen3-VL; `prism sft` and `prism rl` train this one (docs/models.md, Families)",
         )
-    if section is None or section.path is not None:
+    if section.path is not None:
         return
-    base = section.base or start
+    base = section.base or policy
     model_type = _model_type(base)
     if model_type is not None and not family(model_type).dense_base:
         raise RecipeError(
             f"no discriminator can be made from {base}, a {model_type} model",
             "name a dense Qwen3-VL in discriminator.base, such as Qwen/Qwen3-VL-2B-Instruct",
         )
-
-
-def _start_folder(recipe: Stage) -> str | None:
-    if recipe.from_ is None:
-        return getattr(recipe.model, "path", None)
-    try:
-        return str(resolve_model(recipe.from_)[0])
-    except CheckpointError:
-        return None  # told by who needs it
+    if section.base is None and start.four_bits:
+        raise RecipeError(
+            "lora.bits: the discriminator would be made from the policy's weights in 4 bits",
+            "name a dense Qwen3-VL in discriminator.base, or a discriminator in discriminator.path",
+        )
 
 
 def _model_type(model: str | None) -> str | None:
@@ -163,7 +162,6 @@ def check_training(recipe: TrainingStage) -> None:
             "checkpoint.best_by compares checkpoints, so each must be evaluated",
             "set checkpoint.evaluate_every to the value of checkpoint.every",
         )
-    tracking.check(recipe.trainer)
     if isinstance(recipe, RolloutStage):
         rollout_batch(recipe)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich import get_console
 
 from prism_cli import processes
-from prism_cli.assembly import checks
+from prism_cli.assembly import checks, tracking
 from prism_cli.assembly.asking import taught_grammar
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
@@ -38,6 +38,7 @@ def check(recipe: AlignRecipe, pending: bool = False) -> Plan:
         plan += checks.check_data(recipe.eval_data, "align", "eval_data")
     plan += checks.check_teacher(recipe.teacher, "align", grammar_ahead(recipe))
     checks.check_training(recipe)
+    tracking.check(recipe.trainer)
     _check_weights(recipe)
     if (pairs := recipe.discriminator.warmup.data) is not None:
         plan += checks.check_data(pairs, "align", "discriminator.warmup.data")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich import get_console
 
 from prism_cli import processes
-from prism_cli.assembly import checks
+from prism_cli.assembly import checks, tracking
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
 from prism_cli.assembly.generation import check_generation, chosen_engine, vllm_rollouts
@@ -48,6 +48,7 @@ def check(recipe: RLRecipe, pending: bool = False) -> Plan:
     if recipe.eval_data is not None:
         plan += checks.check_data(recipe.eval_data, "rl", "eval_data")
     checks.check_training(recipe)
+    tracking.check(recipe.trainer)
     _check_updates(recipe)
     if isinstance(recipe.algorithm, DAPO) and recipe.algorithm.overlong_buffer >= recipe.max_response_tokens:
         raise RecipeError(

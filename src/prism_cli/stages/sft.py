@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prism_cli import processes
-from prism_cli.assembly import checks
+from prism_cli.assembly import checks, tracking
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data, streamed_file
 from prism_cli.assembly.policy import lora_config
@@ -43,6 +43,7 @@ def check(recipe: SFTRecipe, pending: bool = False) -> Plan:
     if recipe.teacher is not None:
         plan += checks.check_teacher(recipe.teacher, "sft", grammar_ahead(recipe))
     checks.check_training(recipe)
+    tracking.check(recipe.trainer)
     _check_stream(recipe)
     length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs} epochs"
     rows = recipe.batch_size * recipe.gradient_accumulation
