@@ -288,7 +288,7 @@ def test_check_without_files_checks_the_shipped_ones():
 
 def test_check_asks_for_the_stage_a_name_does_not_tell():
     Path("mine.yaml").write_text("seed: 1")
-    assert "which stage" in prism("recipes", "check", "mine.yaml").stderr
+    assert "does not contain the stage" in prism("recipes", "check", "mine.yaml").stderr
     assert prism("recipes", "check", "mine.yaml", "--stage", "rl").exit_code == 0
 
 

@@ -24,7 +24,7 @@ def align(
     sbatch: options.SbatchOption = None,
     resume: options.ResumeOption = None,
 ) -> None:
-    """Align the policy's own rollouts to a teacher's answers, of which only the text is needed.
+    """Align the policy's rollouts to a teacher's answers; only their text is needed.
 
     Without RECIPE it takes ./align.yaml if there is one, else the defaults; without --from and --model it starts from
     the newest finished sft run under ./runs.

@@ -11,7 +11,7 @@ def compare(
     dry_run: options.DryRunOption = False,
     resume: options.ResumeOption = None,
 ) -> None:
-    """Run a study: several roads over the same seeds, side by side, in one table of paired gains with intervals.
+    """Run a study: several variants over the same seeds, in parallel, in one table of paired gains with intervals.
 
     Without RECIPE it takes ./study.yaml. Seeds and arms may be added to a study; what is done is not done again.
     """

@@ -14,25 +14,27 @@ def curate(
     words: options.Words = None,
     from_: Annotated[
         str | None,
-        typer.Option("--from", metavar="RUN", help="Run whose policy is sampled, RUN@N for its checkpoint N."),
+        typer.Option("--from", metavar="RUN", help="Run whose policy is sampled; RUN@N for its checkpoint N."),
     ] = None,
     data: options.DataOption = None,
-    samples: Annotated[int | None, typer.Option("--samples", "-k", metavar="K", help="Responses a prompt.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", "-k", metavar="K", help="Responses per prompt.")] = None,
     band: Annotated[
         tuple[float, float] | None,
-        typer.Option("--band", metavar="LOW HIGH", help="Pass rates that are kept, both ends included."),
+        typer.Option("--band", metavar="LOW HIGH", help="Lowest and highest pass rate to keep, both included."),
     ] = None,
     keep: Annotated[
         Literal["band", "hard"] | None,
-        typer.Option("--keep", help="The band, for RL; or what was never solved, for a teacher."),
+        typer.Option("--keep", help="`band`, for RL; `hard` for prompts never solved, for a teacher."),
     ] = None,
     output: options.OutputOption = None,
     seed: options.SeedOption = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the summary as JSON; all else goes to stderr.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON; everything else goes to stderr.")
+    ] = False,
     dry_run: options.DryRunOption = False,
     resume: options.ResumeOption = None,
 ) -> None:
-    """Choose prompts by how often a policy solves them: a set for `prism rl`, or the hard ones for a teacher.
+    """Select prompts by how often a policy solves them: for `prism rl`, or the unsolved ones for a teacher.
 
     The set is DIR/data: rows, pictures and a card. Another --band or --keep on the same folder chooses anew from what
     was sampled. Without RECIPE it takes ./curate.yaml if there is one, else the defaults.

@@ -13,29 +13,31 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from prism_cli.cli.curate import curate
 from prism_cli.cli.data_report import print_report, report_values
 
-data = typer.Typer(name="data", help="Look at data before using it, choose prompts for RL.", no_args_is_help=True)
+data = typer.Typer(name="data", help="Check and show data, select prompts for RL.", no_args_is_help=True)
 
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A file, a folder or a hub id.", show_default=False)]
 Format = Annotated[
     Literal["auto", "conversational", "sharegpt", "verl", "pairs", "plain"],
-    typer.Option(help="How rows are written; auto tells from their columns."),
+    typer.Option(help="Format of the rows; auto recognises it by their columns."),
 ]
 Tokens = Annotated[
     str | None,
-    typer.Option(metavar="MODEL|RUN", help="Whose processor counts tokens and renders prompts; the run's of --from."),
+    typer.Option(
+        metavar="MODEL|RUN", help="Model whose processor counts tokens and renders prompts; default: that of --from."
+    ),
 ]
 Urls = Annotated[
-    list[str] | None, typer.Option("--allow-url", metavar="HOST", help="Fetch pictures from this host; repeatable.")
+    list[str] | None, typer.Option("--allow-url", metavar="HOST", help="Download pictures from this host; repeatable.")
 ]
 From = Annotated[
     str | None,
-    typer.Option("--from", metavar="RUN", help="Run whose response form and system prompt apply; else the defaults."),
+    typer.Option("--from", metavar="RUN", help="Run whose response format and system prompt apply; else the defaults."),
 ]
 
 
 @data.callback()
 def _group() -> None:
-    """Check and show data before it is trained on or sent to a teacher; choose prompts for RL."""
+    """Check and show data before training on it or sending it to a teacher; select prompts for RL."""
 
 
 @data.command()
@@ -43,15 +45,17 @@ def check(
     source: Source,
     needs: Annotated[
         Literal["sft", "align", "rl", "eval"] | None,
-        typer.Option("--for", help="What it is for: sft needs demonstrations, rl and eval need answers."),
+        typer.Option("--for", help="Stage to check for: sft needs demonstrations, rl and eval need answers."),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Evaluation set whose questions may not be in it.")
+        str | None, typer.Option(metavar="SOURCE", help="Evaluation set that must not overlap with it.")
     ] = None,
     tokens: Tokens = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Longest prompt with its pictures; for sft, and its response."),
+        typer.Option(
+            metavar="N", min=1, help="Maximum tokens of a prompt with its pictures; for sft, also with its response."
+        ),
     ] = None,
     format: Format = "auto",
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Check the first N rows.")] = None,
@@ -59,11 +63,14 @@ def check(
     from_: From = None,
     fix: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write the usable rows there, without repetitions, and why others are not."),
+        typer.Option(
+            metavar="DIR",
+            help="Write the usable rows, without duplicates, to DIR, and the reasons for leaving out the others.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
-    """Find every problem of a set at once. Exit code 1 when a row can't be used."""
+    """Report all problems of a data set at once. Exit code 1 if a row can't be used."""
     from prism_cli.stages import data_check as stage
 
     with _progress(stage.expected_rows(source, limit, against)) as progress:
@@ -96,7 +103,7 @@ def check(
 @data.command()
 def show(
     source: Source,
-    rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows, from the first.")] = 8,
+    rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="Number of rows, from the first.")] = 8,
     tokens: Tokens = None,
     format: Format = "auto",
     allow_url: Urls = None,

@@ -1,4 +1,4 @@
-"""`prism discriminator`: make a discriminator, warm one up."""
+"""`prism discriminator`: create a discriminator, warm one up."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +10,7 @@ from prism_cli.cli.conduct import conduct, print_plan, resolve
 from prism_cli.cli.shrink import scaled_down
 from prism_cli.cli.words import sort_words
 
-discriminator = typer.Typer(name="discriminator", help="Make a discriminator, warm one up.", no_args_is_help=True)
+discriminator = typer.Typer(name="discriminator", help="Create a discriminator, warm one up.", no_args_is_help=True)
 
 
 @discriminator.command()
@@ -19,17 +19,17 @@ def create(
         str, typer.Option("--from", metavar="DENSE", help="A dense Qwen3-VL: a hub id, a folder, or a finished run.")
     ],
     output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Folder of the discriminator; must not be there.")
+        Path, typer.Option("--output", metavar="DIR", help="Folder of the discriminator; must not exist.")
     ],
-    experts: Annotated[int, typer.Option(min=1, help="Experts a layer.")] = 4,
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Experts a token.")] = 2,
+    experts: Annotated[int, typer.Option(min=1, help="Experts per layer.")] = 4,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Experts per token.")] = 2,
     noise: Annotated[float, typer.Option(min=0, help="Standard deviation of the noise on the copied experts.")] = 0.01,
     noise_scale: Annotated[
         Literal["absolute", "relative"],
-        typer.Option("--noise-scale", help="Noise in weight units, or as a share of each weight's own spread."),
+        typer.Option("--noise-scale", help="Absolute, or relative to the standard deviation of each weight matrix."),
     ] = "absolute",
     readout: Annotated[
-        Literal["last", "mean"], typer.Option(help="Read a part at its last token, or averaged over its tokens.")
+        Literal["last", "mean"], typer.Option(help="Score at the part's last token, or the mean over its tokens.")
     ] = "last",
     dropout: Annotated[float, typer.Option(min=0, max=1, help="Dropout in the head.")] = 0.1,
     head_std: Annotated[
@@ -37,11 +37,14 @@ def create(
     ] = 0.02,
     seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of noise, router and head.")] = 0,
     check: Annotated[
-        bool, typer.Option("--check/--no-check", help="Compare hidden states with the dense model's, if both fit.")
+        bool,
+        typer.Option(
+            "--check/--no-check", help="Compare hidden states with the dense model's, if both fit into memory."
+        ),
     ] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be made, and write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
 ) -> None:
-    """Make a mixture-of-experts discriminator from a dense Qwen3-VL, shard by shard, so that it need not fit in memory.
+    """Create a mixture-of-experts discriminator from a dense Qwen3-VL, shard by shard, without loading all of it.
 
     Each layer's MLP becomes several noisy copies behind a router; a head is added. It is untrained: `prism
     discriminator warmup`, or an align run with it as discriminator.path, warms it up first.
@@ -82,7 +85,7 @@ def warmup(
     shrink: options.ShrinkOption = False,
     resume: options.ResumeOption = None,
 ) -> None:
-    """Train a discriminator to tell the teacher's answers from the policy's, part by part, for later align runs.
+    """Train a discriminator to separate teacher and policy for each part, for later align runs.
 
     The pairs come from --data, or are sampled: the policy of --from answers the recipe's prompts, and so does the
     teacher. Without RECIPE it takes ./warmup.yaml if there is one, else the defaults; without --from and --model the

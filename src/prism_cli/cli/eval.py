@@ -32,11 +32,13 @@ def eval_(
     max_teacher_usd: options.MaxUsdOption = None,
     teacher_preview: options.PreviewOption = None,
     attribute: Annotated[
-        bool, typer.Option("--attribute", help="Find out by intervention why the greedy answers are wrong.")
+        bool, typer.Option("--attribute", help="Find the causes of wrong greedy answers, by intervention.")
     ] = False,
     benchmarks: Annotated[
         str | None,
-        typer.Option("--benchmarks", metavar="TASKS", help="Published benchmarks through lmms-eval, by commas."),
+        typer.Option(
+            "--benchmarks", metavar="TASKS", help="Published benchmarks through lmms-eval, separated by commas."
+        ),
     ] = None,
     power: Annotated[
         float | None,
@@ -44,7 +46,7 @@ def eval_(
             "--power",
             metavar="POINTS",
             min=0.01,
-            help="Also tell how many questions a difference of so many points takes, by how much they scattered here.",
+            help="Also estimate how many questions are needed to detect a difference of POINTS.",
         ),
     ] = None,
     as_json: Annotated[
@@ -58,7 +60,7 @@ def eval_(
     """Measure one or several runs on the same questions, with intervals, and their differences.
 
     Without RECIPE it takes ./eval.yaml if there is one, else the defaults. An earlier evaluation's folder continues it:
-    with more runs, more samples, or a question more, such as --attribute.
+    with more runs, more samples, or more to measure, such as --attribute.
     """
     from prism_cli.recipes.identity import run_folder
 

@@ -12,11 +12,11 @@ def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run, or RUN@N for its checkpoint N.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="DIR", help="Folder to write; else exports/, named after the run."),
+        typer.Option("--output", metavar="DIR", help="Folder to write; default: exports/<run>."),
     ] = None,
     dtype: Annotated[
         Literal["bfloat16", "float32"] | None,
-        typer.Option("--dtype", help="Type of the weights; else the run's.", show_default=False),
+        typer.Option("--dtype", help="Type of the weights; default: the run's.", show_default=False),
     ] = None,
     push_to_hub: Annotated[
         str | None,
@@ -24,7 +24,7 @@ def export(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, print the plan, and write nothing.")] = False,
 ) -> None:
-    """Write a run's model as one plain Hugging Face folder: for transformers, for vLLM, for the hub.
+    """Write a run's model as a plain Hugging Face folder for transformers, vLLM and the hub.
 
     Adapters are merged. With it go processor, chat template, generation settings and a model card that tells lineage,
     data, teacher, metrics and recipe, but no path, address or key of this machine. Nothing is ever overwritten.

@@ -1,4 +1,4 @@
-"""What this machine is and has, found without importing a heavy package: the facts that `prism doctor` judges."""
+"""Facts about this machine for `prism doctor`, collected without importing a heavy package."""
 
 import ast
 import os
@@ -20,7 +20,7 @@ GPU_QUESTION = "name,memory.total,memory.free,compute_cap"
 
 @dataclass(frozen=True)
 class GPU:
-    """A graphics card as its driver tells of it.
+    """A GPU, as its driver reports it.
 
     Attributes:
         name: Its name.
@@ -37,25 +37,25 @@ class GPU:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found.
+    """Facts about the machine and its packages.
 
     Attributes:
         python: Version.
-        python_range: Which prism supports.
+        python_range: Versions that prism supports.
         packages: Name → version of those installed, needed and optional.
         ranges: Name → range prism was tested with, of those needed.
-        torch_pins: Name → what a package says of the torch it was built for.
+        torch_pins: Name → version of torch a package was built for, by its metadata.
         torch_cuda: CUDA version torch was built for; None for a build without.
-        gpus: What the driver sees; empty without a driver.
-        torch_sees: GPUs torch sees; None where it was not asked.
-        memory: Free and total main memory, bytes; a container's, where it has less.
+        gpus: GPUs of the driver; empty without a driver.
+        torch_sees: Number of GPUs in torch; None without --deep.
+        memory: Free and total main memory in bytes; those of the container, where it has less.
         runs: The run folder.
         writable: Whether runs can be written there.
         disk: Free bytes there.
         cores: Cores this process may use.
         threads: $OMP_NUM_THREADS, or None.
-        keys: Names of the environment's variables that hold keys, never what they hold.
-        offline: Whether the hub is switched off.
+        keys: Names of the environment variables that contain keys, never their values.
+        offline: Whether $HF_HUB_OFFLINE is set.
     """
 
     python: str
@@ -77,10 +77,10 @@ class Facts:
 
 
 def facts(deep: bool = False) -> Facts:
-    """Looks at this machine.
+    """The facts about this machine.
 
     Args:
-        deep: Also import torch and ask it for devices.
+        deep: Also import torch to count its devices.
     """
     from packaging.requirements import Requirement
 

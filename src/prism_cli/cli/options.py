@@ -1,4 +1,4 @@
-"""The arguments and options that commands share, each said once."""
+"""Arguments and options shared by several commands."""
 
 import glob
 from pathlib import Path
@@ -21,41 +21,46 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="RECIPE|KEY=VALUE",
-        help="A recipe file or the name of a shipped one; then values that replace the recipe's, such as "
+        help="Recipe file or name of a shipped recipe; then values that replace the recipe's, such as "
         "optimizer.learning_rate=2e-6.",
         show_default=False,
         autocompletion=_complete_recipe,
     ),
 ]
 ModelOption = Annotated[str | None, typer.Option("--model", help="Model to start from: a folder or hub id.")]
-DataOption = Annotated[str | None, typer.Option("--data", help="Rows to use: a file, a folder or a hub id.")]
+DataOption = Annotated[str | None, typer.Option("--data", help="Data: a file, a folder or a hub id.")]
 FromOption = Annotated[
-    str | None, typer.Option("--from", metavar="RUN", help="Finished run to start from, RUN@N for its checkpoint N.")
+    str | None, typer.Option("--from", metavar="RUN", help="Finished run to start from; RUN@N for its checkpoint N.")
 ]
-OutputOption = Annotated[str | None, typer.Option("--output", metavar="DIR", help="Folder of this run.")]
+OutputOption = Annotated[str | None, typer.Option("--output", metavar="DIR", help="Run folder.")]
 EndpointOption = Annotated[
-    str | None, typer.Option("--teacher-endpoint", metavar="URL", help="The teacher's OpenAI-compatible base URL.")
+    str | None, typer.Option("--teacher-endpoint", metavar="URL", help="Base URL of an OpenAI-compatible teacher.")
 ]
 TeacherModelOption = Annotated[
-    str | None, typer.Option("--teacher-model", metavar="NAME", help="The model's name at the teacher's endpoint.")
+    str | None, typer.Option("--teacher-model", metavar="NAME", help="Name of the teacher's model at the endpoint.")
 ]
 MaxCallsOption = Annotated[
-    int | None, typer.Option("--max-teacher-calls", metavar="N", help="Stop (exit code 3) before asking more often.")
+    int | None,
+    typer.Option("--max-teacher-calls", metavar="N", help="Maximum requests; stops with exit code 3 before more."),
 ]
 MaxUsdOption = Annotated[
     float | None,
-    typer.Option("--max-teacher-usd", metavar="USD", help="Stop (exit code 3) before spending more; needs a price."),
+    typer.Option(
+        "--max-teacher-usd",
+        metavar="USD",
+        help="Maximum cost; stops with exit code 3 before more. Needs teacher.price.",
+    ),
 ]
 PreviewOption = Annotated[
     int | None,
     typer.Option(
-        "--teacher-preview", metavar="N", min=1, help="Print the first N requests the teacher would get; send none."
+        "--teacher-preview", metavar="N", min=1, help="Print the first N requests to the teacher and send none."
     ),
 ]
 MaxStepsOption = Annotated[int | None, typer.Option("--max-steps", metavar="N", help="Optimiser steps.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed.")]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Check, print the whole recipe and the plan, and write nothing.")
+    bool, typer.Option("--dry-run", help="Check, print the full recipe and the plan, and write nothing.")
 ]
 ShrinkOption = Annotated[
     bool,
@@ -68,24 +73,25 @@ ShrinkOption = Annotated[
 SbatchOption = Annotated[
     Path | None,
     typer.Option(
-        "--sbatch", metavar="FILE", help="Check, write a Slurm batch script that runs this command, and run nothing."
+        "--sbatch", metavar="FILE", help="Check and write a Slurm batch script for this command; run nothing."
     ),
 ]
 ResumeOption = Annotated[
     bool | None,
     typer.Option(
         "--resume/--fresh",
-        help="Insist that there is a run to continue, or delete it and start over. Neither: continue if there is one.",
+        help="--resume fails without a run to continue; --fresh deletes the run and starts over. Default: continue if "
+        "there is a run.",
         show_default=False,
     ),
 ]
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """Recipe key → value of the options that were given, under the names of the recipe's keys.
+    """Recipe key → value of the given options.
 
     Args:
-        options: Option values; `from_` stands for `from`, `__` for a dot; None was not given.
+        options: Option values by recipe key, with `from_` for `from` and `__` for a dot; None for options not given.
     """
     values = {key.rstrip("_").replace("__", "."): value for key, value in options.items() if value is not None}
     for key, kind in (("model", "pretrained"), ("data", "file")):

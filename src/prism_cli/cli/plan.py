@@ -24,15 +24,22 @@ def plan(
     from_: options.FromOption = None,
     gpu_memory: Annotated[
         float | None,
-        typer.Option("--gpu-memory", metavar="GB", help="Memory of a GPU; else of the one here, else 80.", min=0.1),
+        typer.Option(
+            "--gpu-memory", metavar="GB", help="Memory of a GPU; default: that of the GPU here, else 80.", min=0.1
+        ),
     ] = None,
     gpu_tflops: Annotated[
         float | None,
-        typer.Option("--gpu-tflops", metavar="N", help="Its peak in bfloat16; else by its name, else 989.", min=0.1),
+        typer.Option(
+            "--gpu-tflops",
+            metavar="N",
+            help="Peak bfloat16 throughput of a GPU; default: by its name, else 989.",
+            min=0.1,
+        ),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Tell the memory, time and teacher calls that training will take, from config files alone.
+    """Estimate the memory, time and teacher calls of training, from config files alone.
 
     RECIPE is one of sft, warm-up, align, RL or a pipeline; without it ./pipeline.yaml. Where a step doesn't fit, the
     smallest change that fits is printed. Exit code 1 when something doesn't fit.

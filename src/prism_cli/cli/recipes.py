@@ -12,7 +12,9 @@ from rich.table import Table
 from prism_cli.cli.conduct import print_yaml
 from prism_cli.errors import RecipeError
 
-recipes = typer.Typer(name="recipes", help="Shipped recipes, and checking your own.", no_args_is_help=True)
+recipes = typer.Typer(
+    name="recipes", help="List, print and copy shipped recipes; check your own.", no_args_is_help=True
+)
 
 
 def _complete_name(incomplete: str) -> list[str]:
@@ -26,7 +28,7 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", autocompletion=_com
 
 @recipes.command(name="list")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the shipped recipes with what each needs."""
+    """List the shipped recipes and what each needs."""
     from prism_cli.recipes.sources import shipped
 
     rows = {name: _first_comment(path) for name, path in shipped().items()}
@@ -41,7 +43,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
 
 @recipes.command()
 def show(name: NameArgument) -> None:
-    """Print a shipped recipe, or every one of a set."""
+    """Print a shipped recipe, or all of a set."""
     for path in _named(name).values():
         print_yaml(path.read_text(encoding="utf-8"))
 
@@ -50,11 +52,11 @@ def show(name: NameArgument) -> None:
 def copy(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME", help="A recipe, or a whole set such as tiny.", autocompletion=_complete_name),
+        typer.Argument(metavar="NAME", help="A recipe, or a set such as tiny.", autocompletion=_complete_name),
     ],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; made if absent.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Target folder; created if missing.")],
 ) -> None:
-    """Copy a shipped recipe, or a whole set, to make it yours. Existing files are never overwritten."""
+    """Copy a shipped recipe, or all of a set, for editing. Existing files are never overwritten."""
     targets = {path: folder / path.name for path in _named(name).values()}
     if present := [str(target) for target in targets.values() if target.exists()]:
         raise RecipeError(f"already there: {', '.join(present)}", "choose another folder, or move these away")
@@ -70,21 +72,26 @@ def copy(
 @recipes.command()
 def check(
     paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="FILE", help="Recipe files; none checks the shipped ones.")
+        list[Path] | None, typer.Argument(metavar="FILE", help="Recipe files; none for the shipped ones.")
     ] = None,
     stage: Annotated[
         str | None,
-        typer.Option(metavar="STAGE", help="sft, align, rl, eval or run, when the file's name does not tell."),
+        typer.Option(
+            metavar="STAGE",
+            help="Stage of the recipe (sft, align, rl, eval, run, …), if the file's name does not contain it.",
+        ),
     ] = None,
 ) -> None:
-    """Check recipes: every key, type and value, a pipeline's or study's steps too. Nothing is run."""
+    """Check recipes: keys, types and values, and the steps of pipelines and studies. Nothing is run."""
     from prism_cli.recipes.sources import STAGES, shipped, stage_of
 
     problems = []
     for path in paths or shipped().values():
         found = stage or stage_of(path)
         if found not in STAGES:
-            raise RecipeError(f"{path}: which stage is it for?", f"give --stage, one of {', '.join(STAGES)}")
+            raise RecipeError(
+                f"{path}: the name does not contain the stage", f"give --stage, one of {', '.join(STAGES)}"
+            )
         wrong = _problems(found, path)
         typer.echo(f"{'wrong' if wrong else 'ok   '}  {path}")
         problems += wrong
@@ -110,7 +117,7 @@ def _problems(stage: str, path: Path) -> list[str]:
 
 
 def _named(name: str) -> dict[str, Path]:
-    """The shipped recipe of that name, or all of the set of that name."""
+    """The shipped recipe of a name, or all of a set."""
     from prism_cli.recipes.sources import shipped
 
     known = shipped()

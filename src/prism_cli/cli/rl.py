@@ -20,7 +20,7 @@ def rl(
     seed: options.SeedOption = None,
     audit: Annotated[
         bool,
-        typer.Option("--audit", help="Only print what the rewards make of known texts. Exit code 1 when they fail."),
+        typer.Option("--audit", help="Only print the rewards of known texts. Exit code 1 if they fail the audit."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the audit as JSON and nothing else.")] = False,
     dry_run: options.DryRunOption = False,
@@ -28,7 +28,7 @@ def rl(
     sbatch: options.SbatchOption = None,
     resume: options.ResumeOption = None,
 ) -> None:
-    """Reinforce verified final answers: GRPO, DAPO or GSPO.
+    """Reinforcement learning with verified final answers: GRPO, DAPO or GSPO.
 
     Without RECIPE it takes ./rl.yaml if there is one, else the defaults; without --from and --model it starts from the
     newest finished align run under ./runs, else from the newest sft run.

@@ -15,7 +15,7 @@ def run(
     sbatch: options.SbatchOption = None,
     resume: options.ResumeOption = None,
 ) -> None:
-    """Run a pipeline: any list of stages, each starting from the one before, with a report at the end.
+    """Run a pipeline of stages, each starting from the previous one, with a report at the end.
 
     Without RECIPE it takes ./pipeline.yaml. A value of one step is set by the step's name: align.max_steps=30.
     """

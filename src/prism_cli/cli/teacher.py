@@ -1,4 +1,4 @@
-"""`prism teacher`: serve one, check one, see what was asked."""
+"""`prism teacher`: serve one, check one, show stored answers."""
 
 import json
 from datetime import datetime
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-teacher = typer.Typer(name="teacher", help="Serve a teacher, check one, see what was asked.", no_args_is_help=True)
+teacher = typer.Typer(name="teacher", help="Serve a teacher, check one, show stored answers.", no_args_is_help=True)
 
 
 @teacher.command()
@@ -29,11 +29,11 @@ def serve(
     world: Annotated[Literal["shapes"], typer.Option(help="Picture world whose pictures it reads.")] = "shapes",
     variant: Annotated[
         Literal["exact", "weak_perception", "weak_reasoning", "text_only"],
-        typer.Option(help="Faultless, sees badly, reasons badly, or never sees the picture."),
+        typer.Option(help="Quality: no errors, errors in perception, errors in reasoning, or no picture."),
     ] = "exact",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8000,
     api_key_env: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Variable whose value callers must send as the key.")
+        str | None, typer.Option(metavar="NAME", help="Environment variable with the key that callers must send.")
     ] = None,
     delay: Annotated[float, typer.Option(min=0, help="Seconds to wait before each answer.")] = 0.0,
 ) -> None:
@@ -61,7 +61,7 @@ def check(
     teacher_model: options.TeacherModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a teacher about a few pictures: is it there, does it see, does it keep the form, what does a call take.
+    """Test a teacher on a few pictures: is it reachable, does it see, does it keep the format, what does a call cost.
 
     Exit code 1 if it can't teach. Its answers are kept, so that a second check costs nothing. RECIPE is read as an
     align recipe unless its name says otherwise.
@@ -86,16 +86,16 @@ def check(
 @teacher.command()
 def log(
     store: Annotated[
-        str, typer.Argument(metavar="STORE", help="The file of a recipe's teacher.store.")
+        str, typer.Argument(metavar="STORE", help="Answer file (a recipe's teacher.store).")
     ] = "runs/teacher_answers.sqlite",
-    count: Annotated[int, typer.Option("-n", min=0, help="How many of the newest calls to show.")] = 20,
+    count: Annotated[int, typer.Option("-n", min=0, help="Number of newest calls to show.")] = 20,
     as_json: JsonOption = False,
     export: Annotated[
         str | None,
         typer.Option(metavar="OUT.jsonl", help="Write the answers as rows with prompt and completion; no pictures."),
     ] = None,
 ) -> None:
-    """Show what was asked of teachers: answers, tokens and dollars by teacher, and the newest calls."""
+    """Show stored answers: their number, tokens and cost by teacher, and the newest calls."""
     from prism_cli.stages import teacher_log
 
     if export is not None:

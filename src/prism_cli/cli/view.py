@@ -13,15 +13,15 @@ def view(
     run: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RUN]", help="A run's, pipeline's or study's folder, or its name in runs/; else the newest."
+            metavar="[RUN]", help="A run's, pipeline's or study's folder, or its name in runs/; default: the newest."
         ),
     ] = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it in the browser.")] = True,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1 while a run is going; 0 takes a free one.")
+        int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1 for a run in progress; 0 takes a free one.")
     ] = 0,
 ) -> None:
-    """Open a run's report page; while the run is going, one that follows it.
+    """Open a run's report page, which follows a run in progress.
 
     The page of a finished run is a file. That of a run that is going is served on 127.0.0.1 until Ctrl-C.
     """

@@ -1,4 +1,4 @@
-"""What the words after a command mean: a recipe, values, run folders."""
+"""Words after a command, sorted into recipe, overrides and run folders."""
 
 import re
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ class Words(NamedTuple):
 
 
 def sort_words(words: Sequence[str] | None, with_runs: bool = False) -> Words:
-    """Sorts a command's words: what exists as a file is the recipe, whatever it is called; then `key=value`.
+    """Sorts a command's words: an existing file is the recipe, whatever its name; the others are `key=value`.
 
     Args:
         words: As given.
-        with_runs: Whether a run folder (or RUN@…) is a word of its own.
+        with_runs: Whether run folders (or RUN@…) may be among them.
 
     Raises:
         RecipeError: two recipes.

@@ -11,17 +11,18 @@ PAPER = ("mathvista", "mathverse", "mathvision", "wemath", "mmmu", "mmmu_pro", "
 
 
 class BenchmarksSection(Section):
-    """Benchmarks that lmms-eval knows, each run's model put to them in a process of its own."""
+    """Benchmarks of lmms-eval; each run's model is evaluated in a separate process."""
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = PAPER
-    """Names: mathvista, mathverse, mathvision, wemath, mmmu, mmmu_pro, hallusionbench, or any task lmms-eval knows."""
+    """Names: mathvista, mathverse, mathvision, wemath, mmmu, mmmu_pro, hallusionbench, or any other task of
+    lmms-eval."""
     include: UserPath | None = None
-    """Folder with tasks of your own, in lmms-eval's form."""
+    """Folder with your own tasks, in lmms-eval's format."""
     limit: PositiveInt | None = None
-    """Questions a task at most; null for all."""
+    """Maximum questions per task; null for all."""
     llm_judge: EndpointSection | None = None
-    """The model that reads answers where a task wants one; null leaves such tasks to their rules."""
+    """LLM that grades answers where a task asks for one; null uses the tasks' rules instead."""
     max_response_tokens: PositiveInt = 8192
-    """Longest response."""
+    """Maximum tokens of a response."""
     batch_size: PositiveInt = 1
     """Questions answered at once."""

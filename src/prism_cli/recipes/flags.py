@@ -20,8 +20,3 @@ FLAGS = {
     "runs": "RUN",
     "benchmarks.tasks": "--benchmarks",
 }
-
-
-def with_flag(key: str) -> str:
-    """A key with the option that sets it, `teacher.max_usd (--max-teacher-usd)`; the key alone where there is none."""
-    return f"{key} ({FLAGS[key]})" if key in FLAGS else key

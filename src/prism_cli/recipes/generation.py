@@ -34,7 +34,7 @@ class VLLMEngine(Section):
     """Weight each token's gradient by the ratio of the trainer's probability to vLLM's, at most 3 (truncated importance
     sampling)."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Further options of vLLM's `LLM`, by their own names."""
+    """Further options of vLLM's `LLM`, by vLLM's names."""
 
     @model_validator(mode="after")
     def _server_has_an_address(self):

@@ -1,4 +1,4 @@
-"""On how many processes a stage trains, and what is sharded over them."""
+"""Launch section: processes, nodes and sharding of a training stage."""
 
 from typing import Literal
 
@@ -8,17 +8,17 @@ from prism_cli.recipes.section import Section
 
 
 class LaunchSection(Section):
-    """Where a stage trains. One process a device; accelerate starts them, DeepSpeed ZeRO shards."""
+    """Training processes, one per device, started by accelerate and sharded by DeepSpeed ZeRO."""
 
     processes: PositiveInt = 1
-    """Processes a node, one for each of its GPUs."""
+    """Processes per node, one for each of its GPUs."""
     nodes: PositiveInt = 1
-    """Nodes; the same command is started on each (docs/launch.md)."""
+    """Nodes; start the same command on each (docs/launch.md)."""
     zero: Literal[2, 3] | None = None
-    """DeepSpeed ZeRO: 2 shards gradients and optimiser states over all processes, 3 the weights too; of policy and
-    discriminator. Null keeps a whole copy in each process (DDP)."""
+    """DeepSpeed ZeRO stage for policy and discriminator: 2 shards gradients and optimiser states over all processes, 3
+    also the weights. Null keeps a full copy in each process (DDP)."""
     offload: bool = False
-    """Sharded optimiser states, and under ZeRO-3 weights, lie in main memory: slower, for less GPU memory."""
+    """Keep sharded optimiser states (with ZeRO-3 also the weights) in main memory: less GPU memory, slower."""
 
     @property
     def world_size(self) -> int:
@@ -28,5 +28,5 @@ class LaunchSection(Section):
     @model_validator(mode="after")
     def _offload_needs_shards(self):
         if self.offload and self.zero is None:
-            raise ValueError("offload moves sharded states: give zero: 2 or zero: 3")
+            raise ValueError("offload applies to sharded states: set zero to 2 or 3")
         return self

@@ -1,4 +1,4 @@
-"""Several stages as one run: a pipeline of steps, and a study of several variants over several seeds."""
+"""Pipelines and studies: several stages as one run, and several variants over several seeds."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,20 +8,20 @@ from prism_cli.recipes.section import Section, UserPath
 
 
 class PipelineStep(Section):
-    """One step of a pipeline: a stage's recipe and what to change in it."""
+    """One step of a pipeline: a stage's recipe and changes to it."""
 
     stage: Literal["sft", "warmup", "align", "rl", "eval"]
-    """Which command; `warmup` is `prism discriminator warmup`."""
+    """Command of the step; `warmup` is `prism discriminator warmup`."""
     recipe: str
-    """Recipe file, relative to the pipeline's own."""
+    """Recipe file, relative to the pipeline's file."""
     id: str | None = None
-    """Name of the step and its folder; null takes the stage's name. Unique."""
+    """Unique name of the step and its folder; null takes the stage's name."""
     from_: str | None = Field(default=None, alias="from")
-    """The step it starts from; null takes the last training step before it, or none when `set` names a `model`."""
+    """Step to start from; null takes the previous training step, or none where `set` has a `model`."""
     discriminator: str | None = None
-    """For align, the warm-up step whose discriminator it trains with; null warms one up itself."""
+    """For align: the warm-up step whose discriminator it uses; null warms one up in the align step."""
     set: dict[str, Any] = Field(default_factory=dict)
-    """Values that replace the recipe's, by dotted key."""
+    """Dotted key → value that replaces the recipe's."""
 
     @model_validator(mode="after")
     def _only_align_has_a_discriminator(self):
@@ -31,10 +31,10 @@ class PipelineStep(Section):
 
 
 class PipelineRecipe(Section):
-    """Any list of stages, in any order, as one resumable run (`prism run`)."""
+    """Stages in any order as one resumable run (`prism run`)."""
 
     name: str
-    """The run's folder is runs/<name>, a step's is runs/<name>/<step id>."""
+    """Name of the run: its folder is runs/<name>, a step's is runs/<name>/<step id>."""
     seed: NonNegativeInt | None = None
     """Replaces the seed of every step."""
     steps: Annotated[tuple[PipelineStep, ...], Field(min_length=1, strict=False)]
@@ -57,23 +57,23 @@ class StudyRecipe(Section):
     """Several variants over the same seeds, measured on the same questions (`prism compare`)."""
 
     name: str
-    """The study's folder is runs/<name>; a seed's shared steps are in seed-<n>/, an arm's in seed-<n>/<arm>/."""
+    """Name of the study: its folder is runs/<name>, with shared steps in seed-<n>/ and those of an arm in
+    seed-<n>/<arm>/."""
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1, strict=False)] = (0, 1, 2)
-    """Every arm runs once with each."""
+    """Seeds; every arm runs once with each."""
     shared: Annotated[tuple[PipelineStep, ...], Field(strict=False)] = ()
-    """Steps that all arms of a seed start after; run once a seed."""
+    """Steps before all arms, run once per seed."""
     arms: Annotated[dict[str, Annotated[tuple[PipelineStep, ...], Field(strict=False)]], Field(min_length=1)]
-    """Name → steps. They start from the last shared step, or from the step `from` names: a shared one, or a step of an
-    arm before this one (`from: exact/align`), which then is run once. An arm without steps is what the shared ones end
-    with."""
+    """Name → steps. They start from the last shared step, or from the step in `from`: a shared one, or one of an
+    earlier arm (`from: exact/align`), which is run once. An arm without steps is the model of the last shared step."""
     baseline: str
-    """The arm that the others are compared with."""
+    """Arm with which the others are compared."""
     measure: PipelineStep
-    """The evaluation of each arm's last policy."""
+    """Eval step, applied to the final policy of each arm."""
     metrics: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Metrics of the table, such as accuracy/sampled, in order; none takes all that the evaluation measures."""
+    """Metrics of the table in order, such as accuracy/sampled; none for all metrics of the evaluation."""
     processes: PositiveInt | None = None
-    """Arms that run side by side; null takes one a CPU core, or one where there is an accelerator."""
+    """Arms run in parallel; null takes one per CPU core, or one where there is an accelerator."""
     output: UserPath | None = None
     """Folder of the study; null gives runs/<name>."""
 
@@ -101,13 +101,13 @@ class StudyRecipe(Section):
         return self
 
     def arms_before(self, arm: str) -> list[str]:
-        """The arms whose steps an arm's own start from."""
+        """The earlier arms from whose steps an arm starts."""
         starts = [step.from_ or "" for step in self.arms[arm]]
         return list(dict.fromkeys(start.split("/")[0] for start in starts if "/" in start))
 
 
 def steps_of(recipe: Section) -> list[PipelineStep]:
-    """Every step a recipe names: a pipeline's, a study's with its measure, none of any other."""
+    """All steps of a pipeline, or of a study with its measure; none of another recipe."""
     if isinstance(recipe, PipelineRecipe):
         return list(recipe.steps)
     if isinstance(recipe, StudyRecipe):

@@ -1,4 +1,4 @@
-"""The sections that say what is trained on what: model, response, image budget, data."""
+"""Sections of model, response, image budget and data."""
 
 from typing import Annotated, Literal
 
@@ -16,19 +16,20 @@ from prism_cli.responses import Grammar, Part
 
 
 class LoRA(Section):
-    """Train low-rank adapters instead of all weights (PEFT)."""
+    """Low-rank adapters instead of all weights (PEFT)."""
 
     rank: PositiveInt = 16
     """Rank of the adapters."""
     alpha: PositiveInt = 32
-    """Scale of the adapters (alpha / rank)."""
+    """LoRA's α; the adapters are scaled by alpha / rank."""
     dropout: Fraction = 0.0
-    """Dropout on the adapters' input."""
+    """Dropout on the input of the adapters."""
     vision: bool = False
-    """Adapters on the vision tower's linear layers too. They are merged all the same; vLLM can't serve them apart."""
+    """Adapters also on the linear layers of the vision tower. The final model has them merged; vLLM can't load them
+    separately."""
     bits: Annotated[Literal[4] | None, instead(None)] = None
-    """4 holds the language model's frozen weights in 4 bits (QLoRA): an NVIDIA GPU and `pip install bitsandbytes`. The
-    final model is the adapters in the whole weights, not in the rounded ones. Null keeps the weights as they are."""
+    """4 keeps the language model's frozen weights in 4 bits (QLoRA); needs an NVIDIA GPU and `pip install
+    bitsandbytes`. For the final model the adapters are merged into the original weights. Null: no quantisation."""
 
 
 class PretrainedModel(Section):
@@ -40,22 +41,22 @@ class PretrainedModel(Section):
     revision: str | None = None
     """Hub revision."""
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Type of the weights. On a GPU the policy's arithmetic is bfloat16 either way; weights in bfloat16 lose steps of
-    1e-6 to rounding. `auto` takes the checkpoint's."""
+    """Type of the weights; `auto` takes the checkpoint's. On a GPU the computation is in bfloat16 in any case. In
+    bfloat16 weights, updates of a learning rate of 1e-6 are lost to rounding."""
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
     """Attention implementation."""
 
 
 class TinyModel(Section):
-    """A tiny Qwen3-VL, randomly initialised, with a word-level tokenizer made of its world's vocabulary."""
+    """A tiny, randomly initialised Qwen3-VL with a word-level tokenizer for the vocabulary of a picture world."""
 
     type: Literal["tiny"]
     world: Literal["shapes"] = "shapes"
-    """The picture world whose words it knows."""
+    """Picture world of the vocabulary."""
     hidden: PositiveInt = 96
-    """Width of the text tower."""
+    """Width of the language model."""
     layers: PositiveInt = 3
-    """Layers of the text tower."""
+    """Layers of the language model."""
     vision_hidden: PositiveInt = 64
     """Width of the vision tower."""
     vision_layers: PositiveInt = 2
@@ -66,16 +67,16 @@ Model = Annotated[PretrainedModel | TinyModel, Field(discriminator="type"), type
 
 
 class PartSection(Section):
-    """One part of a response, scored on its own."""
+    """One part of a response, scored separately."""
 
     tags: tuple[str, ...] = Field(default=(), strict=False)
-    """The tagged blocks it is made of, in order; none means the whole text."""
+    """Its tagged blocks, in order; none for the full text."""
     weight: NonNegativeFloat = 1.0
-    """Its share α in the advantage."""
+    """Weight α in the advantage."""
 
 
 class ResponseSection(Section):
-    """The declared parts of a response and the instruction that asks for them; the same in every stage."""
+    """The parts of a response and the instruction that asks for them; the same in every stage."""
 
     parts: dict[str, PartSection] = Field(
         default={
@@ -83,11 +84,11 @@ class ResponseSection(Section):
             "reasoning": PartSection(tags=("think", "answer"), weight=0.5),
         }
     )
-    """Part name → its tags and weight."""
+    """Part name → tags and weight."""
     answer: str | None = "answer"
-    """The tag in which the final answer stands; null when the whole text is the answer."""
+    """Tag of the final answer; null if the full text is the answer."""
     instruction: str | None = "from parts"
-    """System prompt: `from parts` writes it from the parts, null sends none, any other text is sent as it is."""
+    """System prompt: `from parts` generates it from the parts, null for none, any other text is used unchanged."""
 
     @model_validator(mode="after")
     def _is_a_grammar(self):
@@ -99,23 +100,23 @@ class ImageSection(Section):
     """The image budget, in pixels after resizing; the same in every stage, the generator and the export."""
 
     min_pixels: PositiveInt = 65536
-    """Smaller images are scaled up to this many pixels."""
+    """Minimum pixels; smaller images are scaled up."""
     max_pixels: PositiveInt = 1048576
-    """Larger images are scaled down to this many pixels."""
+    """Maximum pixels; larger images are scaled down."""
 
 
 class WorldData(Section):
-    """Rows drawn from a synthetic picture world."""
+    """Rows generated by a synthetic picture world."""
 
     type: Literal["world"]
     world: Literal["shapes"] = "shapes"
-    """The world's name."""
+    """Name of the world."""
     split: Literal["train", "tune", "test"] = "train"
-    """Scenes never overlap between splits."""
+    """Split; no scene is in two splits."""
     size: PositiveInt
-    """How many rows."""
+    """Number of rows."""
     seed: NonNegativeInt = 0
-    """Which rows: same seed, same rows."""
+    """Random seed of the rows."""
 
 
 class FileData(Section):
@@ -126,22 +127,22 @@ class FileData(Section):
     """A JSONL, JSON, CSV or Parquet file, a folder of them, or a hub id: `name`, `name@split`, `name:config`, or
     `name/file.parquet` for one file of it."""
     format: Literal["auto", "conversational", "sharegpt", "verl", "pairs", "plain"] = "auto"
-    """How a row is written; `auto` tells from its columns."""
+    """Format of the rows; `auto` recognises it by the columns."""
     limit: PositiveInt | None = None
-    """Read at most this many rows."""
+    """Maximum rows to read."""
     allow_urls: tuple[str, ...] = Field(default=(), strict=False)
-    """Hosts from which pictures may be fetched; none by default. What is read is sent to the teacher."""
+    """Hosts from which pictures may be downloaded; none by default, because pictures are sent to the teacher."""
     on_bad_row: Literal["stop", "skip"] = "stop"
-    """What to do about rows that can't be used: stop and name them all, or leave them out and name them."""
+    """Unusable rows: stop and list them all, or leave them out and list them."""
     stream: bool = False
-    """SFT only: check and use rows as they flow instead of reading all of them first."""
+    """SFT only: check rows while they are used instead of reading all of them first."""
 
 
 class _Share(Section):
     weight: PositiveFloat | None = None
-    """Its share of the mixture, relative to the other weights."""
+    """Share of the mixture, relative to the other weights."""
     count: PositiveInt | None = None
-    """How many of its rows an epoch has; all or none of the sources have one."""
+    """Number of its rows per epoch; all sources or none have a count."""
 
 
 class FileSource(FileData, _Share):
@@ -160,8 +161,8 @@ class MixtureData(Section):
 
     type: Literal["mixture"]
     sources: dict[str, MixtureSource] = Field(min_length=1)
-    """Name → source, each with a `weight` or each with a `count`. By weight an epoch lasts until every row of every
-    source was seen; smaller sources are repeated."""
+    """Name → source; all have a `weight`, or all have a `count`. With weights an epoch ends when every row of every
+    source was used; smaller sources are repeated."""
 
     @model_validator(mode="after")
     def _one_measure(self):

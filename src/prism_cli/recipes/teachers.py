@@ -1,4 +1,4 @@
-"""The teachers a recipe may name."""
+"""Sections of the teachers and of other models behind endpoints."""
 
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -26,65 +26,67 @@ def _plain_url(url: str) -> str:
 
 
 class PriceSection(Section):
-    """What an endpoint charges, in US dollars a million tokens."""
+    """An endpoint's price in US dollars per million tokens."""
 
     prompt: NonNegativeFloat
-    """Dollars a million prompt tokens, pictures included."""
+    """US dollars per million prompt tokens, pictures included."""
     completion: NonNegativeFloat
-    """Dollars a million completion tokens."""
+    """US dollars per million completion tokens."""
 
 
 class Example(Section):
-    """A worked example the teacher is shown before the question."""
+    """A worked example, placed before the question."""
 
     question: str
-    """What is asked."""
+    """Text of the question."""
     response: dict[str, str]
-    """Tag → the block's text; written in the form of `response.parts`."""
+    """Tag → text of the block; formatted as `response.parts` says."""
 
 
 class _Asked(Section):
     attempts: PositiveInt = 3
-    """How often a question is put before it counts as failed; refused, cut-off and malformed answers are put again."""
+    """Requests per question before it counts as failed; a refused, truncated or malformed answer is requested again."""
 
 
 class _LiveTeacher(_Asked):
     modality: Literal["image", "text"] = "image"
-    """`text`: it can't see. It is given the question, with the row's `caption` if there is one, and teaches every part
-    but `perception`, which leaves the discriminator and the advantage."""
+    """`text` is for a teacher that takes no pictures: it gets the question, with the row's `caption` if there is one,
+    and teaches every part except `perception`, which is left out of the discriminator and the advantage."""
     check: bool = True
-    """Probe before the first question whether it sees the picture and keeps the form; a blind one is refused."""
+    """Test before the first question whether it sees pictures and keeps the format; a teacher that does not see them is
+    refused."""
     max_failed: Fraction = 0.05
-    """Largest share of rows the teacher may fail on; those rows are left out or replaced, and counted."""
+    """Maximum share of rows on which the teacher may fail. Such rows are left out or replaced, and counted."""
 
 
 class EndpointSection(_Asked):
-    """A model behind an OpenAI-compatible endpoint. Answers are kept: nothing is asked twice."""
+    """A model behind an OpenAI-compatible endpoint. Its answers are stored and reused."""
 
     name: str | None = None
-    """Name under which its answers are kept, to tell two with one model name apart; null takes the model's."""
+    """Name under which its answers are stored, to distinguish two models of the same name; null takes `model`."""
     endpoint: Annotated[str, AfterValidator(_plain_url)] | None = None
-    """Base URL, e.g. https://api.openai.com/v1 or http://127.0.0.1:8000/v1; it can't hold a key."""
+    """Base URL, e.g. https://api.openai.com/v1 or http://127.0.0.1:8000/v1; it must not contain a key."""
     model: str | None = None
-    """Model name the endpoint knows; null asks the endpoint when it serves exactly one."""
+    """The model's name at the endpoint; null works where the endpoint serves exactly one."""
     api_key_env: str = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key (never the key)."""
+    """Name of the environment variable that contains the key (not the key)."""
     temperature: NonNegativeFloat = 1.0
     """Sampling temperature."""
     max_tokens: PositiveInt = 8192
-    """Longest answer."""
+    """Maximum tokens of an answer."""
     concurrency: PositiveInt = 64
-    """Requests in flight at most; it starts low, grows while the endpoint keeps up and halves when it is overloaded."""
+    """Maximum concurrent requests. Their number starts low, grows while the endpoint keeps up, and halves when it is
+    overloaded."""
     timeout: PositiveFloat = 600.0
-    """Seconds a question may take in all; reasoning answers take minutes."""
+    """Total seconds allowed for a question; answers with reasoning take minutes."""
     store: UserPath = "runs/teacher_answers.sqlite"
-    """Where answers are kept, shared by all runs: nothing is asked twice."""
+    """File of the stored answers, shared by all runs."""
     max_calls: PositiveInt | None = None
-    """Stop (exit code 3) before asking more often than this; null for no cap."""
+    """Maximum requests; stops with exit code 3 before exceeding it. Null for no limit."""
     max_usd: NonNegativeFloat | None = None
-    """Stop (exit code 3) before spending more than this; needs `price`; null for no cap."""
+    """Maximum cost in US dollars; stops with exit code 3 before exceeding it. Needs `price`. Null for no limit."""
     price: PriceSection | None = None
-    """What it charges; null counts tokens only."""
+    """Price per million tokens; null counts tokens only."""
 
     @model_validator(mode="after")
     def _a_cap_needs_a_price(self):
@@ -94,41 +96,41 @@ class EndpointSection(_Asked):
 
 
 class OpenAITeacher(EndpointSection, _LiveTeacher):
-    """A teacher behind an OpenAI-compatible endpoint. Answers are kept: nothing is asked twice."""
+    """A teacher behind an OpenAI-compatible endpoint. Its answers are stored and reused."""
 
     type: Literal["openai"] = "openai"
     instruction: str | None = "from parts"
-    """System prompt for rows without one of their own: `from parts` writes it from the parts, null sends the policy's
-    own instruction if it has one, any other text is sent as it is."""
+    """System prompt for rows without their own: `from parts` generates it from the parts, null sends the policy's
+    instruction if it has one, any other text is sent unchanged."""
     examples: tuple[Example, ...] = Field(default=(), strict=False)
-    """Worked examples put before each question."""
+    """Worked examples placed before each question."""
     max_image_pixels: PositiveInt = 1048576
-    """Larger pictures are scaled down to this many pixels before they are sent; others go as they were read."""
+    """Larger pictures are scaled down to this many pixels before they are sent; others are sent unchanged."""
 
 
 class LLMJudge(EndpointSection):
-    """A model that says whether a free-text answer means the same as an accepted one."""
+    """A model that decides whether a free-text answer means the same as an accepted one."""
 
     temperature: NonNegativeFloat = 0.0
     """Sampling temperature."""
     max_tokens: PositiveInt = 512
-    """Longest verdict."""
+    """Maximum tokens of a verdict."""
 
 
 class DatasetTeacher(Section):
-    """Teacher answers from the data's own `teacher_response` column: alignment without an endpoint."""
+    """Teacher answers from the data's `teacher_response` column, without an endpoint."""
 
     type: Literal["dataset"]
 
 
 class EmbeddedTeacher(_LiveTeacher):
-    """A picture world's oracle, served over HTTP on 127.0.0.1 while the stage runs."""
+    """The oracle of a synthetic picture world, served over HTTP on 127.0.0.1 while the stage runs."""
 
     type: Literal["embedded"]
     world: Literal["shapes"] = "shapes"
-    """The world whose pictures it can read."""
+    """World whose pictures it reads."""
     variant: Literal["exact", "weak_perception", "weak_reasoning", "text_only"] = "exact"
-    """How good it is: faultless, sees badly, reasons badly, or never sees the picture."""
+    """Quality: without errors, with errors in perception, with errors in reasoning, or without the picture."""
 
 
 Teacher = Annotated[

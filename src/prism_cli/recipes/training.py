@@ -1,4 +1,4 @@
-"""The sections of training: rewards, algorithms, optimiser, checkpoints."""
+"""Sections of training: rewards, RL algorithms, optimiser, checkpoints."""
 
 from typing import Annotated, Literal
 
@@ -15,31 +15,31 @@ from prism_cli.recipes.teachers import LLMJudge
 
 
 class CustomReward(Section):
-    """A reward of the user's own."""
+    """A user-defined reward."""
 
     function: str
-    """Dotted path of a function, such as `my_rewards.short`; it is called with (response, row, length) and gives a
-    number, or None where it can't tell."""
+    """Dotted path of a function, such as `my_rewards.short`. It is called with (response, row, length) and returns a
+    number, or None for no score."""
     weight: float = 1.0
-    """Its weight in the reward."""
+    """Weight in the total reward."""
 
 
 class RewardsSection(Section):
-    """reward = Σ weight · reward; a malformed response gets 0 from accuracy and format."""
+    """The total reward, Σ weight · reward. A malformed response gets 0 for accuracy and format."""
 
     accuracy: NonNegativeFloat = 0.8
-    """Weight of the verified final answer."""
+    """Weight of the verified correctness of the final answer."""
     format: NonNegativeFloat = 0.2
     """Weight of being well-formed."""
     repetition: NonNegativeFloat = 0.0
-    """Weight of the penalty on repeated phrases (0 to −1); 0 leaves it out."""
+    """Weight of the penalty on repeated phrases (0 to −1); 0 for none."""
     custom: dict[str, CustomReward] = Field(default_factory=dict)
-    """Name → a reward of your own."""
+    """Name → user-defined reward."""
     llm_judge: Annotated[LLMJudge | None, instead(None)] = None
-    """Asked where the rules find a free-text answer wrong: does it mean the same? Where it fails the response is left
-    unscored. Null: the rules alone decide."""
+    """LLM that decides whether a free-text answer means the same as an accepted one, where the rules find it wrong. If
+    it fails, the response is left unscored. Null: the rules alone decide."""
     max_wrong: Fraction = 0.2
-    """Largest share of the teacher's own answers that the rewards may judge wrong; above it training is refused."""
+    """Maximum share of the teacher's answers that the rewards may score as wrong; above it training is refused."""
 
 
 class GRPO(Section):
@@ -47,47 +47,47 @@ class GRPO(Section):
 
     type: Literal["grpo"] = "grpo"
     clip_low: PositiveFloat = 0.2
-    """Ratio clip below 1."""
+    """Clip range of the probability ratio below 1."""
     clip_high: PositiveFloat = 0.2
-    """Ratio clip above 1."""
+    """Clip range of the probability ratio above 1."""
     dual_clip: PositiveFloat | None = 3.0
-    """Upper bound on the ratio for negative advantages."""
+    """Upper bound of the ratio for negative advantages; null for none."""
 
 
 class DAPO(Section):
-    """Decoupled clip, token-mean loss, over-long penalty."""
+    """Decoupled clip ranges, token-mean loss, penalty on overlong responses, dynamic sampling (DAPO)."""
 
     type: Literal["dapo"]
     clip_low: PositiveFloat = 0.2
-    """Ratio clip below 1."""
+    """Clip range of the probability ratio below 1."""
     clip_high: PositiveFloat = 0.28
-    """Ratio clip above 1."""
+    """Clip range of the probability ratio above 1."""
     dual_clip: PositiveFloat | None = 10.0
-    """Upper bound on the ratio for negative advantages."""
+    """Upper bound of the ratio for negative advantages; null for none."""
     overlong_buffer: Annotated[NonNegativeInt, at_most(8)] = 4096
-    """The last tokens before the limit over which a length penalty grows to −1."""
+    """Number of tokens before `max_response_tokens` over which the length penalty falls from 0 to −1."""
     oversample: Annotated[PositiveInt, at_most(2)] = 3
-    """Prompts rolled out a round of dynamic sampling, as a multiple of `prompts_per_step`."""
+    """Prompts per round of dynamic sampling, as a multiple of `prompts_per_step`."""
     max_rounds: Annotated[NonNegativeInt, at_most(2)] = 10
-    """Rounds of dynamic sampling at most: groups whose accuracy is all equal are dropped and the batch is refilled;
-    after them the step trains on what there is. 0 switches it off."""
+    """Maximum rounds of dynamic sampling: groups of rollouts with equal accuracy are dropped and the batch is refilled;
+    after the last round the step trains on the groups it has. 0 for no dynamic sampling."""
 
 
 class GSPO(Section):
-    """Sequence-level ratio."""
+    """Group sequence policy optimisation: probability ratios of sequences instead of tokens."""
 
     type: Literal["gspo"]
     clip_low: PositiveFloat = 3e-4
-    """Ratio clip below 1."""
+    """Clip range of the probability ratio below 1."""
     clip_high: PositiveFloat = 4e-4
-    """Ratio clip above 1."""
+    """Clip range of the probability ratio above 1."""
 
 
 Algorithm = Annotated[GRPO | DAPO | GSPO, Field(discriminator="type"), type_if_absent("grpo")]
 
 
 class OptimizerSection(Section):
-    """AdamW, as align and RL use it."""
+    """AdamW with the defaults of align and RL."""
 
     learning_rate: PositiveFloat = 1e-6
     """Peak learning rate."""
@@ -98,13 +98,13 @@ class OptimizerSection(Section):
     warmup_fraction: Fraction = 0.0
     """Share of steps over which the learning rate rises from 0."""
     beta2: Fraction = 0.999
-    """Decay of the second moment."""
+    """Decay rate of the second moment."""
     max_grad_norm: PositiveFloat = 1.0
-    """Gradient clip."""
+    """Maximum gradient norm."""
 
 
 class SFTOptimizerSection(OptimizerSection):
-    """AdamW, as SFT uses it."""
+    """AdamW with the defaults of SFT."""
 
     learning_rate: PositiveFloat = 1e-5
     """Peak learning rate."""
@@ -117,14 +117,14 @@ class SFTOptimizerSection(OptimizerSection):
 
 
 class CheckpointSection(Section):
-    """When to evaluate on held-out data, when to save, what to keep."""
+    """Intervals of saving and evaluating, and the checkpoints to keep."""
 
     every: Annotated[PositiveInt, at_most(2)] = 50
-    """Save each time this many steps are done."""
+    """Steps between checkpoints."""
     keep: PositiveInt = 2
-    """Newest checkpoints to keep, beside the best."""
+    """Number of newest checkpoints to keep, in addition to the best."""
     evaluate_every: Annotated[PositiveInt | None, at_most(2)] = None
-    """Evaluate on `eval_data` each time this many steps are done; null never."""
+    """Steps between evaluations on `eval_data`; null for none."""
     best_by: str | None = None
-    """A metric of the held-out evaluation (`loss`: lower is better, any other: higher); the best checkpoint becomes the
-    stage's model. Null: the last one does."""
+    """Metric of the held-out evaluation (`loss`: lower is better, any other: higher) by which the checkpoint is chosen
+    that becomes the stage's model. Null takes the last one."""

@@ -1,4 +1,4 @@
-"""`prism compare`: several roads over the same seeds, side by side on the cores, in one table of paired gains."""
+"""`prism compare`: several variants over the same seeds, in parallel, in one table of paired gains."""
 
 import json
 import multiprocessing
