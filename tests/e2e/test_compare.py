@@ -7,7 +7,7 @@ import pytest
 
 from prism_cli.recipes.load import load_recipe
 from prism_cli.recipes.sources import shipped
-from prism_cli.stages.compare import Job, _steps
+from prism_cli.stages.compare import Job, job_steps
 
 STUDY = """
     name: small
@@ -147,8 +147,8 @@ def test_an_arm_starts_from_a_training_step_and_never_from_a_shared_evaluation(t
     names = {stage: recipes[f"tiny/{stage}"] for stage in ("sft", "rl", "eval")}
     (tmp_path / "study.yaml").write_text(dedent(study).format(**names))
     recipe = load_recipe("compare", tmp_path / "study.yaml", [])
-    (_, rl), (_, measured) = _steps(recipe, tmp_path, Job(0, "more"))
+    (_, rl), (_, measured) = job_steps(recipe, tmp_path, Job(0, "more"))
     assert rl.from_ == "runs/s/seed-0/sft"
     assert measured.runs == ("runs/s/seed-0/more/rl",)
-    ((_, measured),) = _steps(recipe, tmp_path, Job(0, "start"))
+    ((_, measured),) = job_steps(recipe, tmp_path, Job(0, "start"))
     assert measured.runs == ("runs/s/seed-0/sft",)

@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from tests.tiny import tiny_policy
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+from prism_cli.adapters import has_adapters, merge_adapter, save_adapter
 from prism_cli.assembly.policy import lora_config
 from prism_cli.data.sources import is_local_name
 from prism_cli.errors import CheckpointError, RecipeError
-from prism_cli.models import Policy, has_adapters, merge_adapter, save_adapter
+from prism_cli.models import Policy
 from prism_cli.publishing.lineage import evaluations_of, lineage_of, publishable
 from prism_cli.publishing.model_card import model_card
 from prism_cli.recipes.identity import to_dict, to_yaml
@@ -234,7 +235,7 @@ def test_saved_adapters_hold_nothing_else_and_come_back(policy, tmp_path):
         "adapter_model.safetensors",
     }
     assert all("lora_" in name for name in load_file(tmp_path / "adapter/adapter_model.safetensors"))
-    again = merge_adapter(policy.with_model(copy.deepcopy(policy.model)), tmp_path / "adapter").model.state_dict()
+    again = merge_adapter(copy.deepcopy(policy.model), tmp_path / "adapter").state_dict()
     assert all(torch.equal(weight, again[name]) for name, weight in model.merge_and_unload().state_dict().items())
 
 
@@ -246,7 +247,7 @@ def test_adapters_of_another_width_are_refused_in_one_line(policy, tmp_path):
     other = tiny_model(policy.processor, hidden=32, layers=1, vision_hidden=32)
     save_adapter(get_peft_model(other, LoraConfig(r=2, target_modules=["q_proj"])), tmp_path / "adapter")
     with pytest.raises(CheckpointError, match="can't be put into their model") as caught:
-        merge_adapter(policy.with_model(copy.deepcopy(policy.model)), tmp_path / "adapter")
+        merge_adapter(copy.deepcopy(policy.model), tmp_path / "adapter")
     assert "\n" not in str(caught.value)
 
 
@@ -266,7 +267,7 @@ def test_four_bits_are_refused_in_one_line_where_they_can_not_be_had():
 def test_adapters_beside_rounded_weights_are_held_in_float32(policy):
     from peft import get_peft_model
 
-    from prism_cli.models import adapters_in_float32
+    from prism_cli.adapters import adapters_in_float32
 
     config = lora_config(load_recipe("sft", "tiny", ["lora={rank: 2}"]))
     model = get_peft_model(copy.deepcopy(policy.model), config).bfloat16()
@@ -277,10 +278,10 @@ def test_adapters_beside_rounded_weights_are_held_in_float32(policy):
         assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == {torch.bfloat16}
 
 
-def test_in_four_bits_the_eyes_stay_whole(policy):
+def test_in_four_bits_the_vision_tower_is_not_rounded(policy):
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    from prism_cli.models import VISION_TOWERS
+    from prism_cli.adapters import VISION_TOWERS
 
     linear = [n for n, m in policy.model.named_modules() if isinstance(m, torch.nn.Linear)]
     rounded = {name for name in linear if should_convert_module(name, [*VISION_TOWERS, "lm_head"])}

@@ -113,7 +113,7 @@ def chosen_engine(recipe: Any, policy: "Policy") -> Engine:
 
 def _why_not(policy: "Policy", named: bool) -> tuple[str | None, str | None]:
     """Why vLLM can't generate, and the cure; on a CPU only where it is named, since there it is not faster."""
-    from prism_cli.models import in_four_bits
+    from prism_cli.adapters import in_four_bits
 
     kind, instead = policy.model.config.model_type, "generation.engine=transformers"
     if find_spec("vllm") is None:

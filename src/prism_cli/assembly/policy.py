@@ -111,11 +111,12 @@ def start_policy(recipe: Stage, unrounded: bool = False) -> "Policy":
         CheckpointError: the run it starts from has no model.
     """
     from prism_cli import models
+    from prism_cli.adapters import refuse_four_bits
 
     start = resolve_start(recipe)
     four_bits = start.four_bits and not unrounded
     if four_bits:
-        models.refuse_four_bits()
+        refuse_four_bits()
     if start.run is not None:
         return models.load_policy(resolve_model(start.run)[0], four_bits=four_bits)
     grammar = grammar_of(start.response)
@@ -169,7 +170,7 @@ def with_adapter(run: Run, adapter: Path) -> "Policy":
     Raises:
         CheckpointError: what it started from is gone, or was done again since.
     """
-    from prism_cli.models import merge_adapter
+    from prism_cli.adapters import merge_adapter
     from prism_cli.recipes.load import load_recipe
 
     recipe = load_recipe(run.manifest["stage"], run.folder / "recipe.yaml")
@@ -178,4 +179,5 @@ def with_adapter(run: Run, adapter: Path) -> "Policy":
             f"{run.folder} started from another state of {recipe.from_} than is there now, so its adapters don't fit",
             "take the run's final model",
         )
-    return merge_adapter(start_policy(recipe, unrounded=True), adapter)
+    policy = start_policy(recipe, unrounded=True)
+    return policy.with_model(merge_adapter(policy.model, adapter))

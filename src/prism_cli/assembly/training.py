@@ -10,12 +10,13 @@ from rich import get_console
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 
 from prism_cli import processes
+from prism_cli.adapters import adapters_in_float32, has_adapters, in_four_bits, save_adapter
 from prism_cli.assembly.out_of_memory import memory_watch
 from prism_cli.assembly.policy import start_policy, with_adapter
 from prism_cli.assembly.tracking import left_to_transformers, trackers
 from prism_cli.data.sources import is_local_name
 from prism_cli.errors import BudgetError, PrismError, RewardError, TeacherError
-from prism_cli.models import Policy, adapters_in_float32, has_adapters, in_four_bits, save_adapter
+from prism_cli.models import Policy
 from prism_cli.progress import say
 from prism_cli.publishing.model_card import model_card
 from prism_cli.recipes.stages import Stage, TrainingStage

@@ -22,8 +22,9 @@ from prism_cli.progress import progress, say
 from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.pipelines import PipelineStep, StudyRecipe
 from prism_cli.recipes.steps import resolve_steps
+from prism_cli.report.study_table import study_table
 from prism_cli.runs.files import write_atomically
-from prism_cli.stages.compare_table import study_summary, study_table
+from prism_cli.stages.compare_summary import study_summary
 from prism_cli.stages.run import check_step, run_step
 
 SHARED = "shared steps"
@@ -31,7 +32,7 @@ TRAINING = ("sft", "align", "rl")
 
 
 class Job(NamedTuple):
-    """What one process does in one go: the shared steps of a seed, or an arm of it."""
+    """The work of one process in one go: the shared steps of a seed, or an arm of it."""
 
     seed: int
     arm: str
@@ -53,7 +54,7 @@ def check(recipe: StudyRecipe, base: Path) -> Plan:
     """
     plan = []
     for arm in (SHARED, *recipe.arms):
-        steps = _steps(recipe, base, Job(recipe.seeds[0], arm))
+        steps = job_steps(recipe, base, Job(recipe.seeds[0], arm))
         for step, resolved in steps:
             check_step(step, resolved)
         plan.append((arm, " → ".join(step.id or step.stage for step, _ in steps) or "none"))
@@ -81,9 +82,9 @@ def run(recipe: StudyRecipe, base: Path, fresh: bool = False, command: Sequence[
             write_atomically(folder / "study.json", json.dumps(summary, indent=2))
             get_console().print(study_table(summary, get_console().width))
             if failed:
-                told = "\n  ".join(f"{job.name}: {error}" for job, error in failed.items())
+                errors = "\n  ".join(f"{job.name}: {error}" for job, error in failed.items())
                 hint = "mend the cause and run the same command again"
-                raise PrismError(f"{len(failed)} arm{'s' if len(failed) > 1 else ''} failed:\n  {told}", hint)
+                raise PrismError(f"{len(failed)} arm{'s' if len(failed) > 1 else ''} failed:\n  {errors}", hint)
     finally:
         if failed:  # only now does its manifest say so
             report.write(folder)
@@ -96,7 +97,7 @@ def _processes(recipe: StudyRecipe) -> int:
     return recipe.processes or (os.cpu_count() or 1 if device().type == "cpu" else 1)
 
 
-def _steps(recipe: StudyRecipe, base: Path, job: Job) -> list[tuple[Any, Any]]:
+def job_steps(recipe: StudyRecipe, base: Path, job: Job) -> list[tuple[Any, Any]]:
     """The steps of a job with their resolved recipes; an arm ends with its evaluation."""
     seed_folder = run_folder("compare", recipe) / f"seed-{job.seed}"
     if job.arm == SHARED:
@@ -157,7 +158,7 @@ def _run_all(recipe: StudyRecipe, base: Path, folder: Path) -> dict[Job, str]:
 
 
 def _before(recipe: StudyRecipe, job: Job) -> list[Job]:
-    """What a job starts from."""
+    """The jobs that a job starts from."""
     arms = [] if job.arm == SHARED else [SHARED, *recipe.arms_before(job.arm)]
     return [Job(job.seed, arm) for arm in arms]
 
@@ -172,12 +173,12 @@ def _without_those_after(recipe: StudyRecipe, waiting: Sequence[Job], failed: Jo
 
 
 def _work(recipe: StudyRecipe, base: Path, folder: Path, job: Job) -> str | None:
-    """Does a job in this process, what it prints going to its log; gives what failed, or None."""
+    """Does a job in this process, what it prints going to its log; gives the error, or None."""
     place = folder / f"seed-{job.seed}" / ("" if job.arm == SHARED else job.arm)
     place.mkdir(parents=True, exist_ok=True)
     with _printing_to(place / "log.txt"):
         try:
-            for step, resolved in _steps(recipe, base, job):
+            for step, resolved in job_steps(recipe, base, job):
                 run_step(step, resolved)
         except PrismError as error:
             return f"{error}" + (f" ({error.hint})" if error.hint else "")
