@@ -1,4 +1,4 @@
-"""Which of the processes that train together this is, and how they speak to each other.
+"""Distributed helpers: rank, world size, barriers, and plain values between processes.
 
 A launcher starts them with RANK and WORLD_SIZE (torchrun, accelerate). Plain values travel over a gloo group of their
 own, on any device: the tensors' collectives may give up after minutes, while the teacher's answers take hours.
@@ -34,7 +34,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes train together, over all nodes."""
+    """Number of processes that train together, over all nodes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -131,7 +131,7 @@ def gather(value: T) -> list[T]:
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What `make` gives on the main process, on all of them; it is called there alone, and in it nobody is waited for.
+    """The value of `make` on all processes; it is called on the main one alone, and in it nobody is waited for.
 
     Raises:
         PrismError: raised by `make`, on all processes.
@@ -148,8 +148,8 @@ def from_main(make: Callable[[], T]) -> T:
             value = make()
     except BaseException as error:
         # The others wait for this value: let them go too, whatever happened.
-        told = error if isinstance(error, PrismError) else PrismError("the main process failed")
-        _broadcast((None, told))
+        failure = error if isinstance(error, PrismError) else PrismError("the main process failed")
+        _broadcast((None, failure))
         raise
     return _broadcast((value, None))[0]
 
@@ -203,7 +203,7 @@ def tells_of_failure() -> bool:
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """In this block the end of another process is told as such, and not as what it did to a connection.
+    """Within this block the end of another process is reported as such, not as a broken connection.
 
     Raises:
         PrismError: another process ended.
@@ -223,10 +223,10 @@ def failing_together() -> Iterator[None]:
 _LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "NCCL communicator was aborted")
 
 
-def _broadcast(said: Any) -> Any:
+def _broadcast(value: Any) -> Any:
     from torch import distributed
 
     start()
-    box = [said]
+    box = [value]
     distributed.broadcast_object_list(box, src=0, group=_plain)
     return box[0]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-# What the instruction says of a block. Tags a recipe invents are described by their name alone.
+# Descriptions of blocks in the instruction. Tags a recipe invents are described by their name alone.
 BLOCK_DESCRIPTIONS = {
     "caption": "what the image shows",
     "think": "step-by-step reasoning",
@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 
 class Response(NamedTuple):
-    """What parsing a text gave. A malformed text has no blocks, no parts and no answer.
+    """A parsed text. A malformed text has no blocks, no parts and no answer.
 
     Attributes:
         well_formed: Whether the text follows the grammar.
@@ -53,7 +53,7 @@ class Response(NamedTuple):
 
 
 class ResponseSettings(NamedTuple):
-    """What a policy is told to write.
+    """Grammar and instruction of a policy.
 
     Attributes:
         grammar: The parts of its responses.

@@ -1,4 +1,4 @@
-"""What can be found wrong in a resolved recipe without loading a model, and the lines of its plan."""
+"""Checks of a resolved recipe that load no model, and the lines of its plan."""
 
 from pathlib import Path
 
@@ -175,7 +175,7 @@ def _check_shards(recipe: TrainingStage) -> None:
 
 
 def rollout_batch(recipe: RolloutStage) -> RolloutBatch:
-    """How a step's rollouts are cut up.
+    """The split of a step's rollouts into micro-batches.
 
     Raises:
         RecipeError: they don't divide.

@@ -43,7 +43,7 @@ class Pretrained(NamedTuple):
 
 
 class PolicyStart(NamedTuple):
-    """Where a stage's policy starts.
+    """The start of a stage's policy.
 
     Attributes:
         run: A run, or `RUN@step`; what else it needs comes with it.
@@ -79,7 +79,7 @@ class PolicyStart(NamedTuple):
 
 
 def resolve_start(recipe: Stage) -> PolicyStart:
-    """Where the policy of a stage starts.
+    """The start of a stage's policy, from its recipe.
 
     Raises:
         RecipeError: `lora.bits` of a tiny model.

@@ -38,7 +38,7 @@ def grammar_ahead(recipe: Any) -> Grammar | None:
 
 
 def response_settings(recipe: Any) -> ResponseSettings:
-    """What the policy of a stage writes, without loading it: where several runs are measured the first one's.
+    """Grammar and instruction of a stage's policy, without loading it; of several runs the first one's.
 
     Raises:
         CheckpointError: the run it starts from has no model yet, or its response.json can't be read.

@@ -106,7 +106,7 @@ def check_processes(stage: str, processes_a_node: int | None = None, nodes: int 
 
 
 def lineage(recipe: Stage) -> dict[str, Any] | None:
-    """Where a stage starts, as its manifest records it."""
+    """The start of a stage, as its manifest records it."""
     return resolve_model(recipe.from_)[1] if recipe.from_ else None
 
 
@@ -122,7 +122,7 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Each time it is imported, be it by another library, it warns of a machine without a GPU.
     logging.getLogger("DeepSpeed").addFilter(_grave)
-    # What it logs as an error it also raises, and that is told with where and what to do.
+    # What it logs as an error it also raises, and that error is printed.
     logging.getLogger("datasets").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"(torch|transformers|trl|accelerate|peft)(\.|$)")
 
@@ -132,7 +132,7 @@ def _grave(record: logging.LogRecord) -> bool:
 
 
 def run_names(references: Sequence[str], known: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Run id → reference; an id that two runs share is written with its run's name, or else with its whole path.
+    """Run id → reference; an id that two runs share is written with its run's name, or else with its path.
 
     Args:
         references: Runs, or `RUN@step`.

@@ -113,8 +113,8 @@ def show(
     """Write the first rows as an HTML page: pictures, texts, and the prompt as the model reads it."""
     from prism_cli.stages import data_show as stage
 
-    found = stage.show(source, rows, output, format=format, allow_urls=allow_url or (), tokens=tokens, run=from_)
-    typer.echo(f"format {found}")
+    row_format = stage.show(source, rows, output, format=format, allow_urls=allow_url or (), tokens=tokens, run=from_)
+    typer.echo(f"format {row_format}")
     typer.echo(f"page   {output}")
 
 

@@ -1,4 +1,4 @@
-"""What `prism data check` prints: problems a line each and a summary, or JSON."""
+"""The report of `prism data check`: problems a line each and a summary, or JSON."""
 
 from collections import Counter
 from collections.abc import Iterator

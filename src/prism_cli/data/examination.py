@@ -18,7 +18,7 @@ SMALL = 128
 
 
 class Rules(NamedTuple):
-    """What rows are checked for; sent to other processes, so its function must be a named one.
+    """The rules rows are checked by; sent to other processes, so its function must be a named one.
 
     Attributes:
         format: One of `formats.FORMATS`, or `auto`: each row's is told from its columns.
@@ -32,7 +32,7 @@ class Rules(NamedTuple):
 
 
 class CheckedRow(NamedTuple):
-    """What is kept of a row once it was looked at.
+    """A checked row, without its pictures.
 
     Attributes:
         file, number: Where it stands.

@@ -53,7 +53,7 @@ class FileRows:
         Raises:
             DataError: nothing there, or the first row is in no known format.
         """
-        from prism_cli.data.reading import format_ahead
+        from prism_cli.data.sources import format_ahead
 
         first = f", first {self.limit} rows" if self.limit else ""
         format = format_ahead(self.path, self.format, strict=self.on_bad_row == "stop")

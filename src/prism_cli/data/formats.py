@@ -1,4 +1,4 @@
-"""The five ways a row may be written, told apart by its columns, and what each says in PRISM's words."""
+"""The five formats of a row, told apart by their columns, and their parsers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ Turn = dict[str, str]
 
 
 class ParsedRow(NamedTuple):
-    """What a row says; its pictures are still names.
+    """A parsed row; its pictures are still names.
 
     Attributes:
         id: Its own id, or None.
@@ -44,7 +44,7 @@ class ParsedRow(NamedTuple):
 
 
 def detect(fields: Mapping[str, Any]) -> str:
-    """Which of FORMATS a row is in, told from its columns.
+    """The format of a row, one of FORMATS, by its columns.
 
     Raises:
         DataError: none fits.
@@ -66,7 +66,7 @@ def detect(fields: Mapping[str, Any]) -> str:
 
 
 def parse(format: str, fields: Mapping[str, Any]) -> ParsedRow:
-    """What a row in one of FORMATS says.
+    """A row in one of FORMATS, parsed.
 
     Raises:
         DataError: `field: what was found`, with the cure in its hint.

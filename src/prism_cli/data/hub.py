@@ -10,7 +10,7 @@ CURE = "check data.path or --data; a hub data set needs the network, and a priva
 
 
 class HubName(NamedTuple):
-    """What of the hub is meant.
+    """A data set of the hub, its split, configuration or file.
 
     Attributes:
         name: Id of the data set.

@@ -90,7 +90,7 @@ def is_url(reference: Any) -> bool:
 
 
 def _given(reference: Any) -> Any:
-    """What a reference says: bytes, a name, a URL."""
+    """The content of a reference: bytes, a name, a URL."""
     if isinstance(reference, Mapping):
         return reference.get("bytes") or reference.get("path") or reference.get("url")
     return reference

@@ -1,4 +1,4 @@
-"""What rows must keep to before training: their number, one kind, and token lengths, counted without decoding."""
+"""Limits on rows before training: their number, one kind, and token lengths, counted without decoding pictures."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -64,7 +64,7 @@ def count_tokens(
 
 
 def why_over_long(row: Mapping[str, Any], processor: Any, limit: int, setting: str) -> str | None:
-    """Why a single row with its demonstration is too long, or None."""
+    """The problem of a row that is too long with its demonstration, or None."""
     sizes = [_size(image) for image in row["images"]]
     (length,) = count_tokens([row["prompt"]], [sizes], processor, [row["demonstration"]])
     return f"{length} tokens, more than {setting} = {limit}" if length > limit else None

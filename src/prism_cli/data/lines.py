@@ -43,7 +43,7 @@ def json_line_entries(file: Path) -> Iterator[Entry]:
 
 
 def json_value(text: str) -> Any:
-    """What a text says in JSON.
+    """The value of a JSON text.
 
     Raises:
         ValueError: it is not JSON, or a value in it can't be used; the message says what it is.
@@ -66,7 +66,7 @@ def _of_number(error: ValueError) -> str:
 
 
 def _fault(value: Any, depth: int = DEEPEST) -> str | None:
-    """Why a value that JSON allows can't be used, or None."""
+    """The fault of a value that JSON allows and that can't be used, or None."""
     if isinstance(value, str) and not value.isascii():
         try:
             value.encode()

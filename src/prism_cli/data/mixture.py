@@ -40,19 +40,19 @@ def mix(
 
 
 def epoch_counts(sizes: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, int]:
-    """How many rows of each source an epoch has: every row at least once, shares exact to rounding.
+    """Number of rows of each source in an epoch: every row at least once, shares exact to rounding.
 
     Sizes 3 and 10 with weights 1 and 1 give 10 and 10; with weights 1 and 2 they give 5 and 10.
     """
     parts = {name: Fraction(str(weights[name])) for name in sizes}
-    whole = sum(parts.values())
-    length = max(ceil(size * whole / parts[name]) for name, size in sizes.items())
-    exact = {name: length * part / whole for name, part in parts.items()}
-    found = {name: floor(share) for name, share in exact.items()}
+    total = sum(parts.values())
+    length = max(ceil(size * total / parts[name]) for name, size in sizes.items())
+    exact = {name: length * part / total for name, part in parts.items()}
+    counts = {name: floor(share) for name, share in exact.items()}
     # What rounding down left goes to the largest remainders.
-    for name in sorted(exact, key=lambda name: found[name] - exact[name])[: length - sum(found.values())]:
-        found[name] += 1
-    return found
+    for name in sorted(exact, key=lambda name: counts[name] - exact[name])[: length - sum(counts.values())]:
+        counts[name] += 1
+    return counts
 
 
 def _passes(size: int, count: int, random: np.random.Generator) -> np.ndarray:

@@ -19,7 +19,7 @@ BANDS = NEAR + 1
 
 
 class Identity(NamedTuple):
-    """What a row is recognised by.
+    """The identity of a row: digests it is recognised by.
 
     Attributes:
         question: Digest of the whole prompt, however it is spaced and capitalised.

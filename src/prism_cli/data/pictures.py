@@ -1,4 +1,4 @@
-"""What a picture is: its size, whether it decodes to the end, and what tells it from another."""
+"""Pictures: size, whether it decodes to the end, and what tells it from another."""
 
 import base64
 import hashlib
@@ -27,7 +27,7 @@ _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, st
 
 
 class Fault(NamedTuple):
-    """Why a picture can't be used.
+    """The fault of a picture that can't be used.
 
     Attributes:
         kind: Short name to count by.

@@ -1,4 +1,4 @@
-"""What can be wrong with a row, found before anything is trained on it or sent to a teacher."""
+"""Checks of a single row, before anything is trained on it or sent to a teacher."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -85,7 +85,7 @@ def check_row(
 
 
 def picture_field(index: int, count: int) -> str:
-    """How a row's picture is named in a problem."""
+    """The name of a row's picture in a problem."""
     return "image" if count == 1 else f"image {index + 1} of {count}"
 
 

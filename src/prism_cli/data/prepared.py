@@ -24,7 +24,7 @@ Progress = Callable[[int, int | None], None]
 
 
 class Loaded(NamedTuple):
-    """What was read.
+    """Rows that were read.
 
     Attributes:
         rows: The rows that can be used (`data.rows`), memory-mapped when they are kept.
@@ -40,7 +40,7 @@ class Loaded(NamedTuple):
 
 
 class _Findings:
-    """What is found while rows are read, beside the rows."""
+    """Problems and counts of a reading, beside its rows."""
 
     def __init__(self):
         self.problems: dict[str, list[Problem]] = {"error": [], "warning": []}
@@ -73,7 +73,7 @@ def prepare(reader: RowReader, progress: Progress) -> Loaded:
 
 
 def prepared(folder: Path, reader: RowReader, progress: Progress) -> Loaded:
-    """What an earlier start kept in `folder`, if all pictures are still what they were; else reads and keeps it.
+    """The rows kept in `folder` by an earlier start, if no picture has changed; else reads and keeps them.
 
     Args:
         folder: Named after all that shapes the rows: the options, `-`, and the state that the source is in. What was

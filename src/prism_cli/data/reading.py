@@ -1,4 +1,4 @@
-"""From raw rows to rows that can be used: parsed, their pictures found, checked; one after the other."""
+"""Reading: raw rows parsed, their pictures read, checked; one after the other."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
@@ -11,7 +11,7 @@ from prism_cli.data.images import ImageReader, is_url
 from prism_cli.data.pictures import Fault, Picture, look
 from prism_cli.data.pool import spread
 from prism_cli.data.preflight import Needs, Problem, Verify, check_row
-from prism_cli.data.sources import RawRow, Source, is_local_name, open_source
+from prism_cli.data.sources import RawRow, Source
 from prism_cli.errors import DataError
 from prism_cli.responses import Grammar
 
@@ -20,7 +20,7 @@ ALONE = 1000
 
 
 class Checks(NamedTuple):
-    """What rows must hold, beside being rows; see `check_row`.
+    """The checks of a row; see `check_row`.
 
     Attributes:
         needs: The stage they are for, or None.
@@ -64,14 +64,14 @@ def look_at(raw: RawRow, format: str, allow_urls: tuple[str, ...], checks: Check
     if raw.fields is None:
         problem = _unreadable(raw, "row", raw.problem or "it can't be read", "mend it, or drop it")
         return LookedAt(None, None, [], [], [problem])
-    told = None
+    row_format = None
     try:
-        told = detect(raw.fields) if format == "auto" else format
-        parsed = parse(told, raw.fields)
+        row_format = detect(raw.fields) if format == "auto" else format
+        parsed = parse(row_format, raw.fields)
     except DataError as error:
         field, colon, what = str(error).partition(": ")
         problem = _unreadable(raw, field if colon else "row", what or field, error.hint or "mend it, or drop it")
-        return LookedAt(told, None, [], [], [problem])
+        return LookedAt(row_format, None, [], [], [problem])
     reader = reader_of(raw.folder, allow_urls)
     images, pictures = [], []
     for reference in parsed.images:
@@ -83,7 +83,7 @@ def look_at(raw: RawRow, format: str, allow_urls: tuple[str, ...], checks: Check
             fault = Fault("missing picture", str(error), error.hint or "mend it, or drop the row")
             pictures.append(Picture(0, 0, "", fault))
     problems = check_row(parsed, pictures, file=raw.file, row=raw.number, **checks._asdict())
-    return LookedAt(told, parsed, images, pictures, problems)
+    return LookedAt(row_format, parsed, images, pictures, problems)
 
 
 def _unreadable(raw: RawRow, field: str, what: str, cure: str) -> Problem:
@@ -94,32 +94,6 @@ def _unreadable(raw: RawRow, field: str, what: str, cure: str) -> Problem:
 def reader_of(folder: Path | None, allow_urls: tuple[str, ...]) -> ImageReader:
     """Reads pictures of the rows whose folder this is."""
     return ImageReader(folder, allow_urls)
-
-
-def format_ahead(path: str, format: str, strict: bool) -> str:
-    """How the rows of a source are written, told from the first that can be read; nothing is asked of the hub.
-
-    Args:
-        path: See `open_source`.
-        format: One of FORMATS, or `auto`.
-        strict: Refuse a first row in no known format.
-
-    Raises:
-        DataError: nothing there, or a first row in no known format.
-    """
-    if format != "auto":
-        return format
-    if not Path(path).exists() and not is_local_name(path):
-        return "from the hub"
-    fields = next((raw.fields for raw in open_source(path, 1) if raw.fields is not None), None)
-    if fields is None:
-        return "unreadable at first"
-    try:
-        return detect(fields)
-    except DataError:
-        if strict:
-            raise
-        return "its first row in no known format"
 
 
 def own_id(raw: RawRow) -> str:
@@ -147,10 +121,10 @@ class LocalPicture(NamedTuple):
         """
         try:
             path = Path(name).resolve()
-            found = path.stat()
+            stat = path.stat()
         except (OSError, ValueError, RuntimeError):  # not there, a NUL in it, links in a circle
             return cls(str(name), "", -1, -1)
-        return cls(str(name), str(path), found.st_size, found.st_mtime_ns)
+        return cls(str(name), str(path), stat.st_size, stat.st_mtime_ns)
 
 
 class ReadRow(NamedTuple):
@@ -176,7 +150,7 @@ class ReadRow(NamedTuple):
 
 
 class RowReader:
-    """Reads a source's rows; a bad one is told, never the end.
+    """Reads a source's rows; a bad one is a problem, never the end.
 
     Args:
         source: Where from.

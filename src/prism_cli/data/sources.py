@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prism_cli.data.formats import detect
 from prism_cli.data.hub import HubName, hub_commit, hub_rows
 from prism_cli.data.lines import Entry, csv_entries, json_array_entries, json_line_entries
 from prism_cli.errors import DataError
@@ -58,11 +59,11 @@ class Source:
         return islice(self._all(), self._limit)
 
     def count(self) -> int | None:
-        """How many rows there are, or None when only reading all of them would tell."""
+        """Number of rows; None where only reading all of them would tell."""
         if self._hub or any(file.suffix != ".parquet" for file in self.files):
             return None
-        found = sum(pq.ParquetFile(file).metadata.num_rows for file in self.files)
-        return found if self._limit is None else min(found, self._limit)
+        rows = sum(pq.ParquetFile(file).metadata.num_rows for file in self.files)
+        return rows if self._limit is None else min(rows, self._limit)
 
     def fingerprint(self) -> str:
         """Changes when the source does: size and time of each file, or the hub's commit."""
@@ -98,8 +99,8 @@ def open_source(path: str, limit: int | None = None) -> Source:
     elif (place / "run.json").is_file() and (place / "recipe.yaml").is_file():
         raise DataError(f"{path} is a run without a set", "let its command end, or name the data file")
     if place.is_dir():
-        found = (file for file in place.iterdir() if file.suffix in SUFFIXES and file.name != REJECTED)
-        files = sorted(file for file in found if file.is_file())
+        candidates = (file for file in place.iterdir() if file.suffix in SUFFIXES and file.name != REJECTED)
+        files = sorted(file for file in candidates if file.is_file())
         if not files:
             raise DataError(f"{path} holds no data file", f"one of {', '.join(SUFFIXES)} must lie in it, not deeper")
     elif place.is_file():
@@ -121,6 +122,32 @@ def is_local_name(path: str) -> bool:
     if path.startswith((".", "/", "~")):
         return True
     return place.suffix in SUFFIXES and (len(place.parts) < 3 or Path(place.parts[0]).is_dir())
+
+
+def format_ahead(path: str, format: str, strict: bool) -> str:
+    """The format of a source by its first row that can be read; the hub is not asked.
+
+    Args:
+        path: See `open_source`.
+        format: One of FORMATS, or `auto`.
+        strict: Refuse a first row in no known format.
+
+    Raises:
+        DataError: nothing there, or a first row in no known format.
+    """
+    if format != "auto":
+        return format
+    if not Path(path).exists() and not is_local_name(path):
+        return "from the hub"
+    fields = next((raw.fields for raw in open_source(path, 1) if raw.fields is not None), None)
+    if fields is None:
+        return "unreadable at first"
+    try:
+        return detect(fields)
+    except DataError:
+        if strict:
+            raise
+        return "its first row in no known format"
 
 
 def _check_file(file: Path) -> None:

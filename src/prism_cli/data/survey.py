@@ -1,4 +1,4 @@
-"""A whole set checked before it is used: every row by itself, and against every other."""
+"""Survey of a data set: every row checked by itself, and against every other."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ DUPLICATE = "duplicate"
 
 
 class Report(NamedTuple):
-    """What checking a set found.
+    """The result of checking a set.
 
     Attributes:
         source: As the user named it.
@@ -128,7 +128,7 @@ def _refuse_unread(against: str, rows: int, unread: Sequence[Problem]) -> None:
 
 
 def _without_texts(row: CheckedRow) -> CheckedRow:
-    """What comparing rows needs, so that a large set fits into memory."""
+    """The part of a row that comparing needs, so that a large set fits into memory."""
     return row._replace(problems=[], pictures=[], prompt=[], response=None)
 
 

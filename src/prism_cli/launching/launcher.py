@@ -81,14 +81,14 @@ def raise_why(
 
     Args:
         ends: Process → exit code (negative for a signal) and second of its end, of those that failed.
-        failures: What they said, the earliest first.
+        failures: Their reports, the earliest first.
         count: How many processes there are.
-        stopped: The signal by which they were asked to end, or None.
+        stopped: The signal that was handed on to them, or None.
 
     Raises:
         KilledError: the first process that was killed.
         PrismError: the first that failed.
-        KeyboardInterrupt: they were asked to end.
+        KeyboardInterrupt: they ended on a signal.
     """
     if stopped is not None:
         raise KeyboardInterrupt if stopped == signal.SIGINT else Terminated
@@ -121,7 +121,7 @@ class _Watch:
     Torch starts each in a session of its own, so none gets the terminal's Ctrl-C.
 
     Attributes:
-        stopped: The signal by which they were asked to end, or None.
+        stopped: The signal that was handed on to them, or None.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Which node of several this is, and where the first one waits for the others."""
+"""Nodes: this one's number among several, and the address where the first one waits for the others."""
 
 import os
 import re
@@ -25,7 +25,7 @@ class Place(NamedTuple):
 
 
 def place(nodes: int, environ: Mapping[str, str] = os.environ) -> Place:
-    """Where this node stands, by the variables of Slurm (a MASTER_PORT wins), else by MASTER_ADDR, MASTER_PORT and
+    """This node's place, by the variables of Slurm (a MASTER_PORT wins), else by MASTER_ADDR, MASTER_PORT and
     NODE_RANK.
 
     Args:

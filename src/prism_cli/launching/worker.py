@@ -26,14 +26,14 @@ SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 
 
 class Failure(NamedTuple):
-    """Why a process failed, as it reported.
+    """The failure of a process, as it reported it.
 
     Attributes:
         rank: Which process.
         at: When, in seconds since 1970.
         exit_code: What it left with.
-        message: What `error:` says.
-        hint: What `hint:` says, or None.
+        message: Its error.
+        hint: Its hint, or None.
         trace: The traceback of a bug, or None.
     """
 
@@ -51,7 +51,7 @@ def by_prism() -> bool:
 
 
 def command() -> list[str]:
-    """What the user typed."""
+    """The command line as the user typed it."""
     if not by_prism():
         return ["prism", *sys.argv[1:]]
     return json.loads((Path(os.environ[FOLDER]) / "command.json").read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ def should_print(error: PrismError | KeyboardInterrupt) -> bool:
 
 
 def exit_code(interrupt: KeyboardInterrupt) -> int:
-    """What an interrupted process leaves with: 130, and after SIGTERM its own."""
+    """Exit code of an interrupted process: 130, after SIGTERM 143."""
     return getattr(interrupt, "exit_code", INTERRUPTED)
 
 

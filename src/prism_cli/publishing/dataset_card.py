@@ -24,7 +24,7 @@ ANSWERS_LICENCE = (
 
 
 class Collection(NamedTuple):
-    """What was collected from whom.
+    """A collection: its prompts, its teacher, and its recipe.
 
     Attributes:
         prompts: Names of the prompts' sources.
@@ -47,7 +47,7 @@ def collection_card(collection: Collection, manifest: Mapping[str, Any], summary
     """The card of demonstrations or pairs.
 
     Args:
-        collection: What was collected from whom.
+        collection: Prompts, teacher and recipe.
         manifest: The run's.
         summary: What came of it, as in summary.json.
     """

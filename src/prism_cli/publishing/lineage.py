@@ -58,7 +58,7 @@ class Step(NamedTuple):
 
 
 class Lineage(NamedTuple):
-    """Where a model comes from.
+    """The origin of a model.
 
     Attributes:
         base: Hub id or folder name of the pretrained model; None for a randomly initialised one, or an unknown start.
@@ -179,7 +179,7 @@ def _teacher_name(teacher: Mapping[str, Any] | None) -> str | None:
 
 
 class Evaluation(NamedTuple):
-    """What `prism eval` measured of a model.
+    """An evaluation of a model by `prism eval`.
 
     Attributes:
         data: Names of the questions' sources.

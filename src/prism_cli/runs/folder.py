@@ -220,13 +220,13 @@ def _sources(source: Mapping[str, Any] | None) -> str:
 
 def versions() -> dict[str, str]:
     """Python and the packages that decide a result; absent ones are left out."""
-    found = {"python": platform.python_version()}
+    packages = {"python": platform.python_version()}
     for name in RECORDED_PACKAGES:
         try:
-            found[name] = version(name)
+            packages[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return packages
 
 
 def _now() -> str:

@@ -64,8 +64,8 @@ def resolve_model(reference: str) -> tuple[Path, dict[str, Any]]:
             raise CheckpointError(f"{folder} has no complete checkpoint of step {selected}", f"there are: {there}")
         if (path / "adapter_config.json").is_file():
             raise CheckpointError(
-                f"{path} holds LoRA adapters, not a whole model",
-                f"name the run's final model, {folder}, or make a whole one of them: prism export {reference}",
+                f"{path} holds LoRA adapters, not a full model",
+                f"name the run's final model, {folder}, or merge them: prism export {reference}",
             )
         return path, {"run": str(folder), "checkpoint": int(selected), "created": read_manifest(folder)["created"]}
     manifest = read_manifest(folder)
@@ -81,7 +81,7 @@ def resolve_model(reference: str) -> tuple[Path, dict[str, Any]]:
 
 def newest_finished(stage: str, root: Path = Path("runs")) -> Path | None:
     """The newest finished run of a stage below `root`, scaled-down ones left out, or None."""
-    found = []
+    finished = []
     for path in [*root.glob("*/run.json"), *root.glob("*/*/run.json")]:
         if any(part.endswith(SCALED_DOWN) for part in path.parts):
             continue
@@ -90,8 +90,8 @@ def newest_finished(stage: str, root: Path = Path("runs")) -> Path | None:
         except CheckpointError:
             continue  # an unreadable run is no candidate, and no reason to stop a command that doesn't name it
         if manifest["stage"] == stage and manifest["status"] == "finished":
-            found.append((manifest["finished"], path.parent))
-    return max(found, default=(None, None))[1]
+            finished.append((manifest["finished"], path.parent))
+    return max(finished, default=(None, None))[1]
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:

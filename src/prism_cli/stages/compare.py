@@ -43,7 +43,7 @@ class Job(NamedTuple):
 
 
 def check(recipe: StudyRecipe, base: Path) -> Plan:
-    """What would be done; loads every step's recipe.
+    """The plan; loads every step's recipe.
 
     Args:
         recipe: The study.

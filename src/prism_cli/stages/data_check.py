@@ -1,4 +1,4 @@
-"""Checks data before anything is trained on it: `prism data check`."""
+"""`prism data check`: a data set checked before anything is trained on it."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ Prompt = Sequence[dict[str, str]]
 
 
 class Reading(NamedTuple):
-    """How rows are read: by a run's settings, else by the defaults.
+    """The settings rows are read by: a run's, else the defaults.
 
     Attributes:
         grammar: What responses must follow.
@@ -48,7 +48,7 @@ def check(
     fix: Path | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Report:
-    """Checks a whole set over all cores.
+    """Checks all rows of a set over all cores.
 
     Args:
         source: A file, folder or hub id.
@@ -83,7 +83,7 @@ def check(
 
 
 def expected_rows(source: str, limit: int | None, against: str | None) -> int | None:
-    """How many rows `check` will look at, or None when only reading them would tell."""
+    """Number of rows that `check` will look at; None where only reading them would tell."""
     counts = [_count(source, limit), _count(against, None) if against is not None else 0]
     return None if None in counts else sum(count for count in counts if count is not None)
 

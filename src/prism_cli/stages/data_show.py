@@ -1,4 +1,4 @@
-"""Shows data as the model will read it: `prism data show`."""
+"""`prism data show`: the first rows of a data set as the model reads them."""
 
 import re
 from collections.abc import Sequence
@@ -48,9 +48,9 @@ def show(
     if not raws:
         raise DataError(f"{source} has no rows", "give a file with at least one row")
     rows = list(examine(raws, rules))
-    told = ", ".join(dict.fromkeys(row.format for row in rows if row.format is not None)) or "unknown"
-    write_rows_page(page, source, told, [_shown(*both, rules, reading) for both in zip(raws, rows, strict=True)])
-    return told
+    formats = ", ".join(dict.fromkeys(row.format for row in rows if row.format is not None)) or "unknown"
+    write_rows_page(page, source, formats, [_shown(*both, rules, reading) for both in zip(raws, rows, strict=True)])
+    return formats
 
 
 def _shown(raw: RawRow, row: CheckedRow, rules: Rules, reading: Reading) -> ShownRow:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Export(NamedTuple):
-    """What `prism export` was told.
+    """The options of `prism export`.
 
     Attributes:
         run: A run, or RUN@N for its checkpoint N.
@@ -35,7 +35,7 @@ class Export(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a model lies.
+    """A model to export.
 
     Attributes:
         run: Its run.
@@ -51,7 +51,7 @@ class Source(NamedTuple):
 
 
 def check(export: Export) -> list[tuple[str, str]]:
-    """What would be done, in words; loads nothing.
+    """The plan; loads nothing.
 
     Raises:
         CheckpointError: no such model, or a folder that is taken.
@@ -101,9 +101,9 @@ def _source(reference: str) -> Source:
     if selected.isdigit() and (adapter / COMPLETE).is_file() and (adapter / "adapter_config.json").is_file():
         run = Run(Path(base), read_manifest(Path(base)))
         return Source(run, int(selected), adapter, True)
-    folder, found = resolve_model(reference)
-    run = Run(Path(found["run"]), read_manifest(Path(found["run"])))
-    return Source(run, found["checkpoint"], folder, False)
+    folder, source = resolve_model(reference)
+    run = Run(Path(source["run"]), read_manifest(Path(source["run"])))
+    return Source(run, source["checkpoint"], folder, False)
 
 
 def _output(export: Export, source: Source) -> Path:
@@ -116,7 +116,7 @@ def _output(export: Export, source: Source) -> Path:
 
 
 def _about(source: Source, dtype: str | None) -> dict[str, Any]:
-    """What the export is of; two exports of the same are the same."""
+    """The identity of an export: its run, checkpoint, lineage and type of weights."""
     manifest = source.run.manifest
     lineage = lineage_of(source.run.folder, source.checkpoint)
     return {
@@ -149,7 +149,7 @@ def _there(output: Path, about: dict[str, Any]) -> bool:
 
 
 def _write(source: Source, dtype: str | None, output: Path, about: dict[str, Any]) -> None:
-    """Writes the folder beside its place and moves it there once it is whole."""
+    """Writes the folder beside its place and moves it there once it is complete."""
     from prism_cli.assembly.run_folder import quiet_libraries
     from prism_cli.data.sources import is_local_name
     from prism_cli.publishing.model_card import model_card
@@ -179,7 +179,7 @@ def _write(source: Source, dtype: str | None, output: Path, about: dict[str, Any
 
 
 def _policy(source: Source, dtype: str | None) -> "Policy":
-    """The model to write: whole, of the wished type."""
+    """The model to write: adapters merged, in the wanted type."""
     import torch
 
     from prism_cli.assembly.policy import with_adapter

@@ -22,7 +22,7 @@ STAGES = {"sft": sft, "warmup": warmup, "align": align, "rl": rl, "eval": eval}
 
 
 def check(recipe: PipelineRecipe, base: Path) -> Plan:
-    """What would be done; loads every step's recipe.
+    """The plan; loads every step's recipe.
 
     Args:
         recipe: The pipeline.

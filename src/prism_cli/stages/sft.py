@@ -28,7 +28,7 @@ SHOWN = {"loss": "loss", "mean_token_accuracy": "token accuracy", "eval_loss": "
 
 
 def check(recipe: SFTRecipe, pending: bool = False) -> Plan:
-    """What would be done; finds what is wrong without a model.
+    """The plan of the stage; finds what is wrong without a model.
 
     Args:
         recipe: The resolved recipe.

@@ -92,8 +92,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _newest() -> Path:
-    found = [path for pattern in ("*/run.json", "*/*/run.json") for path in RUNS.glob(pattern)]
-    if not found:
+    manifests = [path for pattern in ("*/run.json", "*/*/run.json") for path in RUNS.glob(pattern)]
+    if not manifests:
         raise CheckpointError("there are no runs here", "name a run's folder: prism view DIR")
-    folder = max(found, key=lambda path: path.stat().st_mtime).parent
+    folder = max(manifests, key=lambda path: path.stat().st_mtime).parent
     return folder.parent if (folder.parent / "run.json").is_file() else folder
