@@ -126,7 +126,7 @@ def step(side: str, folder: str, micro_batch: int) -> Callable[[Shape], float]:
     """The processor seconds of one update, as a function of its shape."""
     one = trainer(RolloutTrainer if side == "align" else PlainTrainer, folder, micro_batch)
     one.model.train()
-    judge = learner() if side == "align" else None
+    discriminator = learner() if side == "align" else None
     token = image_token(one.processing_class)
 
     def run(shape: Shape) -> float:
@@ -136,8 +136,8 @@ def step(side: str, folder: str, micro_batch: int) -> Callable[[Shape], float]:
         cut = shape.response // 6
         texts = [{"perception": ids[:cut], "reasoning": ids[cut:]} for ids in batch["completion_ids"].tolist()]
         start = time.process_time()
-        if judge is not None:
-            judge.score_and_update(Comparisons([view], [texts[0]], texts, [0] * ROLLOUTS))
+        if discriminator is not None:
+            discriminator.score_and_update(Comparisons([view], [texts[0]], texts, [0] * ROLLOUTS))
         update_policy(one, batch, micro_batch)
         return time.process_time() - start
 
@@ -164,8 +164,8 @@ def floor(shape: Shape) -> float:
     """Multiplications of the align step's update over plain GRPO's, were nothing computed twice and nothing lost."""
     plain = _forward(LAYERS, shape, ROLLOUTS, ROLLOUTS, head=True)
     policy = _forward(LAYERS, shape, ROLLOUTS // shape.micro_batch, ROLLOUTS, head=True)
-    judge = _forward(LAYERS // 2, shape, 1, ROLLOUTS + 1, head=False)
-    return (policy + judge) / plain
+    scoring = _forward(LAYERS // 2, shape, 1, ROLLOUTS + 1, head=False)
+    return (policy + scoring) / plain
 
 
 def _forward(layers: int, shape: Shape, prompts: int, responses: int, head: bool) -> float:

@@ -94,30 +94,30 @@ def comparisons(tokens: int, side: int) -> Comparisons:
 # One sequence at a time ----------------------------------------------------------------------------------------------
 
 
-def score_alone(judge: Discriminator, one: PromptInputs, part: list[int]) -> torch.Tensor:
+def score_alone(discriminator: Discriminator, one: PromptInputs, part: list[int]) -> torch.Tensor:
     """The score of one sequence by the model's own forward."""
     row = torch.tensor([[*one.input_ids, *part, READOUT]])
-    states = judge.body(
+    states = discriminator.body(
         input_ids=row,
         pixel_values=one.pixel_values,
         image_grid_thw=one.image_grid_thw,
         mm_token_type_ids=(row == IMAGE_TOKEN).int(),
         use_cache=False,
     ).last_hidden_state
-    return judge.score(states[:, -1])[0]
+    return discriminator.score(states[:, -1])[0]
 
 
 def one_at_a_time(learner: DiscriminatorLearner, batch: Comparisons, update: bool) -> torch.Tensor:
     """Scores (K + N·K,): the teacher's parts, then each rollout's; the update reads both texts of every pair again."""
-    judge, (view,) = learner.discriminator, batch.prompts
+    discriminator, (view,) = learner.discriminator, batch.prompts
     texts = [text[part] for text in [*batch.teacher, *batch.rollouts] for part in PARTS]
     with torch.no_grad():
-        scores = torch.stack([score_alone(judge, view, part) for part in texts])
+        scores = torch.stack([score_alone(discriminator, view, part) for part in texts])
     if update:
         learner.optimizer.zero_grad()
         for rollout in batch.rollouts:
             for part in PARTS:
-                pair = (score_alone(judge, view, text[part]).view(1, 1) for text in (batch.teacher[0], rollout))
+                pair = (score_alone(discriminator, view, text[part]).view(1, 1) for text in (batch.teacher[0], rollout))
                 loss(*pair, ROLLOUTS, len(PARTS)).backward()
         learner.optimizer.step()
     return scores
@@ -136,7 +136,7 @@ def loss(teacher: torch.Tensor, rollouts: torch.Tensor, pairs: int, parts: int =
 
 def padded(learner: DiscriminatorLearner, batch: Comparisons, update: bool) -> torch.Tensor:
     """Scores (K + N·K,) from one right-padded batch whose rows share the encoded image; the update on the same pass."""
-    judge, (view,) = learner.discriminator, batch.prompts
+    discriminator, (view,) = learner.discriminator, batch.prompts
     texts = [text[part] for text in [*batch.teacher, *batch.rollouts] for part in PARTS]
     rows = [torch.tensor([*view.input_ids, *part, READOUT]) for part in texts]
     ends = torch.tensor([len(row) - 1 for row in rows])
@@ -144,20 +144,20 @@ def padded(learner: DiscriminatorLearner, batch: Comparisons, update: bool) -> t
     mask = (torch.arange(ids.shape[1]) <= ends[:, None]).long()
     is_image = ids == IMAGE_TOKEN
     with torch.set_grad_enabled(update):
-        image = judge.body.get_image_features(view.pixel_values, view.image_grid_thw)
-        embeddings = judge.body.get_input_embeddings()(ids)
+        image = discriminator.body.get_image_features(view.pixel_values, view.image_grid_thw)
+        embeddings = discriminator.body.get_input_embeddings()(ids)
         embeddings = embeddings.masked_scatter(is_image.unsqueeze(-1), image.pooler_output[0].repeat(len(rows), 1))
-        states = judge.body.language_model(
+        states = discriminator.body.language_model(
             inputs_embeds=embeddings,
             attention_mask=mask,
-            position_ids=judge.body.get_rope_index(
+            position_ids=discriminator.body.get_rope_index(
                 ids, is_image.long(), image_grid_thw=view.image_grid_thw.repeat(len(rows), 1)
             )[0],
             visual_pos_masks=is_image,
             deepstack_visual_embeds=[level.repeat(len(rows), 1) for level in image.deepstack_features],
             use_cache=False,
         ).last_hidden_state
-        scores = judge.score(states[torch.arange(len(rows)), ends])
+        scores = discriminator.score(states[torch.arange(len(rows)), ends])
     if update:
         learner.optimizer.zero_grad()
         loss(*scores.view(-1, len(PARTS)).split([1, ROLLOUTS]), ROLLOUTS).backward()
@@ -167,8 +167,8 @@ def padded(learner: DiscriminatorLearner, batch: Comparisons, update: bool) -> t
 
 def packed(learner: DiscriminatorLearner, batch: Comparisons, update: bool) -> torch.Tensor:
     """Scores (K + N·K,) as PRISM takes them."""
-    judged = learner.score_and_update(batch) if update else learner.score(batch)
-    return torch.cat([judged.teacher, judged.scores]).flatten()
+    scored = learner.score_and_update(batch) if update else learner.score(batch)
+    return torch.cat([scored.teacher, scored.scores]).flatten()
 
 
 WAYS: dict[str, Callable] = {"one at a time": one_at_a_time, "padded": padded, "packed": packed}
@@ -199,13 +199,14 @@ def learner_of(kind: str) -> DiscriminatorLearner:
     torch.manual_seed(0)
     dense = Qwen3VLModel(config()).eval()
     body = upcycle(dense, Upcycling()) if kind == "moe" else dense
-    judge = Discriminator(body, PARTS, READOUT, kind=kind, dropout=0.0)
+    discriminator = Discriminator(body, PARTS, READOUT, kind=kind, dropout=0.0)
     # One row for the group, and no step: what is timed is reading.
-    return DiscriminatorLearner(judge, LearnerSettings(0.0, weight_decay=0.0, max_grad_norm=1e9, micro_batch=ROLLOUTS))
+    settings = LearnerSettings(0.0, weight_decay=0.0, max_grad_norm=1e9, micro_batch=ROLLOUTS)
+    return DiscriminatorLearner(discriminator, settings)
 
 
 def main() -> None:
-    """Prints times and ratios for each kind of judge and length of prompt."""
+    """Prints times and ratios for each kind of discriminator and length of prompt."""
     torch.set_num_threads(1)
     random.seed(0)
     for kind, sizes in {"dense": PROMPTS, "moe": {256: PROMPTS[256]}}.items():

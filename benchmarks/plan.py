@@ -20,7 +20,7 @@ SMALL = {"hidden": 512, "layers": 8, "inner": 1536, "words": 20_000}
 WIDE = {"hidden": 1024, "layers": 6, "inner": 3072, "words": 8_000}
 WHOLE = {"parts": {"whole": {}}, "answer": None, "instruction": None}
 ROLLOUTS = {"prompts_per_step": 2, "rollouts": 8, "micro_batch": 8, "max_response_tokens": 96}
-JUDGE = {"micro_batch": 8, "warmup": {"pairs": 4, "held_out": 2, "batch_size": 2}}
+DISCRIMINATOR = {"micro_batch": 8, "warmup": {"pairs": 4, "held_out": 2, "batch_size": 2}}
 FEW = {**SMALL, "words": 0}  # those of the tokenizer: what is sampled must be text
 CASES = {
     "sft": (SMALL, "sft", {"batch_size": 24}),
@@ -28,8 +28,8 @@ CASES = {
     "sft, LoRA": (SMALL, "sft", {"batch_size": 24, "lora": {}}),
     "sft, checkpointing": (SMALL, "sft", {"batch_size": 48, "trainer": {"gradient_checkpointing": True}}),
     "rl": (SMALL, "rl", ROLLOUTS),
-    "align, dense": (FEW, "align", {**ROLLOUTS, "discriminator": {"type": "dense", **JUDGE}}),
-    "align, moe": (FEW, "align", {**ROLLOUTS, "discriminator": {"type": "moe", **JUDGE}}),
+    "align, dense": (FEW, "align", {**ROLLOUTS, "discriminator": {"type": "dense", **DISCRIMINATOR}}),
+    "align, moe": (FEW, "align", {**ROLLOUTS, "discriminator": {"type": "moe", **DISCRIMINATOR}}),
 }
 
 

@@ -78,21 +78,21 @@ STEPS = [([0, 3], [2, 4]), ([0, 1, 2, 3], [4]), ([0, 1, 2, 3, 4], []), ([1], [])
 
 def play(one, steps):
     """The judgements of steps, on one process (all rollouts) or on two."""
-    rank, judged = processes.rank(), []
+    rank, scored = processes.rank(), []
     for step in steps:
         mine = step[rank] if processes.world_size() == 2 else step[0] + step[1]
-        judged.append(one.score_and_update(held(mine)))
-    return judged
+        scored.append(one.score_and_update(held(mine)))
+    return scored
 
 
 def trained(folder, kind, zero, micro_batch, checkpointing=False):
     one = learner(kind, zero=zero, micro_batch=micro_batch, weight_decay=0.1)
     if checkpointing:
         one.discriminator.recompute_activations()
-    judged = play(one, STEPS)
+    scored = play(one, STEPS)
     one.save_discriminator(folder / f"{kind}-{zero}-{micro_batch}-{checkpointing}")
     one.close()
-    return {"judged": judged, "step": one.step}
+    return {"scored": scored, "step": one.step}
 
 
 # Kind of discriminator, ZeRO stage, rollouts a pass, and whether activations are computed again.
@@ -137,9 +137,9 @@ def blind_on_one(folder, zero):
     """Process 1 reads no picture, process 0 does."""
     one = learner("dense", zero=zero)
     view = [prompt(picture("red")), prompt(question="what is right of a1 ?")][processes.rank()]
-    judged = one.score_and_update(Comparisons([view], [parts("a1 red square")], [parts("b2 red")], [0]))
+    scored = one.score_and_update(Comparisons([view], [parts("a1 red square")], [parts("b2 red")], [0]))
     one.save_discriminator(folder / f"blind-{zero}")
-    return judged.metrics
+    return scored.metrics
 
 
 # A last batch of three, so one process has one pair more; measured on five.
@@ -209,9 +209,9 @@ def alone():
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_two_processes_take_the_steps_that_one_would(played, alone, case):
     folder, first, second = played
-    judged, expected, steps = alone[case[0]]
+    scored, expected, steps = alone[case[0]]
     assert first[case]["step"] == second[case]["step"] == steps == 4
-    for step, (a, b, whole) in enumerate(zip(first[case]["judged"], second[case]["judged"], judged, strict=True)):
+    for step, (a, b, whole) in enumerate(zip(first[case]["scored"], second[case]["scored"], scored, strict=True)):
         assert a.metrics == b.metrics == pytest.approx(whole.metrics, rel=1e-3, abs=1e-4), step
         both = torch.where(a.scores.isnan(), b.scores, a.scores)
         assert torch.allclose(both, whole.scores, atol=1e-4, equal_nan=True), step

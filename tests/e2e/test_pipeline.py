@@ -34,7 +34,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def small(trained):
-    """Overrides that make a run of seconds; it starts from a policy that can speak, else there is nothing to judge."""
+    """Overrides that make a run of seconds; it starts from a policy that can speak, else there is nothing to score."""
     return [*SMALL, "sft.model.type=pretrained", f"sft.model.path={trained / 'model'}"]
 
 

@@ -14,7 +14,7 @@ from prism_cli.assembly.discriminator import check_discriminator, discriminator_
 from prism_cli.assembly.response import grammar_of
 from prism_cli.discriminator import create as creating
 from prism_cli.discriminator.build import open_discriminator
-from prism_cli.discriminator.create import SAME, create, distance, upcycled_distance
+from prism_cli.discriminator.create import SAME, NewDiscriminator, create, distance, upcycled_distance
 from prism_cli.discriminator.inputs import PromptInputs
 from prism_cli.discriminator.model import Discriminator
 from prism_cli.discriminator.saved import saved_discriminator
@@ -49,14 +49,13 @@ def dense(tmp_path_factory):
 
 
 def made(dense, output, **options):
-    create(dense, output, RULE, SETTINGS, source="the tiny one", **options)
+    create(dense, output, NewDiscriminator("the tiny one", RULE, SETTINGS), **options)
     return output
 
 
 def creation(dense, output, **options):
     usual = {"experts": 4, "top_k": 2, "noise": 0.01, "noise_scale": "absolute", "seed": 0}
-    reading = {"readout": "last", "dropout": 0.1}
-    return stage.Creation(str(dense), output, usual | options, reading, head_std=0.02, check=True)
+    return stage.Creation(str(dense), output, Upcycling(**usual | options), "last", 0.1, head_std=0.02, check=True)
 
 
 @pytest.mark.parametrize("shard_bytes", [64_000, 1 << 30])
@@ -109,7 +108,7 @@ def test_memory_holds_one_shard_and_the_next_weight(tmp_path):
         nonlocal most
         most = max(most, alive() - before)
 
-    folder = made(tmp_path / "dense", tmp_path / "discriminator", shard_bytes=shard, progress=watch)
+    folder = made(tmp_path / "dense", tmp_path / "discriminator", shard_bytes=shard, on_progress=watch)
     weights = [w for path in folder.glob("model*.safetensors") for w in load_file(path).values()]
     largest, whole = max(w.nbytes for w in weights), sum(w.nbytes for w in weights)
     assert whole > 5 * (shard + largest), "else this shows nothing"

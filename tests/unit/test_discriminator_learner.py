@@ -52,27 +52,27 @@ def same(a, b):
 def test_rewards_are_the_scores_before_the_update():
     one = learner(dropout=0.5)
     before = one.score(batch())
-    judged = one.score_and_update(batch())
-    assert torch.equal(judged.scores.nan_to_num(99), before.scores.nan_to_num(99))
-    assert torch.equal(judged.teacher, before.teacher)
+    scored = one.score_and_update(batch())
+    assert torch.equal(scored.scores.nan_to_num(99), before.scores.nan_to_num(99))
+    assert torch.equal(scored.teacher, before.teacher)
     assert not torch.equal(one.score(batch()).scores[0], before.scores[0])
 
 
 def test_a_malformed_rollout_has_no_score_and_all_others_have():
-    judged = learner().score(batch())
-    assert judged.scores.shape == (5, 2)
-    assert judged.scores.isnan().all(1).tolist() == [False, True, False, False, False]
+    scored = learner().score(batch())
+    assert scored.scores.shape == (5, 2)
+    assert scored.scores.isnan().all(1).tolist() == [False, True, False, False, False]
 
 
 def test_scores_come_in_the_order_of_rollouts_and_parts():
     one, comparisons = learner(micro_batch=3), batch()
     shuffled = comparisons._replace(rollouts=comparisons.rollouts[::-1], prompt_of=comparisons.prompt_of[::-1])
-    judged = one.score(shuffled)
+    scored = one.score(shuffled)
     rows = [(1, comparisons.rollouts[4]["perception"]), (1, comparisons.rollouts[4]["reasoning"])]
     with torch.no_grad():
         alone = one.discriminator(one.discriminator.inputs(comparisons.prompts, rows))
-    assert torch.allclose(judged.scores[0], alone, atol=1e-5)
-    assert torch.allclose(judged.scores.flip(0), one.score(comparisons).scores, atol=1e-5, equal_nan=True)
+    assert torch.allclose(scored.scores[0], alone, atol=1e-5)
+    assert torch.allclose(scored.scores.flip(0), one.score(comparisons).scores, atol=1e-5, equal_nan=True)
 
 
 def gradients(kind, micro_batch, comparisons=None, **options):
@@ -164,18 +164,18 @@ def test_metrics_say_what_was_measured():
 def test_without_a_well_formed_rollout_there_is_no_step_and_no_metric():
     one, comparisons = learner(), batch()
     before = weights(one)
-    judged = one.score_and_update(comparisons._replace(rollouts=[None] * 5))
-    assert judged.metrics == {"discriminator/skipped": 1}
-    assert judged.scores.isnan().all()
+    scored = one.score_and_update(comparisons._replace(rollouts=[None] * 5))
+    assert scored.metrics == {"discriminator/skipped": 1}
+    assert scored.scores.isnan().all()
     assert one.step == 0
     assert same(before, weights(one))
 
 
 def test_a_malformed_teacher_answer_teaches_nothing_but_its_rollouts_are_scored():
     one = learner()
-    judged = one.score_and_update(batch()._replace(teacher=[None, None]))
-    assert judged.metrics == {"discriminator/skipped": 1}
-    assert judged.scores.isnan().any(1).tolist() == [False, True, False, False, False]
+    scored = one.score_and_update(batch()._replace(teacher=[None, None]))
+    assert scored.metrics == {"discriminator/skipped": 1}
+    assert scored.scores.isnan().any(1).tolist() == [False, True, False, False, False]
     half = one.score_and_update(batch()._replace(teacher=[None, batch().teacher[1]]))
     assert half.metrics["discriminator/equal_pairs/perception"] == 0
     assert half.teacher.isnan().all(1).tolist() == [True, False]
@@ -310,8 +310,8 @@ def work(rank, port, folder):
     for mine in ([0, 1, 2, 3], [4]), ([0, 1, 2, 3, 4], []):
         keep = mine[rank]
         rollouts = [r if n in keep else None for n, r in enumerate(whole.rollouts)]
-        judged = one.score_and_update(whole._replace(rollouts=rollouts))
-    torch.save({"weights": weights(one), "metrics": judged.metrics}, f"{folder}/{rank}.pt")
+        scored = one.score_and_update(whole._replace(rollouts=rollouts))
+    torch.save({"weights": weights(one), "metrics": scored.metrics}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 

@@ -10,7 +10,7 @@ from prism_cli.discriminator.inputs import PromptInputs, build_score_inputs
 from prism_cli.discriminator.model import Discriminator
 from prism_cli.discriminator.settings import Upcycling
 from prism_cli.discriminator.upcycle import dense_body, upcycle
-from prism_cli.errors import CheckpointError, DataError
+from prism_cli.errors import CheckpointError, DataError, RecipeError
 
 READOUT = 60
 
@@ -313,7 +313,7 @@ def test_the_seed_decides_the_noise_and_the_global_random_state_is_left_alone():
 
 
 def test_more_choices_than_experts_are_refused():
-    with pytest.raises(ValueError, match="top_k is 3"):
+    with pytest.raises(RecipeError, match="top_k is 3"):
         upcycle(tiny_policy()[0], Upcycling(experts=2, top_k=3))
 
 

@@ -31,7 +31,8 @@ def discriminator_settings(recipe: AlignRecipe | WarmupRecipe) -> DiscriminatorS
     upcycling, balance, warmup_balance = None, 0.0, 0.0
     match section:
         case MoEDiscriminator():
-            upcycling, balance, warmup_balance = _upcycling(section, recipe.seed), section.balance, WARMUP_BALANCE
+            upcycling = Upcycling(section.experts, section.top_k, section.noise, section.noise_scale, recipe.seed)
+            balance, warmup_balance = section.balance, WARMUP_BALANCE
         case DenseDiscriminator() | TextOnlyDiscriminator():
             pass
     start = DiscriminatorStart(
@@ -50,13 +51,6 @@ def discriminator_settings(recipe: AlignRecipe | WarmupRecipe) -> DiscriminatorS
         offload=recipe.launch.offload and zero is not None,
     )
     return DiscriminatorSettings(start, learner, _warmup(recipe, learner._replace(balance=warmup_balance)))
-
-
-def _upcycling(section: MoEDiscriminator, seed: int) -> Upcycling:
-    try:
-        return Upcycling(section.experts, section.top_k, section.noise, section.noise_scale, seed)
-    except ValueError as error:
-        raise RecipeError(f"discriminator: {error}", "set discriminator.top_k and discriminator.experts anew") from None
 
 
 def _warmup(recipe: AlignRecipe | WarmupRecipe, learner: LearnerSettings) -> WarmupSettings:

@@ -49,13 +49,15 @@ def create(
     Each layer's MLP becomes several noisy copies behind a router; a head is added. It is untrained: `prism
     discriminator warmup`, or an align run with it as discriminator.path, warms it up first.
     """
+    from prism_cli.discriminator.settings import Upcycling
     from prism_cli.stages import discriminator_create as stage
 
     creation = stage.Creation(
         from_,
         output,
-        {"experts": experts, "top_k": top_k, "noise": noise, "noise_scale": noise_scale, "seed": seed},
-        {"readout": readout, "dropout": dropout},
+        Upcycling(experts, top_k, noise, noise_scale, seed),
+        readout,
+        dropout,
         head_std,
         check,
     )

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -24,7 +24,7 @@ INDEX = "model.safetensors.index.json"
 
 
 class DenseWeights:
-    """The weights of a dense body on disk by their name in the body, each read when it is asked for.
+    """The weights of a dense body on disk by their name in the body, each read at its call.
 
     Args:
         folder: Holds model.safetensors, or shards with their index.
@@ -67,35 +67,45 @@ def mixture(config: Qwen3VLConfig, rule: Upcycling) -> Qwen3VLMoeModel:
         return Qwen3VLMoeModel._from_config(mixture_config(config, rule), dtype=config.dtype)
 
 
+class NewDiscriminator(NamedTuple):
+    """A discriminator that is to be made.
+
+    Attributes:
+        source: The dense model, as the user knows it, for the record.
+        rule: Of the upcycling.
+        settings: The values of discriminator.json.
+        head_std: Standard deviation of the head's weights.
+    """
+
+    source: str
+    rule: Upcycling
+    settings: Mapping[str, Any]
+    head_std: float = HEAD_STD
+
+
 def create(
     folder: Path,
     output: Path,
-    rule: Upcycling,
-    settings: Mapping[str, Any],
-    *,
-    head_std: float = HEAD_STD,
-    source: str,
+    new: NewDiscriminator,
     shard_bytes: int = SHARD_BYTES,
-    progress: Callable[[int], None] = lambda done: None,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """A new discriminator's folder, as `Discriminator.from_pretrained` opens it; its body is what `upcycle` gives, bit
-    for bit.
+    """A new discriminator's folder, as `Discriminator.from_pretrained` opens it.
 
-    In memory are the weights of one shard, and those that one more is made of. The folder is there once it is complete.
+    Its body is what `upcycle` gives, bit for bit. In memory are the weights of one shard, and those that one more is
+    made of. The folder is there once it is complete.
 
     Args:
         folder: A dense Qwen3-VL, or its body.
-        output: Its folder; must not be there.
-        rule: Of the upcycling.
-        settings: What discriminator.json shall say.
-        head_std: Standard deviation of the head's weights.
-        source: What the user called the dense model, for the record.
+        output: The folder to write; must not be there.
+        new: What is made.
         shard_bytes: Largest file of weights; one weight may be larger.
-        progress: Called with how many weights were made.
+        on_progress: Called with the number of weights that were made.
 
     Raises:
         CheckpointError: weights are missing.
     """
+    rule = new.rule
     dense = DenseWeights(folder)
     moe = mixture(Qwen3VLConfig.from_pretrained(folder), rule)
     partial = output.with_name(f".{output.name}.partial")
@@ -106,15 +116,15 @@ def create(
     def weights() -> Iterator[tuple[str, Tensor]]:
         for done, name in enumerate(moe.state_dict(), 1):
             yield name, mixture_weight(name, dense, rule)
-            progress(done)
+            on_progress(done)
 
     _write_shards(weights(), partial, shard_bytes)
     like = dense("language_model.norm.weight")
     generator = torch.Generator().manual_seed(rule.seed)
-    head = head_std * torch.randn(1, len(like), generator=generator)
+    head = new.head_std * torch.randn(1, len(like), generator=generator)
     save_file({"weight": head.to(like.dtype)}, partial / HEAD_FILE)
-    (partial / SETTINGS_FILE).write_text(json.dumps(dict(settings), indent=2) + "\n", encoding="utf-8")
-    made = {"from": source, **vars(rule), "head_std": head_std}
+    (partial / SETTINGS_FILE).write_text(json.dumps(dict(new.settings), indent=2) + "\n", encoding="utf-8")
+    made = {"from": new.source, **vars(rule), "head_std": new.head_std}
     (partial / CREATED_FILE).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
     partial.rename(output)
 
@@ -149,7 +159,7 @@ def _write_shards(weights: Iterator[tuple[str, Tensor]], folder: Path, shard_byt
 
 
 def distance(moe: Any, dense: Qwen3VLModel, inputs: Mapping[str, Any]) -> float:
-    """How far two bodies' hidden states lie apart at most, as a share of the dense one's largest.
+    """The largest difference of two bodies' hidden states, as a share of the dense one's largest.
 
     Args:
         moe: A body.
@@ -162,6 +172,6 @@ def distance(moe: Any, dense: Qwen3VLModel, inputs: Mapping[str, Any]) -> float:
 
 
 def upcycled_distance(dense: Qwen3VLModel, rule: Upcycling, inputs: Mapping[str, Any]) -> float:
-    """The same for the mixture without noise: SAME at most, or upcycling does not fit this model."""
+    """The distance of the mixture without noise: `SAME` at most, or upcycling does not fit this model."""
     silent = Upcycling(rule.experts, rule.top_k, noise=0.0, seed=rule.seed)
     return distance(upcycle(dense, silent), dense, inputs)

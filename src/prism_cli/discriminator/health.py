@@ -13,7 +13,7 @@ COLLAPSED = 0.9
 
 
 class HealthWarning(NamedTuple):
-    """Something is wrong with a run that goes on.
+    """A warning about a run, which goes on.
 
     Attributes:
         kind: What, and of which part; given once a run.

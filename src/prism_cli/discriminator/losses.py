@@ -1,4 +1,4 @@
-"""The discriminator's loss, and what its scores of teacher and policy say: tensors in, tensors out.
+"""The discriminator's loss, and the statistics of its scores: tensors in, tensors out.
 
 Letters: P prompts, N rollouts, K parts. A *pair* is a well-formed rollout beside its prompt's teacher answer.
 """
@@ -111,7 +111,7 @@ def pair_statistics(
     loss: Tensor,
     score_clip: float | None = 10.0,
 ) -> PairStatistics:
-    """What scores without dropout say about the pairs: who wins, by how much, how saturated.
+    """Statistics of the pairs from scores without dropout: who wins, by how much, how saturated.
 
     Args:
         teacher: (P, K).

@@ -31,16 +31,16 @@ BODY_CLASSES = {"moe": Qwen3VLMoeModel, "dense": Qwen3VLModel, "text_only": Qwen
 def unsharded_models() -> Iterator[None]:
     """Models loaded or built here are unsharded on every process, even while a policy under ZeRO-3 is being trained."""
     # transformers shards whatever is made while such a trainer's settings live.
-    found = transformers_deepspeed._hf_deepspeed_config_weak_ref
+    settings = transformers_deepspeed._hf_deepspeed_config_weak_ref
     transformers_deepspeed.unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        transformers_deepspeed._hf_deepspeed_config_weak_ref = found
+        transformers_deepspeed._hf_deepspeed_config_weak_ref = settings
 
 
 class Reading(NamedTuple):
-    """What one pass of the body gave.
+    """The result of one pass of the body.
 
     Attributes:
         hidden: (R, H), the state each part is scored by.
@@ -174,10 +174,10 @@ class Discriminator(nn.Module):
             image_grid_thw=batch.image_grid_thw,
             attention_mask=(padded >= 0).long(),
         )[0]
-        kept = [alone[:, p, :n] for p, n in enumerate(batch.prompt_lengths)]
+        prompts = [alone[:, p, :n] for p, n in enumerate(batch.prompt_lengths)]
         prompt_of = batch.packing.prompt_of.tolist()
         # Not self.device: a sharded discriminator would fetch the weight it asks.
-        return packed_positions(kept, batch.part_lengths, prompt_of).to(batch.input_ids.device)
+        return packed_positions(prompts, batch.part_lengths, prompt_of).to(batch.input_ids.device)
 
     def score(self, hidden: Tensor) -> Tensor:
         """Scores (R,) float32 of read-outs (R, H), without dropout: the rewards."""
@@ -241,8 +241,8 @@ class Discriminator(nn.Module):
             )
         with unsharded_models():
             opened = BODY_CLASSES[settings["kind"]].from_pretrained(folder, dtype="auto", output_loading_info=True)
-        body, found = opened
-        if lost := sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]):
+        body, loading = opened
+        if lost := sorted([*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])]):
             raise CheckpointError(
                 f"{folder}: {len(lost)} weights of the body are missing or of another shape, such as {lost[0]}",
                 hint="fetch or write the discriminator again",

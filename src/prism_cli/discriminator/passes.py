@@ -22,7 +22,7 @@ class Rule(NamedTuple):
 
 
 class Passes(NamedTuple):
-    """How a chunk is read, the same on every process.
+    """The passes over one chunk, the same on every process.
 
     Attributes:
         backend: Reads rows and takes gradients back.
@@ -41,21 +41,21 @@ class Passes(NamedTuple):
     last: bool
 
     def score(self, chunk: Chunk | None) -> tuple[Tensor, Tensor, PairStatistics] | None:
-        """Scores without dropout of the chunk's teacher answers and of its rollouts, K columns each, and what they say;
-        of no chunk, None.
+        """Scores of the chunk's teacher answers and of its rollouts, K columns each, and their statistics, all without
+        dropout; of no chunk, None.
 
         Several rows are read without gradients to compare, then each again to learn, so that one is in memory at a
         time: between the two stands the gradient of every score.
         """
         rows = [] if chunk is None else chunk.rows
         parts, discriminator = sum(map(len, rows)), self.backend.discriminator
-        kept = discriminator.dropout_factors(parts) if self.learn_from and parts else None
+        dropout = discriminator.dropout_factors(parts) if self.learn_from and parts else None
         fused = bool(self.learn_from) and self.count == 1
         with torch.set_grad_enabled(fused):
-            reads = [self._read(*row) for row in self._rows(rows, kept)]
+            reads = [self._read(*row) for row in self._rows(rows, dropout)]
         if chunk is None:
             if self.learn_from:
-                self._learn(rows, kept, torch.zeros(0, device=discriminator.device), 0.0, reads if fused else None)
+                self._learn(rows, dropout, torch.zeros(0, device=discriminator.device), 0.0, reads if fused else None)
             return None
         scores = self._split(chunk, torch.cat([read.scores for read in reads]).detach())
         dropped = torch.cat([read.dropped for read in reads]).detach().requires_grad_(bool(self.learn_from))
@@ -64,17 +64,17 @@ class Passes(NamedTuple):
             (gradient,) = torch.autograd.grad(loss.loss, dropped)
             # A mean over tokens: weighted by pairs, and within a chunk by parts, the rows add up to one mean.
             share = self.rule.balance * float(chunk.compared.sum()) / self.learn_from * self.backend.world / parts
-            self._learn(rows, kept, gradient, share, reads if fused else None)
+            self._learn(rows, dropout, gradient, share, reads if fused else None)
         clip = self.rule.score_clip
         statistics = pair_statistics(*scores, chunk.compared, chunk.teacher_row, chunk.equal, loss.parts, clip)
         return *scores, statistics
 
     def _learn(
-        self, rows: list, kept: Tensor | None, gradient: Tensor, share: float, reads: list[Scored] | None
+        self, rows: list, dropout: Tensor | None, gradient: Tensor, share: float, reads: list[Scored] | None
     ) -> None:
         """Takes each score's gradient (R,) back through the body, and the load-balancing loss with it."""
         taken = 0
-        for i, row in enumerate(self._rows(rows, kept)):
+        for i, row in enumerate(self._rows(rows, dropout)):
             read = self._read(*row) if reads is None else reads[i]
             here = len(read.dropped)
             loss = (read.dropped * gradient[taken : taken + here]).sum()
@@ -83,16 +83,16 @@ class Passes(NamedTuple):
             self.backend.backward(loss, self.last and i == self.count - 1)
             taken += here
 
-    def _rows(self, rows: list, kept: Tensor | None) -> Iterator[tuple[list | None, Tensor | None]]:
+    def _rows(self, rows: list, dropout: Tensor | None) -> Iterator[tuple[list | None, Tensor | None]]:
         """Each row with its share of dropout's factors (R, H), then empty ones."""
-        factors = [None] * len(rows) if kept is None else kept.split([len(row) for row in rows])
+        factors = [None] * len(rows) if dropout is None else dropout.split([len(row) for row in rows])
         yield from zip(rows, factors, strict=True)
         yield from [(None, None)] * (self.count - len(rows))
 
-    def _read(self, texts: list | None, kept: Tensor | None) -> Scored:
+    def _read(self, texts: list | None, dropout: Tensor | None) -> Scored:
         row = None if texts is None else packed_row(self.backend.discriminator, self.batch, texts)
         learning = torch.is_grad_enabled() and texts is not None
-        return self.backend.read(row, kept, balance=bool(self.rule.balance) and learning)
+        return self.backend.read(row, dropout, balance=bool(self.rule.balance) and learning)
 
     def _loss(self, chunk: Chunk, scores: Tensor) -> DiscriminatorLoss:
         return discriminator_loss(

@@ -49,14 +49,14 @@ class Pass(nn.Module):
         super().__init__()
         self.discriminator, self.bf16 = discriminator, bf16
 
-    def forward(self, row: ScoreInputs, kept: Tensor | None, balance: bool, look: bool = False) -> Scored:
-        """Reads a row; `kept` (R, H) are the factors of dropout, None for none."""
+    def forward(self, row: ScoreInputs, dropout: Tensor | None, balance: bool, look: bool = False) -> Scored:
+        """Reads a row; `dropout` (R, H) are the factors of dropout, None for none."""
         with torch.autocast(row.input_ids.device.type, torch.bfloat16, enabled=self.bf16):
             hidden, balancing = self.discriminator.read(row, balance, look)
-        if kept is None:
+        if dropout is None:
             scores = self.discriminator.score(hidden)
             return Scored(scores, scores, balancing)
-        scores, dropped = self.discriminator.score(torch.cat([hidden.detach(), hidden * kept])).split(len(hidden))
+        scores, dropped = self.discriminator.score(torch.cat([hidden.detach(), hidden * dropout])).split(len(hidden))
         return Scored(scores, dropped, balancing)
 
 
@@ -87,13 +87,13 @@ class Replicas:
                 dist.broadcast(weight.data, 0)
 
     def agreed(self, rows: Sequence[int]) -> list[int]:
-        """How many rows each chunk is read in; a process needs no other to read its own."""
+        """Rows that each chunk is read in; a process needs no other to read its own."""
         return list(rows)
 
-    def read(self, row: ScoreInputs | None, kept: Tensor | None, balance: bool) -> Scored:
+    def read(self, row: ScoreInputs | None, dropout: Tensor | None, balance: bool) -> Scored:
         """One pass over a row."""
         assert row is not None, "only shards are read beside others"
-        return self._pass(row, kept, balance)
+        return self._pass(row, dropout, balance)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Adds a loss's gradients; `last` before the step."""
@@ -132,7 +132,7 @@ class Replicas:
         return self._progress(torch.load(folder / OPTIMIZER_FILE, weights_only=True, map_location=self._device))
 
     def save_trained(self, folder: Path, progress: dict[str, Any]) -> None:
-        """Writes what is trained, such as adapters, with its optimiser; the rest of the discriminator is not kept."""
+        """Writes what is trained, such as adapters, with its optimiser; the rest is not written."""
         if is_main():
             named = self.discriminator.named_parameters()
             weights = {name: weight.detach() for name, weight in named if weight.requires_grad}

@@ -1,4 +1,4 @@
-"""Which experts of a mixture read which part."""
+"""Router loads: the share of each part's tokens that visit each expert."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,4 +1,4 @@
-"""Discriminators and dense models on disk, read without torch: their folders, their kinds, and what fits what.
+"""Discriminators and dense models on disk, read without torch: their folders, and their kinds.
 
 A discriminator of ours is a transformers body, `head.safetensors` and `discriminator.json`. `created.json` beside them
 says how it was made, and that it was not warmed up since. A released one is a transformers body with the head among its

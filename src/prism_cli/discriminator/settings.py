@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from prism_cli.errors import RecipeError
+
 Kind = Literal["moe", "dense", "text_only"]
 
 
@@ -19,7 +21,7 @@ class Upcycling:
         seed: Of noise and router.
 
     Raises:
-        ValueError: `top_k` is not between 1 and `experts`.
+        RecipeError: `top_k` is not between 1 and `experts`.
     """
 
     experts: int = 4
@@ -30,11 +32,14 @@ class Upcycling:
 
     def __post_init__(self):
         if not 1 <= self.top_k <= self.experts:
-            raise ValueError(f"top_k is {self.top_k}: must be between 1 and experts ({self.experts})")
+            raise RecipeError(
+                f"top_k is {self.top_k}: must be between 1 and experts ({self.experts})",
+                "a token visits top_k of a layer's experts",
+            )
 
 
 class DiscriminatorStart(NamedTuple):
-    """Where a discriminator comes from, and how it is read.
+    """The origin of a discriminator, and how it is read.
 
     Attributes:
         kind: `moe`, `dense` or `text_only`.
@@ -56,7 +61,7 @@ class DiscriminatorStart(NamedTuple):
 
 
 class LearnerSettings(NamedTuple):
-    """How a discriminator learns.
+    """The learning of a discriminator.
 
     Attributes:
         learning_rate: Of AdamW.
@@ -134,7 +139,7 @@ class WarmupSettings(NamedTuple):
 
 
 class DiscriminatorSettings(NamedTuple):
-    """All that a recipe says of its discriminator.
+    """The settings of a recipe's discriminator.
 
     Attributes:
         start: Where it comes from.

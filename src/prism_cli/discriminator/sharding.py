@@ -53,8 +53,8 @@ class Shards:
         self._looks = discriminator.kind != "text_only"
 
     def agreed(self, rows: Sequence[int]) -> list[int]:
-        """How many rows each chunk is read in: as many as on the process with the most, because every pass and every
-        backward is one of all processes."""
+        """Rows that each chunk is read in: as many as on the process with the most, because all processes take part in
+        every pass and every backward."""
         device = self._engine.device
         count = torch.tensor(len(rows), device=device)
         dist.all_reduce(count, dist.ReduceOp.MAX)
@@ -63,12 +63,12 @@ class Shards:
         dist.all_reduce(most, dist.ReduceOp.MAX)
         return most.tolist()
 
-    def read(self, row: ScoreInputs | None, kept: Tensor | None, balance: bool) -> Scored:
+    def read(self, row: ScoreInputs | None, dropout: Tensor | None, balance: bool) -> Scored:
         """One pass over a row; None reads next to nothing, for a process that has no more rows than others."""
         if row is None:
             readout = self.discriminator.readout_id
             row = build_score_inputs([PromptInputs([readout])], [], readout).to(self._engine.device)
-        return self._engine(row, kept, balance, look=self._looks)
+        return self._engine(row, dropout, balance, look=self._looks)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Adds a loss's gradients; `last` before the step."""

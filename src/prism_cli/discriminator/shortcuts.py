@@ -44,20 +44,20 @@ class Scored(NamedTuple):
     def wins(self) -> list[list[float]]:
         """Prompt by prompt, in the order they first appear: 1 where the teacher's text scores higher, 0 where lower, ½
         in a tie. Their mean is the AUC within prompts."""
-        found: dict[Hashable, list[float]] = defaultdict(list)
+        by_prompt: dict[Hashable, list[float]] = defaultdict(list)
         for teacher, policy, prompt in zip(self.teacher, self.policy, self.prompts, strict=True):
-            found[prompt].append((teacher > policy) + (teacher == policy) / 2)
-        return list(found.values())
+            by_prompt[prompt].append((teacher > policy) + (teacher == policy) / 2)
+        return list(by_prompt.values())
 
 
 def either_way(wins: list[list[float]]) -> list[list[float]]:
-    """The same from the other side, if that wins more often: a shortcut may favour long texts or short ones."""
+    """The wins of the other side, if they are more: a shortcut may favour long texts or short ones."""
     mean = sum(sum(values) / len(values) for values in wins) / len(wins)
     return wins if mean >= 0.5 else [[1 - value for value in values] for values in wins]
 
 
 def skeleton(text: str) -> str:
-    """A text without what it says: tags, ends of lines and punctuation stay, a number becomes 0, words become `w`."""
+    """The form of a text without its words: tags, line ends and punctuation stay, a number becomes 0, words `w`."""
 
     def piece(match: re.Match[str]) -> str:
         return {"tag": match[0], "line": "¶", "number": "0", "words": "w"}.get(match.lastgroup or "", match[0])
@@ -104,8 +104,8 @@ def shortcut(history: History, part: str, probe: str) -> HealthWarning | None:
 def _runs(ids: Sequence[int], token: int) -> list[tuple[int, int]]:
     """(start, length) of each run of a token."""
     runs: list[tuple[int, int]] = []
-    for place, found in enumerate(ids):
-        if found == token:
+    for place, id in enumerate(ids):
+        if id == token:
             if runs and sum(runs[-1]) == place:
                 runs[-1] = (runs[-1][0], runs[-1][1] + 1)
             else:

@@ -1,9 +1,9 @@
-"""`prism discriminator create`: a cold discriminator's folder from a dense model, and how near the two are."""
+"""`prism discriminator create`: a new discriminator's folder from a dense model, and the distance between the two."""
 
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.response import grammar_of
@@ -16,21 +16,23 @@ from prism_cli.responses import read_settings
 
 
 class Creation(NamedTuple):
-    """What `prism discriminator create` was told.
+    """The options of `prism discriminator create`.
 
     Attributes:
         source: A dense Qwen3-VL: a run, a folder or a hub id.
         output: The discriminator's folder.
-        upcycling: Arguments of `Upcycling`.
-        reading: How it is read: `readout`, `dropout`.
+        rule: Of the upcycling.
+        readout: Where a part's score is read.
+        dropout: In the head.
         head_std: Standard deviation of the head's weights.
         check: Whether to compare hidden states afterwards.
     """
 
     source: str
     output: Path
-    upcycling: dict[str, Any]
-    reading: dict[str, Any]
+    rule: Upcycling
+    readout: Literal["last", "mean"]
+    dropout: float
     head_std: float
     check: bool
 
@@ -46,7 +48,7 @@ def check(creation: Creation) -> Plan:
     if creation.output.exists() and (not creation.output.is_dir() or any(creation.output.iterdir())):
         raise CheckpointError(f"{creation.output} is there already", "choose another --output, or remove it")
     config = _dense_config(model_folder(creation.source, ("*.json",)), creation.source)
-    moe = mixture(config, _rule(creation))
+    moe = mixture(config, creation.rule)
     billions = sum(weight.numel() for weight in moe.parameters()) / 1e9
     size = sum(weight.nbytes for weight in moe.parameters()) / 2**30
     text: Any = moe.config.text_config
@@ -65,36 +67,20 @@ def create(creation: Creation) -> None:
     """
     check(creation)
     from prism_cli.assembly.run_folder import quiet_libraries
-    from prism_cli.discriminator.create import create as write_judge
-    from prism_cli.discriminator.create import mixture
+    from prism_cli.discriminator.create import NewDiscriminator, mixture
+    from prism_cli.discriminator.create import create as write_discriminator
     from prism_cli.progress import progress
 
     quiet_libraries()
     folder = model_folder(creation.source)
-    how = _rule(creation)
-    weights = mixture(_dense_config(folder, creation.source), how).state_dict()
-    settings = _settings(folder, creation)
+    weights = mixture(_dense_config(folder, creation.source), creation.rule).state_dict()
+    new = NewDiscriminator(creation.source, creation.rule, _settings(folder, creation), creation.head_std)
     with progress("upcycling", len(weights)) as on_progress:
-        write_judge(
-            folder,
-            creation.output,
-            how,
-            settings,
-            head_std=creation.head_std,
-            source=creation.source,
-            progress=on_progress,
-        )
+        write_discriminator(folder, creation.output, new, on_progress=on_progress)
     size = sum(path.stat().st_size for path in creation.output.glob("model*.safetensors"))
-    say(f"{creation.output}: {size / 2**30:,.2f} GiB, {how.experts} experts a layer")
-    _compare(folder, creation, how, need=4 * 2 * sum(weight.numel() for weight in weights.values()))
+    say(f"{creation.output}: {size / 2**30:,.2f} GiB, {creation.rule.experts} experts a layer")
+    _compare(folder, creation, need=4 * 2 * sum(weight.numel() for weight in weights.values()))
     say(f"next     prism discriminator warmup … discriminator.path={creation.output}")
-
-
-def _rule(creation: Creation) -> Upcycling:
-    try:
-        return Upcycling(**creation.upcycling)
-    except ValueError as error:
-        raise RecipeError(str(error), "choose --top-k and --experts anew") from None
 
 
 def _dense_config(folder: Path, source: str) -> Any:
@@ -125,13 +111,14 @@ def _settings(folder: Path, creation: Creation) -> dict[str, Any]:
         reason = str(error).strip().partition("\n")[0]
         raise RecipeError(f"{creation.source}: no tokenizer: {reason}", "give a folder that holds it too") from None
     parts = list(grammar.parts)
-    return {"kind": "moe", "parts": parts, **creation.reading, "readout_id": tokenizer.eos_token_id}
+    reading = {"readout": creation.readout, "dropout": creation.dropout, "readout_id": tokenizer.eos_token_id}
+    return {"kind": "moe", "parts": parts, **reading}
 
 
 # The check -----------------------------------------------------------------------------------------------------------
 
 
-def _compare(folder: Path, creation: Creation, how: Upcycling, need: int) -> None:
+def _compare(folder: Path, creation: Creation, need: int) -> None:
     """Compares hidden states on a picture and a question, where the models fit in memory.
 
     Raises:
@@ -148,7 +135,7 @@ def _compare(folder: Path, creation: Creation, how: Upcycling, need: int) -> Non
 
     model, processor = load_pretrained(str(folder), dtype="float32")
     dense, inputs = model.model.eval(), _probe(processor)
-    silent = upcycled_distance(dense, how, inputs)
+    silent = upcycled_distance(dense, creation.rule, inputs)
     if not silent < SAME:
         raise PrismError(
             f"upcycled without noise, hidden states differ from the dense model's by {silent:.1e} of the largest",

@@ -1,6 +1,6 @@
-"""The align game as it is played, measured: drift from the teacher, what the judge reads, and when to end.
+"""Measurements during adversarial training: drift from the teacher, shortcut probes, and when to end.
 
-All of it looks at the training rollouts beside their teacher answers, so nothing is sampled for it.
+All of them look at the training rollouts beside their teacher answers, so nothing is sampled for them.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from prism_cli import processes
 from prism_cli.discriminator.inputs import Comparisons
 from prism_cli.discriminator.learner import BatchScores, DiscriminatorLearner
+from prism_cli.discriminator.model import Discriminator
 from prism_cli.discriminator.router import router_loads
 from prism_cli.discriminator.shortcuts import PROBES, Scored, either_way, skeleton, swap_images
 from prism_cli.evaluation.auc import FEWEST_PROMPTS
@@ -20,8 +21,10 @@ from prism_cli.evaluation.intervals import mean_interval, paired_difference
 from prism_cli.trainers.drift_stop import DriftStop, is_flat
 
 WATCH_FILE = "watch.json"
-# Prompts a probe wants: steps are gathered until there are so many.
-PROBED_PROMPTS = 32
+# Prompts that a probe compares at least; rollouts of several steps are gathered for them.
+MIN_PROBED_PROMPTS = 32
+# More than the prompts of a step: numbers prompts so that they are unique in a run.
+MAX_STEP_PROMPTS = 100_000
 
 
 class Pair(NamedTuple):
@@ -31,19 +34,19 @@ class Pair(NamedTuple):
         prompt: Number of the prompt, unique in the run.
         teacher: (K,) texts of the parts.
         policy: (K,) likewise.
-        judge: (K, 2) the judge's scores of teacher and policy.
+        scores: (K, 2) the discriminator's scores of teacher and policy.
         swapped: (K, 2) the same beside another prompt's picture; None when not probed, or without another picture.
     """
 
     prompt: int
     teacher: list[str]
     policy: list[str]
-    judge: list[list[float]]
+    scores: list[list[float]]
     swapped: list[list[float]] | None
 
 
 class WatchedLearner:
-    """A discriminator's learner whose batches are measured on the way.
+    """A discriminator's learner that also measures the batches it learns from.
 
     Args:
         learner: Scores and learns.
@@ -54,7 +57,7 @@ class WatchedLearner:
 
     Attributes:
         flat: Whether drift stopped shrinking.
-        steps: Steps seen.
+        steps: Steps taken.
     """
 
     def __init__(
@@ -71,12 +74,12 @@ class WatchedLearner:
         self._measured: list[dict[str, float]] = []
 
     @property
-    def discriminator(self):
-        """The one that learns."""
+    def discriminator(self) -> Discriminator:
+        """The discriminator that learns."""
         return self.learner.discriminator
 
     def score(self, batch: Comparisons) -> BatchScores:
-        """As the learner does; nothing is watched."""
+        """As the learner does; nothing is measured."""
         return self.learner.score(batch)
 
     def score_and_update(self, batch: Comparisons) -> BatchScores:
@@ -84,26 +87,26 @@ class WatchedLearner:
         on their steps `drift/<part>` and `shortcuts/<probe>/<part>`."""
         self.steps += 1
         prompts, valid, rollouts = map(sum, zip(*processes.gather(_counts(batch)), strict=True))
-        probed = math.ceil(PROBED_PROMPTS / prompts) if self.probe_every else 0
+        probed = math.ceil(MIN_PROBED_PROMPTS / prompts) if self.probe_every else 0
         probing = self.probe_every is not None and -self.steps % self.probe_every < probed
         # Before the update, so that both readings are by the same weights.
         swapped = self._swapped(batch) if probing else None
         with router_loads(self.discriminator) as loads:
-            judged = self.learner.score_and_update(batch)
+            scored = self.learner.score_and_update(batch)
         metrics = {"discriminator/valid_fraction": valid / rollouts, **loads.metrics()}
         if probing or self.stop:
-            kept = max(self.stop.every if self.stop else 0, probed)
-            self._window = [*self._window, self._everyones(self._pairs(batch, judged, swapped))][-kept:]
+            length = max(self.stop.every if self.stop else 0, probed)
+            self._window = [*self._window, self._everyones(self._pairs(batch, scored, swapped))][-length:]
         if self.stop and self.steps % self.stop.every == 0:
             metrics |= self._measure_drift(self.stop)
         if self.probe_every and self.steps % self.probe_every == 0:
             metrics |= self._probe([pair for step in self._window[-probed:] for pair in step])
-        return judged._replace(metrics={**judged.metrics, **metrics})
+        return scored._replace(metrics={**scored.metrics, **metrics})
 
     def save(self, folder: Path) -> None:
-        """Writes the learner, and what was seen and measured; call it on every process."""
+        """Writes the learner, and what was measured; call it on every process."""
         self.learner.save(folder)
-        if processes.is_main():  # all have seen the same
+        if processes.is_main():  # all have measured the same
             state = {"steps": self.steps, "flat": self.flat, "measured": self._measured, "window": self._window}
             (folder / WATCH_FILE).write_text(json.dumps(state), encoding="utf-8")
 
@@ -126,71 +129,74 @@ class WatchedLearner:
         self.steps, self.flat, self._measured = state["steps"], state["flat"], state["measured"]
         self._window = [[Pair(*pair) for pair in step] for step in state["window"]]
 
-    # Watching ------------------------------------------------------------------------------------------------------
+    # Measuring -----------------------------------------------------------------------------------------------------
 
     def _swapped(self, batch: Comparisons) -> BatchScores | None:
-        """The judge's scores beside another prompt's picture; rollouts without one have none."""
+        """Scores beside another prompt's picture; rollouts without one have none."""
         if self.discriminator.kind == "text_only":
             return None
         prompts = swap_images(batch.prompts, self.discriminator.body.config.image_token_id)
         shown = [prompt is not None for prompt in prompts]
         rollouts = [parts if shown[p] else None for parts, p in zip(batch.rollouts, batch.prompt_of, strict=True)]
-        kept = [prompt or own for prompt, own in zip(prompts, batch.prompts, strict=True)]
-        return self.learner.score(batch._replace(prompts=kept, rollouts=rollouts))
+        shown_prompts = [prompt or own for prompt, own in zip(prompts, batch.prompts, strict=True)]
+        return self.learner.score(batch._replace(prompts=shown_prompts, rollouts=rollouts))
 
-    def _pairs(self, batch: Comparisons, judged: BatchScores, swapped: BatchScores | None) -> list[Pair]:
-        names, found = self.discriminator.parts, []
+    def _pairs(self, batch: Comparisons, scored: BatchScores, swapped: BatchScores | None) -> list[Pair]:
+        names, pairs = self.discriminator.parts, []
         for n, (parts, p) in enumerate(zip(batch.rollouts, batch.prompt_of, strict=True)):
             taught = batch.teacher[p]
             if parts is not None and taught is not None:
                 teacher, policy = ([self.decode(side[name]) for name in names] for side in (taught, parts))
                 beside = None if swapped is None else _scores(swapped, n, p)
-                prompt = self.steps * 100_000 + p
-                found.append(Pair(prompt, teacher, policy, _scores(judged, n, p) or [], beside))
-        return found
+                prompt = self.steps * MAX_STEP_PROMPTS + p
+                pairs.append(Pair(prompt, teacher, policy, _scores(scored, n, p) or [], beside))
+        return pairs
 
     def _everyones(self, pairs: list[Pair]) -> list[Pair]:
-        """The pairs of all processes. A group may lie across them: there a prompt is known by its answer."""
+        """The pairs of all processes. A group may lie across them, so a prompt is known by its teacher answer."""
         if not processes.together():
             return pairs
         numbers: dict[tuple[str, ...], int] = {}
-        found = [pair for share in processes.gather(pairs) for pair in share]
-        firsts = [numbers.setdefault(tuple(pair.teacher), len(numbers)) for pair in found]
-        return [pair._replace(prompt=self.steps * 100_000 + n) for pair, n in zip(found, firsts, strict=True)]
+        gathered = [pair for share in processes.gather(pairs) for pair in share]
+        prompts = [numbers.setdefault(tuple(pair.teacher), len(numbers)) for pair in gathered]
+        return [
+            pair._replace(prompt=self.steps * MAX_STEP_PROMPTS + n) for pair, n in zip(gathered, prompts, strict=True)
+        ]
 
     def _measure_drift(self, stop: DriftStop) -> dict[str, float]:
         """`drift/<part>` of the rollouts since the last measurement; absent with too few prompts."""
         pairs = [pair for step in self._window[-stop.every :] for pair in step]
         # By its answer: a row seen in two epochs is one prompt, whose texts must not stand on both sides of a fold.
         rows = [tuple(pair.teacher) for pair in pairs]
-        found: dict[str, float] = {}
+        drift: dict[str, float] = {}
         if len(set(rows)) >= FEWEST_PROMPTS:
             for k, part in enumerate(self.discriminator.parts):
-                found[part] = drift_auc(*_texts(pairs, k)[:2], rows, self.seed).value
-            self._measured.append(found)
+                drift[part] = drift_auc(*_texts(pairs, k)[:2], rows, self.seed).value
+            self._measured.append(drift)
         self.flat = self.steps >= stop.min_steps and is_flat(self._measured, stop.patience, stop.delta)
-        return {f"drift/{part}": value for part, value in found.items()}
+        return {f"drift/{part}": value for part, value in drift.items()}
 
     def _probe(self, pairs: Sequence[Pair]) -> dict[str, float]:
-        """`shortcuts/…` of pairs: the judge and each probe on the same prompts; absent with too few of them."""
+        """`shortcuts/…` of pairs: the discriminator and each probe on the same prompts; absent with too few of them."""
         metrics: dict[str, float] = {}
-        seen = [pair for pair in pairs if pair.swapped is not None]
+        swapped = [pair for pair in pairs if pair.swapped is not None]
         for k, part in enumerate(self.discriminator.parts):
             for probe in PROBES:
-                used = seen if probe == "image_swapped" else pairs
+                used = swapped if probe == "image_swapped" else pairs
                 if len({pair.prompt for pair in used}) < FEWEST_PROMPTS:
                     continue
-                judge = _wins([pair.judge[k] for pair in used], [pair.prompt for pair in used])
-                found = self._probe_wins(used, k, probe)
-                own, others = mean_interval(judge), mean_interval(found)
-                # As good as the judge: both can tell, and the judge is not clearly better.
-                suffices = min(own.low, others.low) > 0.5 and paired_difference(found, judge).low <= 0
+                wins = _wins([pair.scores[k] for pair in used], [pair.prompt for pair in used])
+                probe_wins = self._probe_wins(used, k, probe)
+                own, others = mean_interval(wins), mean_interval(probe_wins)
+                # As good as the discriminator: both can tell, and the discriminator is not clearly better.
+                suffices = min(own.low, others.low) > 0.5 and paired_difference(probe_wins, wins).low <= 0
                 metrics.setdefault(f"shortcuts/discriminator/{part}", own.value)
                 metrics[f"shortcuts/{probe}/{part}"] = others.value
                 metrics[f"shortcuts/{probe}_suffices/{part}"] = float(suffices)
         return metrics
 
     def _probe_wins(self, pairs: Sequence[Pair], k: int, probe: str) -> list[list[float]]:
+        """Per prompt, whether a probe prefers the teacher in each pair; see `Scored.wins`."""
         teacher, policy, prompts = _texts(pairs, k)
         if probe == "length":
             return either_way(Scored(list(map(len, teacher)), list(map(len, policy)), prompts).wins())
@@ -207,13 +213,13 @@ def _counts(batch: Comparisons) -> tuple[int, int, int]:
 
 
 def _wins(scores: Sequence[Sequence[float]], prompts: Sequence[int]) -> list[list[float]]:
-    """Of (N, 2) scores of teacher and policy."""
+    """Per prompt, whether the teacher is preferred in each pair, of (N, 2) scores of teacher and policy."""
     return Scored([teacher for teacher, _ in scores], [policy for _, policy in scores], prompts).wins()
 
 
-def _scores(judged: BatchScores, n: int, p: int) -> list[list[float]] | None:
+def _scores(scored: BatchScores, n: int, p: int) -> list[list[float]] | None:
     """(K, 2) of teacher and rollout; None where one has no score."""
-    pair = [judged.teacher[p].tolist(), judged.scores[n].tolist()]
+    pair = [scored.teacher[p].tolist(), scored.scores[n].tolist()]
     return None if any(map(math.isnan, (*pair[0], *pair[1]))) else [list(one) for one in zip(*pair, strict=True)]
 
 
