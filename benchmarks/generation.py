@@ -1,6 +1,6 @@
 """Rollouts of the tiny policy by vLLM and by transformers: seconds a step, tokens a second, and whether they agree.
 
-One trainer's step is a generation of 12 prompts × 8 rollouts with its log-probabilities; both engines in this process,
+One trainer's step is a generation of 12 prompts × 8 rollouts with its log-probabilities; both backends in this process,
 float32, one thread. Greedy answers are compared on the same prompts. Needs vLLM (`make test-vllm` makes its place).
 Run: .venv-vllm/bin/python benchmarks/generation.py
 """
@@ -21,11 +21,12 @@ import prism_cli  # noqa: F401  (before transformers: it lets torchvision load b
 import torch
 
 from prism_cli.assembly.data import load_data
-from prism_cli.assembly.generation import sampler, vllm_rollouts
+from prism_cli.assembly.generation import resolved, sampler, vllm_rollouts
 from prism_cli.assembly.policy import start_policy
 from prism_cli.assembly.response import grammar_of
+from prism_cli.evaluation.backend import TRANSFORMERS
 from prism_cli.models import Policy, load_policy, multimodal
-from prism_cli.recipes.generation import TransformersEngine, VLLMEngine
+from prism_cli.recipes.generation import VLLMGeneration
 from prism_cli.recipes.sections import ImageSection, ResponseSection, TinyModel, WorldData
 from prism_cli.recipes.stages import RLRecipe, SFTRecipe
 from prism_cli.trainers.arguments import RolloutBatch
@@ -33,7 +34,7 @@ from prism_cli.trainers.rollout import RolloutTrainer
 
 PROMPTS, ROLLOUTS, TOKENS, STEPS = 12, 8, 64, 5
 QUESTIONS = 64
-ENGINES = {"transformers": TransformersEngine(engine="transformers"), "vllm": VLLMEngine(engine="vllm")}
+BACKENDS = {"transformers": TRANSFORMERS, "vllm": resolved(VLLMGeneration())}
 
 
 def saved_policy(folder: Path) -> Path:
@@ -50,13 +51,13 @@ def saved_policy(folder: Path) -> Path:
 
 
 def trainer_of(name: str, folder: Path, rows, out: Path) -> RolloutTrainer:
-    """A trainer whose rollouts this engine makes."""
+    """A trainer whose rollouts this backend makes."""
     policy = load_policy(folder)
     recipe = RLRecipe(max_prompt_tokens=64, max_response_tokens=TOKENS)
     batch = RolloutBatch(PROMPTS, ROLLOUTS, PROMPTS * ROLLOUTS, 1, TOKENS, temperature=1.0)
     plain = {"report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False}
     options = {**batch.arguments(), **plain, "output_dir": str(out), "remove_unused_columns": False}
-    how = vllm_rollouts(ENGINES[name], recipe, policy)
+    how = vllm_rollouts(BACKENDS[name], policy, recipe.longest_tokens)
     return RolloutTrainer(
         policy, [lambda completions, **_: [0.0] * len(completions)], options, rows, None, [], None, how
     )
@@ -69,9 +70,9 @@ def main() -> None:
         policy = load_policy(folder)
         rows: Any = load_data(WorldData(type="world", size=QUESTIONS), policy.settings)
         greedy, walls, tokens, gap = {}, {}, {}, None
-        for name, engine in ENGINES.items():
+        for name, backend in BACKENDS.items():
             conversations = [multimodal(one["prompt"], one["images"]) for one in rows]
-            with sampler(engine, load_policy(folder), folder, max_tokens=TOKENS, batch_size=QUESTIONS) as sample:
+            with sampler(backend, load_policy(folder), folder, max_tokens=TOKENS, batch_size=QUESTIONS) as sample:
                 greedy[name] = [one.token_ids for one in sample(conversations, temperature=0.0, seed=0)]
             trainer = trainer_of(name, folder, rows, Path(scratch) / name)
             batch = [rows[i] for i in range(PROMPTS) for _ in range(ROLLOUTS)]
@@ -87,7 +88,7 @@ def main() -> None:
                 off = (output["old_per_token_logps"] - output["sampling_per_token_logps"]).abs()
                 gap = off[output["completion_mask"].bool()].mean().item()
         same = statistics.fmean(a == b for a, b in zip(*greedy.values(), strict=True))
-    for name in ENGINES:
+    for name in BACKENDS:
         print(f"{name:13} {walls[name]:6.2f} s of CPU a step, {tokens[name]:6.0f} tokens a second")
     ratio = walls["vllm"] / walls["transformers"]
     print(f"vllm / transformers {ratio:.2f}; median of {STEPS} steps of {PROMPTS} × {ROLLOUTS} rollouts")

@@ -14,8 +14,8 @@ from prism_cli.evaluation.lmms import (
     _said,
     _scores,
     _take_answers,
-    judge_environment,
     known_tasks,
+    llm_judge_environment,
 )
 from prism_cli.rewards.accuracy import is_correct
 
@@ -89,7 +89,7 @@ CASES = [
 @pytest.fixture(scope="module", autouse=True)
 def answers_taken():
     # No key of whoever runs the tests; its classes want one to be made.
-    os.environ |= judge_environment(None, None, None)
+    os.environ |= llm_judge_environment(None, None, None)
     _notice_judges(judged=False)
     _take_answers([task for tasks in TASKS.values() for task in tasks], False, is_correct)
 

@@ -5,15 +5,14 @@ import json
 
 import pytest
 
-from prism_cli.assembly import policy_samples
 from prism_cli.assembly.data import load_data
 from prism_cli.assembly.discriminator import discriminator_settings
-from prism_cli.assembly.generation import TRANSFORMERS
 from prism_cli.assembly.warmup_pairs import PairSampling, sampled_pairs
 from prism_cli.discriminator.build import discriminator_for, refuse_unfit
 from prism_cli.discriminator.reader import PartReader
 from prism_cli.discriminator.warmup import Account, warm_up
 from prism_cli.errors import PrismError, RecipeError
+from prism_cli.evaluation.backend import TRANSFORMERS
 from prism_cli.models import load_policy
 from prism_cli.recipes.alignment import WarmupSection
 from prism_cli.recipes.sections import WorldData
@@ -80,23 +79,9 @@ def test_without_a_well_formed_side_the_malformed_one_is_named(policy, rows, tmp
         pairs(policy, rows, Desk(policy, rows, malformed=True), tmp_path / "a.jsonl")
     assert "the teacher's side" in caught.value.hint
     (tmp_path / "b.jsonl").write_text(f"{json.dumps([])}\n" * 12)
-    whole, policy_samples.SAMPLED_AT_ONCE = policy_samples.SAMPLED_AT_ONCE, 12
-    try:
-        with pytest.raises(PrismError, match="are 0 teacher answers and 12 policy samples") as caught:
-            pairs(policy, rows, Desk(policy, rows), tmp_path / "b.jsonl")
-        assert "the policy's side" in caught.value.hint
-    finally:
-        policy_samples.SAMPLED_AT_ONCE = whole
-
-
-def test_kept_samples_are_whole_batches_and_what_a_kill_left_of_another_is_cut_off(tmp_path):
-    path = tmp_path / "samples.jsonl"
-    assert policy_samples.whole_lines(path) == []
-    count = policy_samples.SAMPLED_AT_ONCE
-    whole = "".join(f"[{i}]\n" for i in range(count))
-    path.write_text(whole + "[1]\n[2, ")
-    assert policy_samples.whole_lines(path) == [[i] for i in range(count)]
-    assert path.read_text() == whole
+    with pytest.raises(PrismError, match="are 0 teacher answers and 12 policy samples") as caught:
+        pairs(policy, rows, Desk(policy, rows), tmp_path / "b.jsonl")
+    assert "the policy's side" in caught.value.hint
 
 
 def based_on(path):

@@ -9,11 +9,11 @@ from tests.tiny import tiny_policy
 
 from prism_cli.errors import RecipeError
 from prism_cli.evaluation.attribution import Reread, Tried, Wrong, cause_of, holds, retry, worth_rereading
+from prism_cli.evaluation.causes import caption_block, cause_shares
 from prism_cli.evaluation.sampling import sample_responses
 from prism_cli.models import multimodal
 from prism_cli.report.summary_table import causes_table
 from prism_cli.responses import Grammar, Part
-from prism_cli.stages.eval_attribution import caption_block, summed_up
 
 TRUE, SEEN = "2 4", "2 3"  # the true sum is 6
 
@@ -43,8 +43,8 @@ def looks_well(retry):
     return {"own": "6", "blank": "0", "other": "9"}[retry.picture]
 
 
-def wrong(answer, caption, told=TRUE, teacher=None, accepted=("6",)):
-    return Wrong("what is the sum", accepted, answer, caption, told, teacher)
+def wrong(answer, caption, true_caption=TRUE, teacher=None, accepted=("6",)):
+    return Wrong("what is the sum", accepted, answer, caption, true_caption, teacher)
 
 
 def found(policy, case, reread=None):
@@ -87,12 +87,12 @@ def test_a_policy_that_reasons_past_what_it_saw_wrong_needs_someone_who_reasons_
 
 
 def test_a_caption_that_cures_is_not_put_to_the_teacher():
-    tried = Tried(again="5", told="6")
+    tried = Tried(again="5", corrected="6")
     assert not worth_rereading(wrong("5", SEEN), tried, verify)
     assert worth_rereading(wrong("9", SEEN), tried, verify)
-    assert worth_rereading(wrong("5", SEEN), Tried(again="5", told="8"), verify)
+    assert worth_rereading(wrong("5", SEEN), Tried(again="5", corrected="8"), verify)
     assert not worth_rereading(wrong(None, None), Tried(), verify)
-    assert not worth_rereading(wrong("5", SEEN, told=None), Tried(), verify)
+    assert not worth_rereading(wrong("5", SEEN, true_caption=None), Tried(), verify)
 
 
 def test_a_malformed_response_is_wrong_by_its_format():
@@ -112,7 +112,7 @@ def test_a_reference_is_doubted_where_teacher_and_policy_agree_against_it():
 
 
 def test_without_a_true_caption_nothing_is_tried_and_nothing_guessed():
-    case = wrong("5", SEEN, told=None)
+    case = wrong("5", SEEN, true_caption=None)
     assert retry([case], lambda retries: pytest.fail("asked")) == [Tried()]
     assert cause_of(case, Tried(), verify) == "unknown"
     assert holds(case, Tried(), verify) == {}
@@ -152,7 +152,7 @@ def test_shares_come_with_intervals_by_decoding_and_source(tmp_path):
         ]
     ]
     (tmp_path / "attribution-sft.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    everywhere, charts, maps = summed_up(tmp_path, "sft")
+    everywhere, charts, maps = cause_shares(tmp_path, "sft")
     assert [one["source"] for one in (everywhere, charts, maps)] == [None, "charts", "maps"]
     assert [one["wrong"] for one in (everywhere, charts, maps)] == [4, 2, 2]
     half = everywhere["causes"]["perception"]

@@ -1,7 +1,6 @@
 """Which prompts a curation keeps, and what it goes on from."""
 
 import io
-import json
 
 import pytest
 from pydantic import ValidationError
@@ -10,11 +9,14 @@ from rich.console import Console
 from prism_cli.assembly.response import grammar_of
 from prism_cli.data.sources import open_source
 from prism_cli.errors import DataError
+from prism_cli.evaluation.backend import Sampled
+from prism_cli.evaluation.kept_samples import SamplingPlan
+from prism_cli.evaluation.pass_rates import Rate, grader, pass_rates, rate_of
 from prism_cli.recipes.identity import differences, to_dict
 from prism_cli.recipes.sections import ResponseSection
 from prism_cli.recipes.stages import CurateRecipe
+from prism_cli.rewards.accuracy import is_correct
 from prism_cli.stages.curate import _each_once, histogram, kept_in_words
-from prism_cli.stages.curating import Rate, _kept, _rate, _verdicts
 
 
 @pytest.mark.parametrize(
@@ -63,18 +65,34 @@ def test_a_malformed_response_is_wrong_even_with_the_right_answer_in_it():
     whole = "<caption> x </caption> <think> y </think> <answer> {} </answer>"
     texts = [whole.format("red"), whole.format("blue"), "<answer> red </answer>"]
     row = {"id": "a", "prompt": [{"role": "user", "content": "which colour ?"}], "answers": ["red"]}
-    found = _verdicts(grammar, row, texts, [9, 9, 3])
-    assert [one["accuracy"] for one in found] == [1.0, 0.0, 0.0]
-    assert _rate({"id": "a", "samples": found}) == Rate("a", right=1, malformed=1)
+    grade = grader(grammar, is_correct)
+    graded = [grade(row, Sampled(text, [0])) for text in texts]
+    assert [one["accuracy"] for one in graded] == [1.0, 0.0, 0.0]
+    assert rate_of({"id": "a", "samples": graded}) == Rate("a", right=1, malformed=1)
 
 
-@pytest.mark.parametrize(("there", "lot", "total", "kept"), [(5, 2, 9, 4), (4, 2, 9, 4), (1, 2, 9, 0), (9, 2, 9, 9)])
-def test_whole_lots_are_kept_and_of_the_last_one_what_there_is(tmp_path, there, lot, total, kept):
-    path = tmp_path / "samples.jsonl"
-    line = json.dumps({"id": "é", "samples": [{"accuracy": 1.0, "well_formed": 1.0}]}, ensure_ascii=False)
-    path.write_text(f"{line}\n" * there + line[:20])
-    assert _kept(path, lot, total) == [Rate("é", 1, 0)] * kept
-    assert path.read_text() == f"{line}\n" * kept
+@pytest.mark.parametrize("cut", [1, 100, 205, 206, 10**6])
+def test_a_curation_cut_off_anywhere_ends_as_if_it_was_not(tmp_path, cut):
+    from prism_cli.data.rows import dataset, row
+
+    rows = dataset(row(id, "which colour ?", [], answers=["é"]) for id in "abcde")
+
+    def sample(conversations, *, temperature, seed, prefills=None, on_batch=None):
+        return [Sampled(f"{seed + i}", [seed + i]) for i in range(len(conversations))]
+
+    def grade(row, sampled):
+        return {"text": f"é{row['id']}{sampled.text}", "accuracy": float(sampled.text in "05"), "well_formed": 1.0}
+
+    def rates(path):
+        return pass_rates(sample, rows, 2, SamplingPlan(1.0, 0, 4), grade, path)
+
+    complete = rates(tmp_path / "complete.jsonl")
+    # Responses 0 to 9, two a prompt: 0 is the first prompt's, 5 the third's.
+    assert complete == [Rate("a", 1, 0), Rate("b", 0, 0), Rate("c", 1, 0), Rate("d", 0, 0), Rate("e", 0, 0)]
+    text = (tmp_path / "complete.jsonl").read_bytes()
+    (tmp_path / "cut.jsonl").write_bytes(text[:cut])
+    assert rates(tmp_path / "cut.jsonl") == complete
+    assert (tmp_path / "cut.jsonl").read_bytes() == text
 
 
 def test_a_row_that_a_mixture_repeats_is_asked_once():

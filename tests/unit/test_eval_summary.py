@@ -9,6 +9,7 @@ from rich.console import Console
 
 from prism_cli.assembly.run_folder import run_names
 from prism_cli.errors import RecipeError
+from prism_cli.evaluation.summary import read_samples
 from prism_cli.publishing.model_card import metric_row
 from prism_cli.recipes.benchmarks import BenchmarksSection
 from prism_cli.recipes.identity import differences
@@ -17,7 +18,7 @@ from prism_cli.report.summary_table import benchmarks_table, differences_table, 
 from prism_cli.runs.folder import Run
 from prism_cli.stages import eval as eval_stage
 from prism_cli.stages.eval import GROWING, check
-from prism_cli.stages.eval_summary import power_table, read_samples, summed_up
+from prism_cli.stages.eval_summary import power_table, summed_up
 
 
 def said(right, **more):
@@ -146,10 +147,3 @@ def test_an_evaluation_may_gain_runs_and_samples_and_lose_none():
     assert changed(old, {"runs": ["runs/rl"], "samples": 2, "seed": 0}) == ["runs.0: 'runs/sft' there, 'runs/rl' now"]
     assert changed(old, old | {"samples": 1}) == ["samples: 2 there, 1 now"]
     assert differences(old, old | {"samples": 4}) == ["samples: 2 there, 4 now"]
-
-
-def test_lines_a_kill_cut_off_are_no_lines(tmp_path: Path):
-    from prism_cli.stages.eval_samples import read_lines
-
-    (tmp_path / "x.jsonl").write_text('{"a": 1}\n{"a": 2}\n{"a": 3')
-    assert read_lines(tmp_path / "x.jsonl") == [{"a": 1}, {"a": 2}]

@@ -186,18 +186,16 @@ def test_a_dotted_key_goes_into_the_mapping_of_its_layer(order):
     assert teacher == EmbeddedTeacher(type="embedded", variant="text_only")
 
 
-def test_the_engine_of_generation_is_told_apart_as_types_are():
-    file = write("generation: {engine: vllm, memory: 0.5}")
+def test_the_backend_of_generation_is_vllm_unless_its_type_is_another():
+    file = write("generation: {memory: 0.5}")
     assert load_recipe("rl", file, ["generation.memory=0.4"]).generation.memory == 0.4
-    assert load_recipe("rl", file, ["generation.engine=transformers"]).generation.engine == "transformers"
-    assert problems("rl", "generation: {engine: vllm, memroy: 0.5}") == [
+    assert load_recipe("rl", file, ["generation.type=transformers"]).generation.type == "transformers"
+    assert problems("rl", "generation: {type: vllm, memroy: 0.5}") == [
         "x.yaml:1: generation.memroy: no such key (did you mean memory?)"
     ]
-    assert problems("rl", "seed: 1", ["generation.memory=0.5"]) == [
-        "override 'generation.memory=0.5': generation.engine: expected transformers or vllm, which is missing"
-    ]
-    assert problems("rl", "generation: {engine: sglang}") == [
-        "x.yaml:1: generation.engine: expected transformers or vllm, found text 'sglang'"
+    assert load_recipe("rl", write("seed: 1"), ["generation.memory=0.5"]).generation.memory == 0.5
+    assert problems("rl", "generation: {type: sglang}") == [
+        "x.yaml:1: generation.type: expected transformers or vllm, found text 'sglang'"
     ]
 
 

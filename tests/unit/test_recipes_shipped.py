@@ -105,9 +105,9 @@ def test_every_step_of_a_road_fits_into_gpus_of_80_gb(size, road):
     path = shipped()[f"{size}{road}/pipeline"]
     align = load_step(load_recipe("run", path).steps[1], path.parent)
     # Where align leaves it open, what is installed decides.
-    engines = ["transformers", "vllm"] if align.generation is None else [align.generation.engine]
-    for engine in engines:
-        plans = plan("run", load_recipe("run", path, [f"align.generation.engine={engine}"]), GPU, path.parent)
+    backends = ["transformers", "vllm"] if align.generation is None else [align.generation.type]
+    for backend in backends:
+        plans = plan("run", load_recipe("run", path, [f"align.generation.type={backend}"]), GPU, path.parent)
         assert {one.step: round(one.peak / GB) for one in plans if not one.fits} == {}
         assert [one.step for one in plans] == ["sft", "align", "rl"]
 
@@ -127,7 +127,7 @@ def test_the_memory_in_comments_is_the_planned_one():
         align = plan("run", load_recipe("run", path), GPU, path.parent)[1]
         assert f"the plan comes to {align.peak / GB:.0f}." in path.read_text(encoding="utf-8")
         start = load_recipe("sft", size).model.path
-        slow = load_recipe("rl", f"{size}/rl", [f"model.path={start}", "generation.engine=transformers"])
+        slow = load_recipe("rl", f"{size}/rl", [f"model.path={start}", "generation.type=transformers"])
         (rl,) = plan("rl", slow, GPU)
         cache = f"would need {rl.phases['generation'].parts['KV cache'] / GB:.0f} GB for the cache"
         assert cache in shipped()[f"{size}/rl"].read_text(encoding="utf-8")

@@ -93,7 +93,7 @@ def test_processes_are_dropped_and_that_is_said():
 
 def test_transformers_generates_and_that_is_said():
     small = scaled_down("rl", load_recipe("rl", "qwen3_vl_4b"))
-    assert small.recipe.generation.engine == "transformers"
+    assert small.recipe.generation.type == "transformers"
     assert small.changes[0].endswith("transformers in place of vLLM")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from prism_cli import processes
 
-VLLM = ["generation.engine=vllm"]
+VLLM = ["generation.type=vllm"]
 STEP = ["prompts_per_step=4", "rollouts=4", "micro_batch=16", "checkpoint.every=5", "eval_data=null", "data.size=64"]
 
 
@@ -80,7 +80,7 @@ def test_adapters_are_in_vllms_weights_those_of_the_eyes_too(prism, sft, workpla
 def test_greedy_answers_of_an_evaluation_are_those_of_transformers(prism, sft, workplace):
     few = ["data.size=16", "samples=1", "teacher=null"]
     prism("eval", sft, "tiny", *few, *VLLM, "--output", "runs/by_vllm")
-    prism("eval", sft, "tiny", *few, "generation.engine=transformers", "--output", "runs/by_transformers")
+    prism("eval", sft, "tiny", *few, "generation.type=transformers", "--output", "runs/by_transformers")
     answers = [
         [json.loads(line) for line in (workplace / f"runs/{name}/samples-sft.jsonl").read_text().splitlines()]
         for name in ("by_vllm", "by_transformers")
@@ -89,4 +89,4 @@ def test_greedy_answers_of_an_evaluation_are_those_of_transformers(prism, sft, w
     assert texts[0] == texts[1]
     assert len(set(texts[0])) > 1, "pictures must matter"
     sampled = [[line["samples"][0]["text"] for line in lines] for lines in answers]
-    assert sampled[0] != sampled[1], "each engine has random numbers of its own"
+    assert sampled[0] != sampled[1], "each backend has random numbers of its own"

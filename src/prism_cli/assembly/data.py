@@ -70,6 +70,12 @@ def rows_ahead(section: Data, settings: ResponseSettings, count: int | None) -> 
     return resolve_data(section).ahead(settings, count)
 
 
+def world_of(section: Data | None) -> str | None:
+    """The picture world that all rows come from, or None."""
+    source = resolve_data(section)
+    return source.world if isinstance(source, WorldRows) else None
+
+
 def first_rows(section: Data, settings: ResponseSettings, count: int) -> list[dict[str, Any]]:
     """The first rows of a section, of a mixture those of each source, as `rows_ahead` reads them."""
     sources = [source for _, _, source in parts(resolve_data(section))]

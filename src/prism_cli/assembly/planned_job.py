@@ -1,20 +1,19 @@
 """What a recipe's stage will hold and compute, by config files alone: for the plan, and for the run's own check."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prism_cli.assembly.discriminator import discriminator_settings, samples_pairs
+from prism_cli.assembly.generation import planned_backend
 from prism_cli.assembly.policy import LANGUAGE_LAYERS, start_policy
 from prism_cli.discriminator.saved import model_folder, refuse_no_base
 from prism_cli.discriminator.settings import Upcycling
 from prism_cli.errors import CheckpointError, PrismError, RecipeError
+from prism_cli.evaluation.backend import PolicyFacts
 from prism_cli.model_configs import config_folder
-from prism_cli.model_configs.families import family
 from prism_cli.planning.job import Adapters, Device, Generation, Job, Judge, Launch
 from prism_cli.planning.shapes import Shape, shape_of
-from prism_cli.recipes.generation import VLLMEngine
 from prism_cli.recipes.sections import ImageSection, ResponseSection, TinyModel
 from prism_cli.recipes.stages import AlignRecipe, RLRecipe, RolloutStage, SFTRecipe, WarmupRecipe
 from prism_cli.recipes.training import DAPO
@@ -32,12 +31,14 @@ class Start(NamedTuple):
         pixels: Of a picture, at most.
         weight_bytes: Bytes of a weight as loaded.
         parts: How many parts a response has.
+        saved: The model can be opened from a folder or the hub.
     """
 
     config: Any
     pixels: int
     weight_bytes: int
     parts: int
+    saved: bool = True
 
 
 def start_of(recipe: Any, earlier: Start | None = None) -> Start:
@@ -64,7 +65,7 @@ def start_of(recipe: Any, earlier: Start | None = None) -> Start:
     pixels = (recipe.image or ImageSection()).max_pixels
     parts = len((recipe.response or ResponseSection()).parts)
     if isinstance(recipe.model, TinyModel):
-        return Start(_tiny_config(recipe), pixels, 4, parts)
+        return Start(_tiny_config(recipe), pixels, 4, parts, saved=False)
     config = _config(recipe.model.path, recipe.model.revision)
     dtype = recipe.model.dtype
     return Start(config, pixels, _bytes(config) if dtype == "auto" else TYPES[dtype], parts)
@@ -131,7 +132,8 @@ def running_job(stage: str, recipe: Any, policy: Any, accelerator: bool, memory:
     """
     images = policy.processor.image_processor
     config = policy.model.config
-    start = Start(config, _pixels(images.size), policy.model.dtype.itemsize, len(policy.grammar.parts))
+    saved = bool(policy.model.name_or_path)
+    start = Start(config, _pixels(images.size), policy.model.dtype.itemsize, len(policy.grammar.parts), saved)
     try:
         return job_of(stage, recipe, Device(accelerator, memory), start)
     except PrismError:
@@ -151,20 +153,13 @@ def _generation(recipe: RolloutStage, rollouts: int, device: Device, start: Star
     algorithm = getattr(recipe, "algorithm", None)
     if isinstance(algorithm, DAPO) and algorithm.max_rounds:
         rollouts *= algorithm.oversample
-    engine, lengths = recipe.generation, _lengths(recipe)
-    if engine is None and device.accelerator and _would_take_vllm(recipe, start):
-        engine = VLLMEngine(engine="vllm")
-    if not isinstance(engine, VLLMEngine):
+    lengths, four_bits = _lengths(recipe), recipe.lora is not None and recipe.lora.bits is not None
+    facts = PolicyFacts(start.config.model_type, four_bits, start.saved)
+    vllm = planned_backend(recipe.generation, facts, device.accelerator).vllm
+    if vllm is None:
         return Generation(rollouts, *lengths)
-    share = 0.0 if engine.mode == "server" else engine.memory
-    return Generation(rollouts, *lengths, share, engine.sleep, engine.tensor_parallel)
-
-
-def _would_take_vllm(recipe: RolloutStage, start: Start) -> bool:
-    """Whether a run here would, where the recipe leaves it open; see `generation.chosen_engine`."""
-    rounded = recipe.lora is not None and recipe.lora.bits is not None
-    served = family(start.config.model_type).vllm and not isinstance(recipe.model, TinyModel)
-    return find_spec("vllm") is not None and served and not rounded
+    share = vllm.memory if vllm.server is None else 0.0
+    return Generation(rollouts, *lengths, share, vllm.sleep, vllm.tensor_parallel)
 
 
 def _adapters(recipe: Any) -> Adapters | None:

@@ -68,6 +68,11 @@ class PolicyStart(NamedTuple):
         return isinstance(self.model, TinySizes)
 
     @property
+    def revision(self) -> str | None:
+        """Hub revision of the model; None for the newest, a folder or a run."""
+        return self.model.revision if isinstance(self.model, Pretrained) else None
+
+    @property
     def path(self) -> str | None:
         """Folder or hub id of the model; None of a tiny one, and of a run that has none yet."""
         if self.run is None:

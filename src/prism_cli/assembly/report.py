@@ -13,12 +13,9 @@ WRITER = Path(prism_cli.__file__).parent / "report"
 
 def write(folder: Path) -> Path:
     """Writes report.html for one step's folder, a pipeline's or a study's; gives its path."""
-    from prism_cli.assembly.questions import find_questions
     from prism_cli.report.page import write_report
     from prism_cli.rewards.accuracy import is_correct
 
-    for step in _steps(folder):
-        find_questions(step)
     return write_report(folder, parse=grammar_of(_response(folder)).parse, is_correct=is_correct)
 
 

@@ -45,12 +45,29 @@ def response_settings(recipe: Any) -> ResponseSettings:
         RecipeError: parts that can't stand together.
     """
     reference = recipe.runs[0] if isinstance(recipe, EvalRecipe | DriftRecipe) else recipe.from_
-    if reference is None:
-        section = cast(Any, recipe).response or ResponseSection()
-        grammar = grammar_of(section)
-        return ResponseSettings(grammar, instruction_of(section, grammar))
+    if reference is not None:
+        return run_settings(reference)
+    section = cast(Any, recipe).response or ResponseSection()
+    grammar = grammar_of(section)
+    return ResponseSettings(grammar, instruction_of(section, grammar))
+
+
+def run_settings(reference: str) -> ResponseSettings:
+    """What the policy of a run, or of `RUN@step`, writes.
+
+    Raises:
+        CheckpointError: it has no model yet, or its response.json can't be read.
+    """
     path = resolve_model(reference)[0] / "response.json"
     try:
         return read_settings(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} can't be read: {error}", "name a finished run") from None
+
+
+def run_grammar(reference: str) -> Grammar | None:
+    """The grammar of a run's policy, or None where the run has none to read yet."""
+    try:
+        return run_settings(reference).grammar
+    except CheckpointError:
+        return None

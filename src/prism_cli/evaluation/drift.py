@@ -1,4 +1,4 @@
-"""How far a policy's texts are from a teacher's, from the texts alone: can a plain classifier tell them apart?
+"""Drift: how far a policy's texts are from a teacher's, by whether a plain classifier can tell them apart.
 
 A classifier two-sample test (Lopez-Paz and Oquab, 2017). It needs no particular model, so one number compares
 checkpoints of any run: 0.5 cannot be told apart, 1 always told apart.
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from prism_cli.evaluation.auc import FEWEST_PROMPTS, Array, clustered_auc
-from prism_cli.evaluation.intervals import Interval, paired_difference
+from prism_cli.evaluation.intervals import Interval, mean_interval, paired_difference
+from prism_cli.responses import Response
 
 FOLDS = 5
 
@@ -93,6 +94,52 @@ def drift(teacher: Sequence[str], policy: Sequence[str], groups: Sequence[Hashab
     matched = clustered_auc(scores.teacher_content, scores.policy_content, prompts, scores.fold, seed, lengths)
     counts = [_counts(teacher, policy, prompts, count) for count in (word_count, step_count, item_count)]
     return Drift(_full_auc(scores, prompts, seed), matched, *counts)
+
+
+class RunDrift(NamedTuple):
+    """How far a run's responses are from the teacher's answers.
+
+    Attributes:
+        metrics: Metric → estimate with its interval: `well_formed`, and `room/part`.
+        counts: Part → unit → how many of it teacher and policy write.
+    """
+
+    metrics: dict[str, Interval]
+    counts: dict[str, dict[str, dict[str, float]]]
+
+
+def run_drift(
+    parts: Sequence[str], answers: Sequence[Response], responses: Sequence[Sequence[Response]], seed: int
+) -> RunDrift:
+    """Drift of every part, over the prompts whose answer and response are both well-formed.
+
+    Args:
+        parts: Those the teacher writes.
+        answers: (N,) the teacher's, by the grammar of the parts it writes.
+        responses: (N, K) the policy's.
+        seed: Of folds and resampling.
+
+    Raises:
+        ValueError: fewer than 10 prompts have both.
+    """
+    pairs = [
+        (prompt, answer.parts, response.parts)
+        for prompt, (answer, of_prompt) in enumerate(zip(answers, responses, strict=True))
+        for response in of_prompt
+        if response.well_formed and answer.well_formed
+    ]
+    prompts = [prompt for prompt, _, _ in pairs]
+    metrics = {"well_formed": mean_interval([[float(one.well_formed) for one in group] for group in responses])}
+    counts: dict[str, dict[str, dict[str, float]]] = {}
+    for part in parts:
+        apart = drift([answer[part] for _, answer, _ in pairs], [own[part] for _, _, own in pairs], prompts, seed)
+        metrics[f"drift/{part}"] = apart.auc
+        if apart.matched is not None:
+            metrics[f"drift_length_matched/{part}"] = apart.matched
+        for unit, count in {"words": apart.words, "steps": apart.steps, "items": apart.items}.items():
+            metrics[f"extra_{unit}/{part}"] = count.difference
+            counts.setdefault(part, {})[unit] = {"teacher": count.teacher, "policy": count.policy}
+    return RunDrift(metrics, counts)
 
 
 def drift_auc(teacher: Sequence[str], policy: Sequence[str], groups: Sequence[Hashable], seed: int = 0) -> Interval:

@@ -55,7 +55,7 @@ class Score(NamedTuple):
     failed: int
 
 
-def judge_environment(endpoint: str | None, model: str | None, key: str | None) -> dict[str, str]:
+def llm_judge_environment(endpoint: str | None, model: str | None, key: str | None) -> dict[str, str]:
     """What lmms-eval's tasks read of the model that judges; without one nothing is asked and no key handed on.
 
     Args:

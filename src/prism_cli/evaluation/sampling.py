@@ -1,30 +1,15 @@
-"""Responses of a policy to prompts, greedy or sampled, in batches."""
+"""Sampling by transformers: a policy's responses to prompts, greedy or sampled, and its likelihoods of texts."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
-if TYPE_CHECKING:  # they import torch
-    from prism_cli.evaluation.sampling import Sampled
-
-
-class Sampled(NamedTuple):
-    """One response.
-
-    Attributes:
-        text: Decoded, special tokens dropped.
-        token_ids: The completion's tokens up to its end token, that included.
-        failed: Why the engine gave none, where one request failed and others did not; else None.
-    """
-
-    text: str
-    token_ids: list[int]
-    failed: str | None = None
+from prism_cli.evaluation.backend import Sampled
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
@@ -136,7 +121,9 @@ def _begun(inputs: Any, tokenizer: Any, prefills: Sequence[str]) -> Any:
 
 def _until_end(row: list[int], ends: Sequence[int], tokenizer) -> Sampled:
     stop = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
-    return Sampled(tokenizer.decode(row[:stop], skip_special_tokens=True), row[:stop])
+    token_ids = row[:stop]
+    truncated = bool(token_ids) and token_ids[-1] not in ends
+    return Sampled(tokenizer.decode(token_ids, skip_special_tokens=True), token_ids, truncated=truncated)
 
 
 def _cuda_devices(model: Any) -> list[int]:
@@ -185,19 +172,3 @@ def log_likelihoods(
     if not all(map(math.isfinite, chain.from_iterable(values))):
         raise ValueError("a log-likelihood is not finite")
     return values
-
-
-class Sample(Protocol):
-    """Answers each conversation once; what an engine's `sampler` gives."""
-
-    def __call__(
-        self,
-        conversations: Sequence[list[dict[str, Any]]],
-        *,
-        temperature: float,
-        seed: int,
-        prefills: Sequence[str] | None = None,
-        on_batch: Callable[[int], None] = ...,
-    ) -> "list[Sampled]":
-        """See `evaluation.sampling.sample_responses`."""
-        ...

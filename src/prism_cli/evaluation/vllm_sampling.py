@@ -1,4 +1,4 @@
-"""Responses of a saved policy to prompts by vLLM, the same as by transformers where greedy; and how vLLM is started."""
+"""Sampling by vLLM: a saved policy's responses to prompts, where greedy the same as by transformers."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -9,12 +9,14 @@ from typing import Any
 import torch
 
 from prism_cli.errors import PrismError
-from prism_cli.evaluation.sampling import Sampled, end_tokens
+from prism_cli.evaluation.backend import Sampled
+from prism_cli.evaluation.sampling import end_tokens
 
-# vLLM's largest bias; e^-100 of any probability is 0 in float32.
-NEVER = -100.0
+# vLLM's lowest logit bias; e^-100 of any probability is 0 in float32.
+SUPPRESSED = -100.0
 # Sets cache sizes by the GPU's memory; a CPU has none of its own.
 CPU_CACHE_BYTES = 1 << 30
+# Factor between the seeds of two chunks, so that their responses' seeds don't meet.
 SEEDS_APART = 1_000_003
 
 
@@ -66,14 +68,14 @@ def starting() -> Iterator[None]:
     except (ValueError, RuntimeError, OSError) as error:
         raise PrismError(
             f"vLLM did not start: {_reason(error)}",
-            "see docs/generation.md for its memory and length; generation.engine=transformers needs no vLLM",
+            "see docs/generation.md for its memory and length; generation.type=transformers needs no vLLM",
         ) from error
     finally:
         torch.set_num_threads = threads  # vLLM on a CPU replaces it by one that does nothing
 
 
 def _reason(error: Exception) -> str:
-    """The first line that says something."""
+    """The first line that names a reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if "validation error" not in line), lines[0] if lines else repr(error))
 
@@ -87,8 +89,8 @@ def vllm_sampler(
     suppress: Sequence[int],
     options: dict[str, Any],
 ) -> Iterator[Callable[..., list[Sampled]]]:
-    """A function that takes conversations as `sample_responses` does; vLLM is started by its first call, and gone at
-    the end with its memory.
+    """A function that takes conversations as `sample_responses` does; its first call starts vLLM, which ends with the
+    context.
 
     Args:
         folder: The saved policy.
@@ -103,7 +105,7 @@ def vllm_sampler(
     engines: list[Any] = []
     processor, tokenizer = policy.processor, policy.processor.tokenizer
     ends = end_tokens(policy.model, tokenizer)
-    bias = dict.fromkeys(suppress, NEVER)
+    bias = dict.fromkeys(suppress, SUPPRESSED)
 
     def sample(
         conversations: Sequence[list[dict[str, Any]]],
@@ -143,14 +145,15 @@ def vllm_sampler(
         ]
         outputs = engines[0].generate([prompts[i] for i in answered], parameters, use_tqdm=_counting(on_batch))
         refuse_other_prompts([output.prompt_token_ids for output in outputs], [expanded[i] for i in answered], folder)
-        found = [
+        results = [
             Sampled("", [], f"a prompt of {len(ids)} tokens, and vLLM takes {longest} (generation.max_model_tokens)")
             for ids in expanded
         ]
         for i, output in zip(answered, outputs, strict=True):
             ids = list(output.outputs[0].token_ids)
-            found[i] = Sampled(tokenizer.decode(ids, skip_special_tokens=True), ids)
-        return found
+            truncated = bool(ids) and ids[-1] not in ends
+            results[i] = Sampled(tokenizer.decode(ids, skip_special_tokens=True), ids, truncated=truncated)
+        return results
 
     try:
         yield sample
@@ -164,18 +167,20 @@ def close(llm: Any) -> None:
     llm.llm_engine.engine_core.shutdown()
 
 
-def refuse_other_prompts(found: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]], folder: str | Path) -> None:
-    """Stops where prompts were read otherwise: the responses would be to other pictures.
+def refuse_other_prompts(
+    prompts: Sequence[Sequence[int]], expected: Sequence[Sequence[int]], folder: str | Path
+) -> None:
+    """Refuses prompts that vLLM read otherwise than the processor: the responses would be to other pictures.
 
     Raises:
-        PrismError: says how the first of them differs.
+        PrismError: with the difference of the first of them.
     """
-    for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
+    for i, (a, b) in enumerate(zip(prompts, expected, strict=True)):
         if list(a) != list(b):
             raise PrismError(
                 f"vLLM read prompt {i} as {len(a)} tokens where the policy's processor makes {len(b)}",
                 f"start it with the processor files in {folder}, and leave `mm_processor_kwargs` out of "
-                "generation.options; generation.engine=transformers has no second reader",
+                "generation.options; generation.type=transformers has no second reader",
             )
 
 
@@ -216,9 +221,9 @@ def _counting(on_batch: Callable[[int], None]) -> Callable[..., Any]:
             self.counts = desc == "Processed prompts"
 
         def update(self, n: float | None = 1) -> bool | None:
-            moved = super().update(n)
+            updated = super().update(n)
             if self.counts:
                 on_batch(int(self.n))
-            return moved
+            return updated
 
     return Counting

@@ -110,7 +110,7 @@ def _generators(rung: _Rung) -> Iterator[_Rung]:
     yield rung
     asked = rung.job.generation
     if asked and asked.vllm is None and rung.job.device.accelerator:
-        tried: list[tuple[str, Generation]] = [("generation={engine: vllm}", replace(asked, vllm=VLLM_SHARE))]
+        tried: list[tuple[str, Generation]] = [("generation.type=vllm", replace(asked, vllm=VLLM_SHARE))]
         if rung.job.stage == "warmup":
             tried = [(f"batch_size={count}", replace(asked, rollouts=count)) for count in _halved(asked.rollouts)]
         for override, new in tried:

@@ -122,7 +122,7 @@ def _limits(tags: Sequence[str]) -> list[str]:
 def _evaluation_lines(evaluations: list[Evaluation]) -> list[str]:
     lines = []
     for one in evaluations:
-        settings = ", ".join(f"{name} {value}" for name, value in one.settings.items() if name != "engines")
+        settings = ", ".join(f"{name} {value}" for name, value in one.settings.items() if name != "backends")
         lines += [
             "## Evaluation",
             f"`prism eval` on {', '.join(one.data)} ({settings}), 95 % intervals.",

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from prism_cli.recipes.fields import TAGS, child, chosen, keys
+from prism_cli.recipes.fields import child, chosen, keys
 from prism_cli.recipes.section import Section
 from prism_cli.recipes.sources import KeyPath, parse_value
 
@@ -63,7 +63,7 @@ def apply(recipe: type[Section], values: dict[Any, Any], layer: Iterable[Change]
                 inner, places[path[:depth]] = _default_entries(annotation, key), (AFTER_ALL_LINES, origin)
             annotation = child(annotation, section, key)
             section[key] = section = dict(inner)  # a copy, because a YAML alias makes two keys share one dict
-        if path[-1] in TAGS:
+        if path[-1] == "type":
             _change_type(annotation, section, {path[-1]: value})
         section[path[-1]] = value
         places[path] = (AFTER_ALL_LINES, origin)
@@ -78,7 +78,7 @@ def _parts(change: Change) -> list[Part]:
 def _turn(part: Part) -> tuple[int, int]:
     """Mappings come first, then types, then all else; outer ones before inner ones."""
     path, value, _ = part
-    return 0 if isinstance(value, dict) else 1 if path[-1] in TAGS else 2, len(path)
+    return 0 if isinstance(value, dict) else 1 if path[-1] == "type" else 2, len(path)
 
 
 def _default_entries(annotation: Any, key: str | int) -> dict:

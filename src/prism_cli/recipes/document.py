@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from prism_cli.recipes.fields import description, is_usual, keys, sections, tag_key, type_word
+from prism_cli.recipes.fields import description, is_usual, keys, sections, type_word
 from prism_cli.recipes.identity import FREE_KEYS
 from prism_cli.recipes.section import Section
 from prism_cli.recipes.sources import file_name
@@ -67,7 +67,7 @@ def _groups(recipe: type[Section], prefix: str) -> Iterator[tuple[tuple[type[Sec
 
 def _section(section: type[Section], groups: dict) -> str:
     word = type_word(section)
-    heading = f"### {tag_key(section)}: {word}{' (default)' if is_usual(section) else ''}\n\n" if word else ""
+    heading = f"### type: {word}{' (default)' if is_usual(section) else ''}\n\n" if word else ""
     return heading + _docstring(section) + "\n\n" + _table(section, groups)
 
 
@@ -76,7 +76,7 @@ def _table(section: type[Section], groups: dict) -> str:
         f"| `{key}` | {_type(section.model_fields[name], groups)} | {_default(section.model_fields[name])} "
         f"| {description(section, name).replace('<', '&lt;')} |"
         for key, name in keys(section).items()
-        if name != tag_key(section)
+        if name != "type"
     ]
     return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows]) if rows else ""
 

@@ -8,8 +8,6 @@ from typing import Any, TypeVar, get_args, get_origin
 from prism_cli.recipes.section import Section
 
 T = TypeVar("T")
-# The keys that tell the sections of a union apart.
-TAGS = ("type", "engine")
 
 
 def sections(annotation: Any) -> tuple[type[Section], ...]:
@@ -21,29 +19,24 @@ def sections(annotation: Any) -> tuple[type[Section], ...]:
     return tuple(found for inner in get_args(annotation) for found in sections(inner))
 
 
-def tag_key(section: type[Section]) -> str | None:
-    """The key that tells a section of a union from the others, None for a section of no union."""
-    return next((key for key in TAGS if key in section.model_fields), None)
-
-
 def type_word(section: type[Section]) -> str | None:
-    """The word under the tag key of a section of a union, else None."""
-    key = tag_key(section)
-    return get_args(section.model_fields[key].annotation)[0] if key else None
+    """The word under `type` of a section of a union, else None."""
+    field = section.model_fields.get("type")
+    return get_args(field.annotation)[0] if field else None
 
 
 def is_usual(section: type[Section]) -> bool:
-    """Whether a section of a union is taken where its tag key is left out."""
-    key = tag_key(section)
-    return key is not None and not section.model_fields[key].is_required()
+    """Whether a section of a union is taken where `type` is left out."""
+    field = section.model_fields.get("type")
+    return field is not None and not field.is_required()
 
 
 def chosen(annotation: Any, value: Any) -> type[Section] | None:
-    """The section type that `value` is written as; where the tag key is absent the usual one, None without one."""
+    """The section type that `value` is written as; where `type` is absent the usual one, None without one."""
     options = sections(annotation)
     if len(options) < 2:
         return options[0] if options else None
-    word = value.get(tag_key(options[0])) if isinstance(value, dict) else None
+    word = value.get("type") if isinstance(value, dict) else None
     fits = (is_usual(section) if word is None else type_word(section) == word for section in options)
     return next(compress(options, fits), None)
 

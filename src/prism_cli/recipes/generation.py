@@ -1,22 +1,22 @@
-"""Generation engines: what produces the policy's responses."""
+"""Backends of generation: what produces the policy's responses."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from prism_cli.recipes.section import Fraction, Section
+from prism_cli.recipes.section import Fraction, Section, type_if_absent
 
 
-class TransformersEngine(Section):
+class TransformersGeneration(Section):
     """Generation by transformers: works everywhere, slowly."""
 
-    engine: Literal["transformers"]
+    type: Literal["transformers"]
 
 
-class VLLMEngine(Section):
+class VLLMGeneration(Section):
     """Generation by vLLM, during training with the policy's current weights. Needs `pip install 'prism-cli[vllm]'`."""
 
-    engine: Literal["vllm"]
+    type: Literal["vllm"] = "vllm"
     mode: Literal["colocate", "server"] = "colocate"
     """`colocate`: inside the training processes, on their GPUs. `server`: a `trl vllm-serve` on separate GPUs (training
     only)."""
@@ -43,4 +43,4 @@ class VLLMEngine(Section):
         return self
 
 
-Generation = Annotated[TransformersEngine | VLLMEngine, Field(discriminator="engine")]
+Generation = Annotated[TransformersGeneration | VLLMGeneration, Field(discriminator="type"), type_if_absent("vllm")]

@@ -13,7 +13,6 @@ from prism_cli.recipes.fields import (
     keys,
     may_be_null,
     sections,
-    tag_key,
     type_word,
     value_at,
 )
@@ -51,7 +50,7 @@ def validation_problems(error: ValidationError, recipe: type[Section], values: A
             options = sections(annotation_at(recipe, values, path))
             found = f"found {describe(context['tag'])}" if "tag" in context else "which is missing"
             yield (
-                (*path, str(tag_key(options[0]))),
+                (*path, "type"),
                 f"expected {' or '.join(map(str, map(type_word, options)))}, {found}",
             )
         elif kind == "literal_error":
@@ -77,8 +76,7 @@ def unknown_key(annotation: Any, values: Any, path: KeyPath) -> str:
     here = chosen(annotation, value_at(values, path[:-1]))
     owners = [str(type_word(section)) for section in sections(annotation) if key in keys(section)]
     if owners and here is not None:
-        tag = tag_key(here)
-        return f"a section of {tag} {type_word(here)} has no such key ({tag} {' or '.join(owners)} has)"
+        return f"a section of type {type_word(here)} has no such key (type {' or '.join(owners)} has)"
     return f"no such key{nearest(key, keys(here) if here else ())}"
 
 

@@ -79,7 +79,7 @@ def describe(recipe: Section, values: dict[str, Any]) -> str:
         f"small stand-ins for {', '.join(stand_ins)}" if stand_ins else "",
         ", ".join(numbers),
         _launch(before["launch"]) if "launch" in values else "",
-        "transformers in place of vLLM" if (before.get("generation") or {}).get("engine") == "vllm" else "",
+        "transformers in place of vLLM" if (before.get("generation") or {}).get("type") == "vllm" else "",
         f"without {', '.join(dropped)}" if dropped else "",
     ]
     return "; ".join(filter(None, parts)) or "nothing: it is small already"

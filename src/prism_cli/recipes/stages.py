@@ -6,7 +6,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from prism_cli.recipes.alignment import AdvantageSection, Discriminator, MoEDiscriminator, StopSection
 from prism_cli.recipes.benchmarks import BenchmarksSection
-from prism_cli.recipes.generation import Generation, TransformersEngine
+from prism_cli.recipes.generation import Generation, TransformersGeneration
 from prism_cli.recipes.launch import LaunchSection
 from prism_cli.recipes.pipelines import PipelineRecipe, StudyRecipe
 from prism_cli.recipes.section import Fraction, Section, UserPath, at_most, instead, type_if_absent
@@ -23,7 +23,7 @@ from prism_cli.recipes.training import (
 
 TrainingRows = Annotated[Data | None, world_rows("train", 32)]
 TestRows = Annotated[Data | None, world_rows("test", 8)]
-Engine = Annotated[Generation | None, instead(TransformersEngine(engine="transformers"))]
+Backend = Annotated[Generation | None, instead(TransformersGeneration(type="transformers"))]
 Launch = Annotated[LaunchSection, instead(LaunchSection())]
 BatchSize = Annotated[PositiveInt, at_most(8)]
 PromptTokens = Annotated[PositiveInt, at_most(128)]
@@ -110,13 +110,18 @@ class RolloutStage(TrainingStage):
     """Maximum tokens of a rollout."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature of the rollouts."""
-    generation: Engine = None
-    """Engine that generates the rollouts; null takes vLLM where it is installed and supports the model, else
+    generation: Backend = None
+    """Backend that generates the rollouts; null takes vLLM where it is installed and supports the model, else
     transformers."""
     kl: NonNegativeFloat = 0.0
     """Weight of the KL divergence from the starting policy."""
     rollouts_every: Annotated[PositiveInt | None, at_most(1)] = 25
     """Steps between rollouts saved with their pictures for the report; null saves none."""
+
+    @property
+    def longest_tokens(self) -> int:
+        """Tokens of the longest prompt and response together."""
+        return self.max_prompt_tokens + self.max_response_tokens
 
 
 class AlignRecipe(RolloutStage):
@@ -182,8 +187,8 @@ class SamplingStage(Section):
     """Maximum tokens of a response."""
     batch_size: BatchSize = 8
     """Responses generated at once by transformers; vLLM schedules its own."""
-    generation: Engine = None
-    """Generation engine; null takes vLLM where it is installed and supports the model, else transformers."""
+    generation: Backend = None
+    """Generation backend; null takes vLLM where it is installed and supports the model, else transformers."""
     output: UserPath | None = None
     """Run folder; null gives runs/<stage>."""
     seed: NonNegativeInt = 0

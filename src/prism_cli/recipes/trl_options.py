@@ -95,7 +95,7 @@ FIXED = {
     "save_only_model": "checkpoints hold what resuming needs",
     "remove_unused_columns": "the stage needs every column",
     "logging_nan_inf_filter": "a non-finite loss must be seen",
-    "use_vllm": "generation.engine says what generates",
+    "use_vllm": "generation.type names the backend",
     "completion_only_loss": "the loss is on the response alone",
     "hub_token": "log in with `hf auth login`; a recipe is copied into model cards",
 }

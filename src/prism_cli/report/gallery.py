@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prism_cli.report.folder import Step
 from prism_cli.report.showcase import MALFORMED, TEACHER, Card, Side, read, shortened
 from prism_cli.report.tables import run_before
 from prism_cli.responses import Response
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 MOST_QUESTIONS, MOST_CHARACTERS = 200, 2_000_000
 
@@ -46,6 +49,31 @@ def chosen(samples: Samples, most: int = MOST_QUESTIONS) -> list[str]:
     # Where runs differ first.
     ordered = sorted(kinds.items(), key=lambda item: -len(set(item[0])))
     return [id for turn in zip_longest(*(ids for _, ids in ordered)) for id in turn if id is not None][:most]
+
+
+def shown_questions(
+    samples: Samples,
+    rows: "Dataset",
+    teacher_texts: Sequence[str | None] | None,
+    pictures: Callable[[Mapping[str, Any]], list[str]],
+) -> list[dict[str, Any]]:
+    """The questions of an evaluation that its page shows, with their pictures.
+
+    Args:
+        samples: Run → the lines of its samples file.
+        rows: All questions.
+        teacher_texts: The teacher's text of each row, where there is one.
+        pictures: A row's pictures as data URLs.
+    """
+    places = {id: i for i, id in enumerate(rows["id"])}
+    questions = []
+    for index in (places[id] for id in chosen(samples) if id in places):
+        row: dict[str, Any] = rows[index]
+        texts = {"question": row["prompt"][-1]["content"], "answers": list(row["answers"] or ())}
+        teacher = teacher_texts[index] if teacher_texts else row.get("teacher_response")
+        one = {"id": row["id"], "source": row["source"], **texts}
+        questions.append({**one, "images": pictures(row), "teacher": teacher})
+    return questions
 
 
 def gallery(step: Step, before: Mapping[str, str], parse: Callable[[str], Response] | None) -> Gallery | None:

@@ -1,10 +1,12 @@
-"""Files written complete or not at all, and the lock of a folder."""
+"""Files written complete or not at all, JSON lines, and the lock of a folder."""
 
 import fcntl
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from prism_cli.errors import CheckpointError
 
@@ -19,6 +21,18 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def write_lines(path: Path, values: Iterable[Any]) -> None:
+    """Writes JSON lines as `write_atomically` does."""
+    write_atomically(path, "".join(f"{json.dumps(value, ensure_ascii=False)}\n" for value in values))
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The values of JSON lines; [] where there is no file. What a kill left of a last line is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
 @contextmanager

@@ -11,12 +11,13 @@ from prism_cli.assembly.asking import taught_grammar
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
 from prism_cli.assembly.discriminator import check_discriminator, discriminator_settings
-from prism_cli.assembly.generation import Engine, check_generation, chosen_engine, vllm_rollouts
-from prism_cli.assembly.policy import lora_config
+from prism_cli.assembly.generation import check_rollouts, chosen_backend, vllm_rollouts
+from prism_cli.assembly.policy import lora_config, resolve_start
 from prism_cli.assembly.response import grammar_ahead
 from prism_cli.assembly.teacher import open_teacher
 from prism_cli.assembly.teacher_plan import questions_at_most
 from prism_cli.errors import DataError, RecipeError
+from prism_cli.evaluation.backend import Backend
 from prism_cli.recipes.stages import AlignRecipe
 from prism_cli.recipes.teachers import DatasetTeacher
 
@@ -47,7 +48,11 @@ def check(recipe: AlignRecipe, pending: bool = False) -> Plan:
     length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs} epochs"
     if recipe.stop is not None:
         length += f", fewer once drift is flat (measured every {recipe.stop.every} steps)"
-    return [*plan, *check_generation(recipe), ("discriminator", discriminator), ("training", f"{length}, {rollouts}")]
+    start = resolve_start(recipe)
+    plan += check_rollouts(
+        recipe.generation, start.tiny, start.four_bits, recipe.launch.processes, recipe.longest_tokens
+    )
+    return [*plan, ("discriminator", discriminator), ("training", f"{length}, {rollouts}")]
 
 
 def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -> Path:
@@ -76,11 +81,11 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
         refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
         _check_column(recipe, *filter(None, (rows, held_out)))
         refuse_too_few(rows, recipe.prompts_per_step)
-        engine = chosen_engine(recipe, policy)  # before the teacher costs anything
+        backend = chosen_backend(recipe.generation, policy)  # before the teacher costs anything
         asked = {"instruction": policy.instruction, "data": recipe.data, "at_most": questions_at_most(recipe)}
         with open_teacher(recipe.teacher, policy.grammar, run, *filter(None, (rows, held_out)), **asked) as desk:
-            judge = warm_discriminator(recipe, policy, rows, desk, engine, run.folder / "warmup")
-            trainer, learner = _trainer(recipe, policy, judge, desk, rows, held_out, run, engine)
+            judge = warm_discriminator(recipe, policy, rows, desk, backend, run.folder / "warmup")
+            trainer, learner = _trainer(recipe, policy, judge, desk, rows, held_out, run, backend)
             _train(trainer, learner, run, policy)
             learner.save_discriminator(run.folder / DISCRIMINATOR)
             learner.close()
@@ -112,7 +117,7 @@ def _check_weights(recipe: AlignRecipe) -> None:
         )
 
 
-def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run, engine: Engine):
+def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run, backend: Backend):
     from prism_cli.assembly import training
     from prism_cli.discriminator.learner import DiscriminatorLearner
     from prism_cli.trainers.drift_stop import StopWhenFlat
@@ -156,7 +161,7 @@ def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run, engi
         ],
         lora_config(recipe),
         taught,
-        vllm_rollouts(engine, recipe, policy),
+        vllm_rollouts(backend, policy, recipe.longest_tokens, resolve_start(recipe).revision),
     )
     return trainer, learner
 

@@ -11,12 +11,13 @@ from rich import get_console
 from prism_cli.assembly import checks
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data, resolve_data
-from prism_cli.assembly.generation import chosen_engine, sampler
+from prism_cli.assembly.generation import sampler
 from prism_cli.assembly.response import grammar_ahead, response_settings
 from prism_cli.assembly.run_folder import stage_run
 from prism_cli.assembly.teacher import open_teacher
 from prism_cli.endpoint.batch_ledger import under_way
 from prism_cli.errors import CheckpointError, PrismError, RecipeError
+from prism_cli.evaluation.backend import TRANSFORMERS
 from prism_cli.progress import say
 from prism_cli.publishing.dataset_card import Collection, collection_card
 from prism_cli.recipes.identity import run_folder, to_dict
@@ -201,7 +202,7 @@ def _pairs(recipe: CollectRecipe, run: Run, settings: ResponseSettings, rows: "D
 
 def _policy_texts(recipe: CollectRecipe, run: Run, rows: "Dataset") -> dict[tuple[str, int], str]:
     """The policy's responses by row id and sample."""
-    from prism_cli.assembly.policy_samples import kept_samples
+    from prism_cli.evaluation.kept_samples import CHUNK, SamplingPlan, kept_samples
     from prism_cli.models import load_policy
 
     assert recipe.from_ is not None, "pairs are collected with a run in `from`"
@@ -209,9 +210,9 @@ def _policy_texts(recipe: CollectRecipe, run: Run, rows: "Dataset") -> dict[tupl
     policy = load_policy(folder)
     wanted = [index for index in range(len(rows)) for _ in range(recipe.samples)]
     sizes = {"max_tokens": recipe.max_response_tokens, "batch_size": GENERATED_AT_ONCE}
-    how = {"temperature": recipe.temperature, "seed": recipe.seed, "label": "sampling the policy"}
-    with sampler(chosen_engine(recipe, policy), policy, folder, **sizes) as sample:
-        sampled = kept_samples(sample, rows, wanted, run.folder / "samples.jsonl", **how)
+    plan = SamplingPlan(recipe.temperature, recipe.seed, CHUNK)
+    with sampler(TRANSFORMERS, policy, folder, **sizes) as sample:
+        sampled = kept_samples(sample, rows, wanted, plan, run.folder / "samples.jsonl", "sampling the policy")
     texts = [policy.processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in sampled]
     return dict(zip(((id, sample) for id in rows["id"] for sample in range(recipe.samples)), texts, strict=True))
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from prism_cli.evaluation.study import Values, over_seeds
+from prism_cli.evaluation.summary import read_samples
 from prism_cli.recipes.pipelines import StudyRecipe
 from prism_cli.runs.references import read_manifest
-from prism_cli.stages.eval import read_samples
 
 
 def study_summary(recipe: StudyRecipe, folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`prism data curate`: prompts that a policy solves sometimes, for RL, or never, for a teacher."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,25 +14,25 @@ from rich.table import Table
 from prism_cli.assembly import checks
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
-from prism_cli.assembly.generation import check_generation
-from prism_cli.assembly.response import response_settings
+from prism_cli.assembly.generation import check_sampling, chosen_backend, sampler
+from prism_cli.assembly.response import run_settings
 from prism_cli.assembly.run_folder import stage_run
-from prism_cli.errors import DataError, RecipeError
+from prism_cli.errors import CheckpointError, DataError, RecipeError
+from prism_cli.evaluation.pass_rates import Rate, grader, pass_rates, rate_of
 from prism_cli.progress import say
 from prism_cli.publishing.dataset_card import curation_card
 from prism_cli.publishing.lineage import lineage_of, weights_of
 from prism_cli.recipes.stages import CurateRecipe
 from prism_cli.responses import ResponseSettings
-from prism_cli.runs.files import write_atomically
+from prism_cli.runs.files import read_lines, write_atomically, write_lines
 from prism_cli.runs.folder import Run
 from prism_cli.runs.references import resolve_model
-from prism_cli.stages.curating import SAMPLES, Rate, pass_rates, refuse_other_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-DATA, ROWS, RATES, SUMMARY = "data", "rows.jsonl", "rates.jsonl", "summary.json"
-MOST_LINES, BAR = 20, 32
+DATA, ROWS, RATES, SAMPLES, SUMMARY = "data", "rows.jsonl", "rates.jsonl", "samples.jsonl", "summary.json"
+HISTOGRAM_LINES, BAR_WIDTH = 20, 32
 
 
 def check(recipe: CurateRecipe) -> Plan:
@@ -40,11 +41,16 @@ def check(recipe: CurateRecipe) -> Plan:
     Raises:
         PrismError: see the `check_…` functions; no run to sample.
     """
+    plan = [("samples", str(resolve_model(_run(recipe))[0])), *checks.check_data(recipe.data, "data curate")]
+    plan += check_sampling(recipe.generation)
+    plan += [("a prompt", f"{recipe.samples} samples at temperature {recipe.temperature:g}")]
+    return [*plan, ("keeps", kept_in_words(recipe))]
+
+
+def _run(recipe: CurateRecipe) -> str:
     if recipe.from_ is None:
         raise RecipeError("`prism data curate` has no policy to sample", "give --from RUN, the run that RL starts from")
-    plan = [("samples", str(resolve_model(recipe.from_)[0])), *checks.check_data(recipe.data, "data curate")]
-    plan += [*check_generation(recipe), ("a prompt", f"{recipe.samples} samples at temperature {recipe.temperature:g}")]
-    return [*plan, ("keeps", kept_in_words(recipe))]
+    return recipe.from_
 
 
 def kept_in_words(recipe: CurateRecipe) -> str:
@@ -63,22 +69,21 @@ def run(recipe: CurateRecipe, fresh: bool = False, command: Sequence[str] = ()) 
         PrismError: with the cure in its hint.
     """
     check(recipe)
-    assert recipe.from_ is not None, "check refuses a recipe without a run"
-    with stage_run("curate", recipe, resolve_model(recipe.from_)[1], fresh, command) as run:
+    model, source = resolve_model(_run(recipe))
+    with stage_run("curate", recipe, source, fresh, command) as run:
         if run.finished:
             _say(json.loads((run.folder / SUMMARY).read_text(encoding="utf-8")))
             return run.folder
-        settings = response_settings(recipe)
+        settings = run_settings(_run(recipe))
         rows = _each_once(load_data(recipe.data, settings, "rl"))
-        refuse_other_rows(run, rows)
-        run.update(policy=run.manifest.get("policy") or _policy(recipe, run))
-        rates = pass_rates(recipe, run.folder, settings.grammar, rows)
+        _refuse_other_rows(run, rows)
+        run.update(policy=run.manifest.get("policy") or _policy(run, model, source))
+        rates = _rates(recipe, model, rows, settings, run.folder / SAMPLES)
         summary = _write(recipe, run, settings, rows, rates)
         _say(summary)
         _refuse_nothing(recipe, summary)
     user = "collect" if recipe.keep == "hard" else f"rl --from {recipe.from_}"
-    following = f"next     prism {user} --data {run.folder} …"
-    say(following)
+    say(f"next     prism {user} --data {run.folder} …")
     return run.folder
 
 
@@ -90,12 +95,44 @@ def _each_once(rows: "Dataset") -> "Dataset":
     return rows if len(first) == len(rows) else rows.select(list(first.values()))
 
 
-def _policy(recipe: CurateRecipe, run: Run) -> dict[str, Any]:
-    """Whose rates these are: the runs that led to it, oldest first, and its weights."""
-    assert recipe.from_ is not None, "check refuses a recipe without a run"
-    model, source = resolve_model(recipe.from_)
+def _policy(run: Run, model: Path, source: Mapping[str, Any]) -> dict[str, Any]:
+    """The policy's record: the runs that led to it, oldest first, and its weights."""
     *steps, _ = lineage_of(run.folder).steps
     return {**source, "lineage": [step.facts() for step in steps], "weights": weights_of(model)}
+
+
+def _refuse_other_rows(run: Run, rows: "Dataset") -> None:
+    """Keeps samples from being taken for answers to other questions.
+
+    Raises:
+        CheckpointError: the data changed since the run began.
+    """
+    digest = hashlib.sha256()
+    for row in cast("Iterable[dict[str, Any]]", rows.select_columns(["id", "prompt", "answers"])):
+        digest.update(json.dumps([row["id"], row["prompt"], row["answers"]]).encode())
+    if run.manifest.get("rows", digest.hexdigest()) != digest.hexdigest():
+        raise CheckpointError(
+            f"{run.folder} was sampled on other rows than the data holds now",
+            "choose another --output, or start over with --fresh",
+        )
+    run.update(rows=digest.hexdigest())
+
+
+def _rates(recipe: CurateRecipe, folder: Path, rows: "Dataset", settings: ResponseSettings, path: Path) -> list[Rate]:
+    """Each row's result; where an earlier start sampled all of them, no model is loaded."""
+    from prism_cli.evaluation.kept_samples import SamplingPlan
+    from prism_cli.models import load_policy
+    from prism_cli.rewards.accuracy import is_correct
+
+    lines = read_lines(path)
+    if len(lines) == len(rows):
+        return [rate_of(line) for line in lines]
+    policy = load_policy(folder)
+    backend = chosen_backend(recipe.generation, policy)
+    plan = SamplingPlan(recipe.temperature, recipe.seed, backend.chunk(recipe.batch_size, recipe.samples))
+    sizes = {"max_tokens": recipe.max_response_tokens, "batch_size": recipe.batch_size}
+    with sampler(backend, policy, folder, **sizes) as sample:
+        return pass_rates(sample, rows, recipe.samples, plan, grader(settings.grammar, is_correct), path)
 
 
 # The set -------------------------------------------------------------------------------------------------------------
@@ -110,7 +147,7 @@ def _write(
     if kept:
         _write_rows(recipe, run.folder / DATA / ROWS, settings, rows.select(kept), [rates[index] for index in kept])
     shares = [{"id": one.id, **_shares(recipe, one), "kept": one.right in recipe.kept_counts} for one in rates]
-    write_atomically(run.folder / RATES, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in shares))
+    write_lines(run.folder / RATES, shares)
     summary = {
         "keep": recipe.keep,
         "band": list(recipe.band),
@@ -161,7 +198,7 @@ def histogram(summary: Mapping[str, Any]) -> Table:
         summary: What summary.json holds.
     """
     counts, samples = summary["prompts_by_right"], summary["samples"]
-    width = samples // MOST_LINES + 1
+    width = samples // HISTOGRAM_LINES + 1
     bins = [range(start, min(start + width, samples + 1)) for start in range(0, samples + 1, width)]
     sizes = [sum(counts[right] for right in one) for one in bins]
     table = Table(f"right of {samples}", "", "prompts", "kept", box=box.SIMPLE_HEAD, caption=_steps(summary))
@@ -169,7 +206,7 @@ def histogram(summary: Mapping[str, Any]) -> Table:
     for one, size in zip(bins, sizes, strict=True):
         kept = sum(counts[right] for right in one if right in summary["kept_right"])
         label = f"{one[0]}" if len(one) == 1 else f"{one[0]}–{one[-1]}"
-        bar = Bar(max(sizes), 0, size, width=BAR, color="green" if kept else "bright_black")
+        bar = Bar(max(sizes), 0, size, width=BAR_WIDTH, color="green" if kept else "bright_black")
         table.add_row(label, bar, f"{size:,}", f"{kept:,}" if set(one) & set(summary["kept_right"]) else "")
     return table
 
@@ -187,10 +224,9 @@ def _steps(summary: Mapping[str, Any]) -> str:
 
 
 def _say(summary: Mapping[str, Any]) -> None:
-    line = get_console().print
-    line(histogram(summary))
-    line(f"pass rate {summary['pass_rate']:.1%}, malformed {summary['malformed']:.1%}", highlight=False)
-    line(f"kept {summary['kept']:,} of {summary['prompts']:,} prompts", highlight=False)
+    get_console().print(histogram(summary))
+    say(f"pass rate {summary['pass_rate']:.1%}, malformed {summary['malformed']:.1%}")
+    say(f"kept {summary['kept']:,} of {summary['prompts']:,} prompts")
 
 
 def _refuse_nothing(recipe: CurateRecipe, summary: Mapping[str, Any]) -> None:
@@ -201,13 +237,13 @@ def _refuse_nothing(recipe: CurateRecipe, summary: Mapping[str, Any]) -> None:
     """
     if summary["kept"]:
         return
-    none, whole = summary["prompts_by_right"][0], summary["prompts_by_right"][-1]
+    never, always = summary["prompts_by_right"][0], summary["prompts_by_right"][-1]
     cures = ["give other prompts"] if recipe.keep == "hard" else ["--band 0.1 0.9 (nothing is sampled again)"]
     cures += ["a larger -k, which finds rates nearer to 0 and 1"] * (recipe.keep == "band")
     malformed = summary["malformed"]
     cures += [f"{malformed:.0%} of the responses are malformed: see {SAMPLES}"] * (malformed > 0.5)
     raise DataError(
         f"nothing is kept: of {summary['prompts']:,} prompts none is among {kept_in_words(recipe)}; "
-        f"{none:,} are never solved, {whole:,} always",
+        f"{never:,} are never solved, {always:,} always",
         "; ".join(cures),
     )

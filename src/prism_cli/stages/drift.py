@@ -11,15 +11,15 @@ from prism_cli.assembly import checks
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
 from prism_cli.assembly.endpoint import NOWHERE
-from prism_cli.assembly.generation import check_generation, chosen_engine, sampler
-from prism_cli.assembly.response import grammar_ahead
+from prism_cli.assembly.generation import check_sampling, chosen_backend, sampler
+from prism_cli.assembly.response import run_grammar, run_settings
 from prism_cli.assembly.run_folder import run_names, stage_run
 from prism_cli.assembly.teacher import TeacherAnswers, open_teacher
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.recipes.stages import DriftRecipe
 from prism_cli.recipes.teachers import OpenAITeacher, Teacher
-from prism_cli.responses import Grammar, ResponseSettings, read_settings
+from prism_cli.responses import Grammar, ResponseSettings
 from prism_cli.runs.files import write_atomically
 from prism_cli.runs.folder import Run
 from prism_cli.runs.references import read_manifest, resolve_model
@@ -38,8 +38,8 @@ def check(recipe: DriftRecipe) -> Plan:
     run_names(recipe.runs)
     plan = [("measures", reference) for reference in recipe.runs]
     plan += checks.check_data(recipe.data, "drift")
-    plan += checks.check_teacher(_kept_teacher(recipe.teacher), "drift", grammar_ahead(recipe))
-    plan += check_generation(recipe)
+    plan += checks.check_teacher(_kept_teacher(recipe.teacher), "drift", run_grammar(recipe.runs[0]))
+    plan += check_sampling(recipe.generation)
     return [*plan, ("a prompt", f"{recipe.samples} samples at temperature {recipe.temperature}")]
 
 
@@ -120,15 +120,13 @@ def _settings(references: Sequence[str]) -> ResponseSettings:
     Raises:
         RecipeError: they differ in their parts.
     """
-    found = [
-        read_settings(json.loads((resolve_model(reference)[0] / "response.json").read_text(encoding="utf-8")))
-        for reference in references
-    ]
-    if other := next((i for i, one in enumerate(found) if one.grammar != found[0].grammar), None):
-        raise RecipeError(
-            f"{references[other]} writes other parts than {references[0]}", "measure runs with the same response.parts"
-        )
-    return found[0]
+    first, *others = map(run_settings, references)
+    for reference, settings in zip(references[1:], others, strict=True):
+        if settings.grammar != first.grammar:
+            raise RecipeError(
+                f"{reference} writes other parts than {references[0]}", "measure runs with the same response.parts"
+            )
+    return first
 
 
 # Measuring -----------------------------------------------------------------------------------------------------------
@@ -138,56 +136,38 @@ def _measure(
     recipe: DriftRecipe, name: str, reference: str, run: Run, taught: Grammar, answers: Sequence[str | None]
 ) -> dict[str, Any]:
     """A run's line of drift.json: metrics with intervals, and the counts they come from."""
-    from prism_cli.evaluation.drift import drift
-    from prism_cli.evaluation.intervals import mean_interval
+    from prism_cli.evaluation.drift import run_drift
 
     grammar, texts = _responses(recipe, name, reference, run)
     responses = [[grammar.parse(text) for text in of_prompt] for of_prompt in texts]
-    known = [taught.parse(answer or "") for answer in answers]
-    pairs = [
-        (prompt, known[prompt].parts, response.parts)
-        for prompt, of_prompt in enumerate(responses)
-        for response in of_prompt
-        if response.well_formed and known[prompt].well_formed
-    ]
-    metrics = {"well_formed": mean_interval([[float(one.well_formed) for one in group] for group in responses])}
-    counts: dict[str, Any] = {}
-    for part in taught.parts:
-        try:
-            teacher, policy = [pair[1][part] for pair in pairs], [pair[2][part] for pair in pairs]
-            found = drift(teacher, policy, [pair[0] for pair in pairs], recipe.seed)
-        except ValueError as error:
-            raise DataError(
-                f"{name}: of {len(answers)} prompts too few have a well-formed response and answer: {error}",
-                "give more prompts, or a policy and teacher that keep the form",
-            ) from None
-        metrics[f"drift/{part}"] = found.auc
-        if found.matched is not None:
-            metrics[f"drift_length_matched/{part}"] = found.matched
-        for unit in ("words", "steps", "items"):
-            count = getattr(found, unit)
-            metrics[f"extra_{unit}/{part}"] = count.difference
-            counts.setdefault(part, {})[unit] = {"teacher": count.teacher, "policy": count.policy}
+    try:
+        drift = run_drift(tuple(taught.parts), [taught.parse(text or "") for text in answers], responses, recipe.seed)
+    except ValueError as error:
+        raise DataError(
+            f"{name}: of {len(answers)} prompts too few have a well-formed response and answer: {error}",
+            "give more prompts, or a policy and teacher that keep the form",
+        ) from None
     source = Path(resolve_model(reference)[1]["run"])
-    shown = {metric: interval._asdict() for metric, interval in metrics.items()}
-    stage = read_manifest(source)["stage"]
-    return {"id": name, "path": str(source), "stage": stage, "metrics": shown, "counts": counts}
+    metrics = {metric: interval._asdict() for metric, interval in drift.metrics.items()}
+    place = {"id": name, "path": str(source), "stage": read_manifest(source)["stage"]}
+    return {**place, "metrics": metrics, "counts": drift.counts}
 
 
 def _responses(recipe: DriftRecipe, name: str, reference: str, run: Run) -> tuple[Grammar, list[list[str]]]:
-    """The run's grammar, and its responses to each row; kept in the folder as they come."""
-    from prism_cli.assembly.policy_samples import at_once, kept_samples
+    """The run's grammar, and its responses to each row; kept in the folder chunk by chunk."""
+    from prism_cli.evaluation.kept_samples import CHUNK, SamplingPlan, kept_samples
     from prism_cli.models import free_memory, load_policy
 
     folder = resolve_model(reference)[0]
     policy = load_policy(folder)
     rows = load_data(recipe.data, policy.settings)
     wanted = [row for row in range(len(rows)) for _ in range(recipe.samples)]
-    path, sizes = run.folder / f"responses-{name}.jsonl", {"max_tokens": recipe.max_response_tokens}
-    how = {"temperature": recipe.temperature, "seed": recipe.seed, "label": f"drift {name}"}
-    engine = chosen_engine(recipe, policy)
-    with sampler(engine, policy, folder, **sizes, batch_size=recipe.batch_size) as sample:
-        sampled = kept_samples(sample, rows, wanted, path, **how, lot=at_once(engine))
+    backend = chosen_backend(recipe.generation, policy)
+    plan = SamplingPlan(recipe.temperature, recipe.seed, backend.chunk(CHUNK))
+    sizes = {"max_tokens": recipe.max_response_tokens, "batch_size": recipe.batch_size}
+    path = run.folder / f"responses-{name}.jsonl"
+    with sampler(backend, policy, folder, **sizes) as sample:
+        sampled = kept_samples(sample, rows, wanted, plan, path, f"drift {name}")
     texts = [policy.processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in sampled]
     grammar = policy.grammar
     del policy

@@ -10,8 +10,8 @@ from prism_cli import processes
 from prism_cli.assembly import checks, tracking
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
-from prism_cli.assembly.generation import check_generation, chosen_engine, vllm_rollouts
-from prism_cli.assembly.policy import lora_config
+from prism_cli.assembly.generation import check_rollouts, chosen_backend, vllm_rollouts
+from prism_cli.assembly.policy import lora_config, resolve_start
 from prism_cli.assembly.rewards import build_rewards, check_rewards
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.recipes.stages import RLRecipe
@@ -60,7 +60,10 @@ def check(recipe: RLRecipe, pending: bool = False) -> Plan:
     updates = recipe.trainer.get("num_iterations", 1)
     often = "a step" if updates == 1 else f"for {updates} steps"
     rollouts = f"{recipe.prompts_per_step} prompts × {recipe.rollouts} rollouts {often}"
-    plan += check_generation(recipe)
+    start = resolve_start(recipe)
+    plan += check_rollouts(
+        recipe.generation, start.tiny, start.four_bits, recipe.launch.processes, recipe.longest_tokens
+    )
     plan += [*check_rewards(recipe), ("training", f"{recipe.algorithm.type}, {length}, {rollouts}")]
     if isinstance(recipe.algorithm, DAPO) and recipe.algorithm.max_rounds:
         a_round = recipe.algorithm.oversample * recipe.prompts_per_step
@@ -142,7 +145,9 @@ def _trainer(
             RolloutLog(run.folder, recipe.rollouts_every),
         ],
         lora_config(recipe),
-        vllm=vllm_rollouts(chosen_engine(recipe, policy), recipe, policy),
+        vllm=vllm_rollouts(
+            chosen_backend(recipe.generation, policy), policy, recipe.longest_tokens, resolve_start(recipe).revision
+        ),
         resampling=_resampling(recipe),
         judged=recipe.rewards.llm_judge is not None,
     )

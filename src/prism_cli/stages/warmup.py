@@ -8,12 +8,12 @@ from prism_cli.assembly import checks
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
 from prism_cli.assembly.discriminator import check_discriminator, discriminator_settings
-from prism_cli.assembly.generation import TRANSFORMERS
 from prism_cli.assembly.policy import start_policy
 from prism_cli.assembly.response import grammar_ahead
 from prism_cli.assembly.teacher_plan import questions_at_most
 from prism_cli.assembly.warmup import train_discriminator
 from prism_cli.errors import RecipeError
+from prism_cli.evaluation.backend import TRANSFORMERS
 from prism_cli.progress import say
 from prism_cli.recipes.sections import Data, FileData
 from prism_cli.recipes.stages import WarmupRecipe

@@ -123,7 +123,7 @@ def generator_gap(history: History) -> HealthWarning | None:
         f"vLLM and the trainer differ by {mean:.2f} nats on the tokens that vLLM sampled: the policy learns from "
         "rollouts that are not quite its own",
         "compute both in one type (generation.options.dtype), leave quantisation out of generation.options; if it "
-        "stays, compare with generation.engine=transformers",
+        "stays, compare with generation.type=transformers",
     )
 
 

@@ -16,8 +16,8 @@ from trl.generation import vllm_generation
 from prism_cli.errors import PrismError
 from prism_cli.evaluation.sampling import end_tokens
 from prism_cli.evaluation.vllm_sampling import (
-    NEVER,
     SEEDS_APART,
+    SUPPRESSED,
     close,
     collapsed,
     engine_options,
@@ -172,7 +172,7 @@ def never_says(model: Any, tokens: Sequence[int]) -> None:
 def suppressing(policy: Policy, tokens: Sequence[int]) -> dict[str, Any]:
     """Options of vLLM's SamplingParams: tokens never said, and those that end a response."""
     ends = end_tokens(policy.model, policy.processor.tokenizer)
-    return {"logit_bias": dict.fromkeys(tokens, NEVER), "stop_token_ids": ends}
+    return {"logit_bias": dict.fromkeys(tokens, SUPPRESSED), "stop_token_ids": ends}
 
 
 def end(generation: Any) -> None:
