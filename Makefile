@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all test-more test-distributed test-browser test-lmms test-vllm check docs clean
+.PHONY: demo test test-all test-more test-distributed test-browser test-lmms test-vllm check docs constraints clean
 .DEFAULT_GOAL := demo
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 demo: $(STAMP)  ## the whole road on a tiny model: SFT, align, RL, eval, report
@@ -31,13 +31,14 @@ test-browser: $(STAMP)  ## the report page in headless Chromium, which must be i
 	$(PYTEST) tests/browser
 
 $(VENV)/.lmms: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[eval]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[eval]"
 	touch $@
 
 test-lmms: $(VENV)/.lmms  ## benchmarks through lmms-eval
 	$(PYTEST) tests/lmms
 
-# vLLM in an environment of its own: its CPU build decides which torch and transformers it takes.
+# vLLM in an environment of its own, without constraints.txt: its CPU build decides which torch and transformers it takes, and
+# pins others exactly (setuptools).
 VLLM_VENV := .venv-vllm
 $(VLLM_VENV)/.installed: pyproject.toml
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
@@ -63,6 +64,11 @@ check: $(STAMP)  ## style, layers, types, generated docs
 docs: $(STAMP)  ## writes docs/recipes.md and docs/cli.md
 	$(BIN)/python -m prism_cli.recipes.document --write
 	$(BIN)/python -m prism_cli.cli.document --write
+
+constraints:  ## constraints.txt from the newest versions that the ranges allow
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check packaging
+	$(BIN)/python tools/constraints.py
 
 clean:  ## removes the environments; runs stay
 	rm -rf $(VENV) $(VLLM_VENV)
