@@ -2,7 +2,6 @@
 
 import json
 import time
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -86,12 +85,12 @@ def test_a_run_is_told_without_addresses_and_keeps_its_identity_until_started_ov
     assert told(created="2026-11-24T10:00:00.000+00:00").id != first.id
 
 
-def test_a_tracker_that_is_not_installed_is_an_error_before_anything_is_loaded():
+def test_a_tracker_that_is_not_installed_is_an_error_before_anything_is_loaded(monkeypatch):
     recipe = SFTRecipe.model_validate({"trainer": {"report_to": "trackio"}})
-    if find_spec("trackio") is None:
-        with pytest.raises(RecipeError, match="trackio is not installed") as caught:
-            tracking.check(recipe.trainer)
-        assert "pip install trackio" in caught.value.hint
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match="trackio is not installed") as caught:
+        tracking.check(recipe.trainer)
+    assert "pip install trackio" in caught.value.hint
 
 
 def test_what_is_served_here_is_not_served_by_transformers_again():

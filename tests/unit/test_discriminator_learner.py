@@ -232,13 +232,15 @@ def test_loading_without_an_optimiser_is_refused(tmp_path):
 def test_in_bfloat16_layers_are_computed_so_and_scores_and_weights_are_not(kind):
     exact, half = learner(kind), learner(kind, bf16=True)
     half.discriminator.recompute_activations()
-    seen = []
+    outputs = []
     for module in half.discriminator.body.modules():
         if hasattr(module, "down_proj"):
             inner = module.down_proj if kind == "dense" else module
-            inner.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+            inner.register_forward_hook(lambda module, args, output: outputs.append(output.detach()))
     a, b = exact.score_and_update(batch()), half.score_and_update(batch())
-    assert kind == "moe" or set(seen) == {torch.bfloat16}
+    # Experts hand their sums on in float32: whatever the type, each number is one that bfloat16 has.
+    assert outputs
+    assert all(torch.equal(output.float(), output.bfloat16().float()) for output in outputs)
     assert b.scores.dtype == torch.float32
     assert torch.allclose(a.scores, b.scores, atol=0.02, equal_nan=True)
     assert not torch.equal(a.scores.nan_to_num(), b.scores.nan_to_num())
