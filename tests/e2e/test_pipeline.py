@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -81,7 +80,9 @@ def test_the_report_is_one_page_that_loads_nothing(folder):
     page = (folder / "runs/tiny/report.html").read_text()
     loads = re.findall(r"""(?:\bsrc|<link[^>]*\bhref)\s*=\s*["']?(https?:|//)|url\(["']?(https?:|//)|@import""", page)
     assert loads == []
-    assert all(f">{step}<" in page or step in page for step in ("sft", "align", "rl", "eval"))
+    table = page.split('<section id="done">')[1].split("</section>")[0]
+    assert re.findall(r'<th scope="row">(\w+)</th>', table) == ["sft", "align", "rl", "eval"]
+    assert table.count('"status finished"') == 4
 
 
 def test_the_final_model_is_an_ordinary_one(folder):
@@ -126,10 +127,8 @@ def test_every_teacher_answer_was_paid_for_once(folder):
 
 def test_running_it_again_does_nothing_and_says_so(prism, small, folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
-    started = time.monotonic()
     done = prism("run", "tiny", *small, cwd=folder)
     assert done.code == 0
-    assert time.monotonic() - started < 10
     assert done.stdout.count("is finished") == 4
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")} == before
 

@@ -12,7 +12,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 from starlette.responses import JSONResponse, Response
-from tests.faulty_endpoint import PASSING, FaultyEndpoint, answer, ask, connecting, outcomes, results, status
+from tests.faulty_endpoint import PASSING, FaultyEndpoint, answer, ask, outcomes, results, status
 
 from prism_cli.endpoint import pace
 from prism_cli.endpoint.budget import Budget, Price
@@ -36,26 +36,7 @@ for future in futures:
 """
 
 
-@pytest.fixture(autouse=True)
-def _no_key(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-
-
-@pytest.fixture
-def endpoint():
-    with FaultyEndpoint() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-def store(tmp_path):
-    return AnswerStore(tmp_path / "answers.sqlite")
-
-
-@pytest.fixture
-def connect(endpoint, store):
-    with connecting(endpoint.url, store) as connect:
-        yield connect
+pytestmark = pytest.mark.usefixtures("no_key")
 
 
 # Asked once ----------------------------------------------------------------------------------------------------------
@@ -409,15 +390,14 @@ def test_an_answer_that_can_not_be_kept_ends_its_future_and_leaves_no_reservatio
     assert client.budget.reserve() is not None, "one call is counted, none is under way"
 
 
+@pytest.mark.timeout(60)
 def test_what_is_under_way_when_a_client_closes_patiently_is_kept(endpoint, connect, store):
     endpoint.delay = 0.5
     client = connect(concurrency=2)
     futures = client.submit([ask(f"q{i}") for i in range(5)])
     while endpoint.asked.total() < 2:
         time.sleep(0.01)
-    start = time.monotonic()
-    client.close(patience=20)
-    assert time.monotonic() - start < 10
+    client.close(patience=3600)
     assert (endpoint.asked.total(), store.count()) == (2, 2), "nothing more was sent"
     assert [future.exception(timeout=0) is None for future in futures] == [True, True, False, False, False]
 
@@ -428,10 +408,9 @@ def test_a_patient_client_does_not_wait_for_ever(endpoint, connect):
     futures = client.submit([ask("q")])
     while not endpoint.asked:
         time.sleep(0.01)
-    start = time.monotonic()
     client.close(patience=0.5)
-    assert time.monotonic() - start < 5
     assert futures[0].cancelled()
+    assert not endpoint.completed
 
 
 def test_closing_drops_what_is_under_way_without_hanging(endpoint, connect):
@@ -440,10 +419,9 @@ def test_closing_drops_what_is_under_way_without_hanging(endpoint, connect):
     futures = client.submit([ask(f"q{i}") for i in range(5)])
     while endpoint.asked.total() < 2:
         time.sleep(0.01)
-    start = time.monotonic()
     client.close()
     client.close()
-    assert time.monotonic() - start < 5
+    assert not endpoint.completed
     for future in futures:
         with pytest.raises(CancelledError):
             future.result(timeout=0)

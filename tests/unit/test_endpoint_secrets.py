@@ -6,11 +6,10 @@ import traceback
 
 import pytest
 from starlette.responses import JSONResponse
-from tests.faulty_endpoint import PASSING, FaultyEndpoint, ask, connecting, outcomes, results, status
+from tests.faulty_endpoint import PASSING, ask, connecting, outcomes, results, status
 
 from prism_cli.endpoint import failures, pace
 from prism_cli.endpoint.client import served_model
-from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import PrismError, TeacherError
 from prism_cli.teacher.teachers import EndpointTeacher
 
@@ -23,17 +22,6 @@ def _key(monkeypatch):
     monkeypatch.setattr(failures, "_TRIES", 1)
     monkeypatch.setattr(failures, "_TRIES_WHEN_LIMITED", 1)
     monkeypatch.setattr(pace, "PATIENCE", 0.0)
-
-
-@pytest.fixture
-def endpoint():
-    with FaultyEndpoint() as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-def store(tmp_path):
-    return AnswerStore(tmp_path / "answers.sqlite")
 
 
 def everything(error: BaseException) -> str:
