@@ -45,7 +45,7 @@ def measure(policy, examples, pictures):
     responses = [policy.grammar.parse(one.text) for one in given]
     pairs = list(zip(responses, examples, strict=True))
     right = [r.well_formed and is_correct(r.answer, [e.answer], e.question) for r, e in pairs]
-    seen = [world("shapes").judge(r.blocks, e.question, e.truth)["perception"] for r, e in pairs]
+    seen = [world("shapes").verdicts(r.blocks, e.question, e.truth)["perception"] for r, e in pairs]
     return sum(right) / len(pairs), sum(seen) / len(pairs)
 
 

@@ -1,4 +1,4 @@
-"""The shapes world: examples, the oracle and its variants, demonstrations, the judge."""
+"""The shapes world: examples, the oracle and its variants, demonstrations, the verdicts."""
 
 import json
 import math
@@ -71,7 +71,7 @@ def test_no_scene_is_in_two_splits_whatever_the_seeds():
 
 def test_the_oracle_tells_the_truth_from_pixels(examples):
     for e in examples:
-        verdict = SHAPES.judge(SHAPES.oracle(e.question, e.image), e.question, e.truth)
+        verdict = SHAPES.verdicts(SHAPES.oracle(e.question, e.image), e.question, e.truth)
         assert verdict == {"perception": True, "reasoning": True, "accuracy": True}, e.id
 
 
@@ -86,7 +86,7 @@ def test_a_weak_eye_misses_a_quarter_of_the_things_and_reasons_from_what_it_saw(
     missed = total = 0
     for e in examples:
         blocks = SHAPES.oracle(e.question, e.image, "weak_perception", seed=0)
-        assert SHAPES.judge(blocks, e.question, e.truth)["reasoning"]
+        assert SHAPES.verdicts(blocks, e.question, e.truth)["reasoning"]
         items, true = blocks["caption"].split(" , "), caption(_objects(e)).split(" , ")
         missed += sum(a != b for a, b in zip(items, true, strict=True))
         total += len(true)
@@ -95,7 +95,7 @@ def test_a_weak_eye_misses_a_quarter_of_the_things_and_reasons_from_what_it_saw(
 
 def test_a_weak_reasoner_sees_all_and_slips_in_forty_percent(examples):
     verdicts = [
-        SHAPES.judge(SHAPES.oracle(e.question, e.image, "weak_reasoning", seed=0), e.question, e.truth)
+        SHAPES.verdicts(SHAPES.oracle(e.question, e.image, "weak_reasoning", seed=0), e.question, e.truth)
         for e in examples
     ]
     assert all(v["perception"] for v in verdicts)
@@ -108,7 +108,7 @@ def test_a_text_only_teacher_is_mostly_wrong_and_the_same_without_the_picture(ex
     for e in examples:
         blocks = SHAPES.oracle(e.question, None, "text_only", seed=0)
         assert blocks == SHAPES.oracle(e.question, e.image, "text_only", seed=0)
-        verdict = SHAPES.judge(blocks, e.question, e.truth)
+        verdict = SHAPES.verdicts(blocks, e.question, e.truth)
         assert not verdict["perception"]
         assert not verdict["reasoning"]
         right += verdict["accuracy"]
@@ -125,7 +125,7 @@ def test_a_missing_picture_and_an_unknown_variant_are_errors(examples):
 def test_demonstrations_are_the_public_mixture(examples):
     blocks = [SHAPES.demonstration(e, seed=0) for e in examples]
     assert blocks == [SHAPES.demonstration(e, seed=0) for e in examples]
-    verdicts = [SHAPES.judge(b, e.question, e.truth) for b, e in zip(blocks, examples, strict=True)]
+    verdicts = [SHAPES.verdicts(b, e.question, e.truth) for b, e in zip(blocks, examples, strict=True)]
     assert _near(sum(b["think"].startswith("the answer is") for b in blocks), 1000, 0.5)
     assert _near(sum(not v["reasoning"] for v in verdicts), 1000, 0.2)
     # A corrupted caption of n things stays right with 0.75ⁿ, n uniform in 3…6.
@@ -151,12 +151,12 @@ def test_demonstrations_are_the_public_mixture(examples):
     ],
 )
 def test_the_judge_tells_perception_reasoning_and_accuracy_apart(change, expected):
-    verdict = SHAPES.judge(RIGHT | change, QUESTION, TRUTH)
+    verdict = SHAPES.verdicts(RIGHT | change, QUESTION, TRUTH)
     assert (verdict["perception"], verdict["reasoning"], verdict["accuracy"]) == expected
 
 
 def test_a_malformed_response_is_right_in_nothing():
-    assert not any(SHAPES.judge({}, QUESTION, TRUTH).values())
+    assert not any(SHAPES.verdicts({}, QUESTION, TRUTH).values())
 
 
 def test_the_vocabulary_spells_every_text_and_nothing_else(examples):

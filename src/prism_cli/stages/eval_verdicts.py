@@ -103,7 +103,7 @@ def _other_verdicts(
     def verdicts(index: int, response: Response) -> dict[str, float]:
         values = {"well_formed": float(response.well_formed)}
         if place is not None:
-            right = place.judge(response.blocks, texts[index], truths[index])
+            right = place.verdicts(response.blocks, texts[index], truths[index])
             values |= {part: float(right[part]) for part in ("perception", "reasoning")}
         if captions is not None and captions[index] is not None:
             values["caption_distance"] = float(_caption(response) != captions[index])

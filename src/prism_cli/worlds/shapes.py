@@ -1,4 +1,4 @@
-"""The shapes world: examples to train on, a teacher that answers from pixels, and a judge that knows the truth."""
+"""The shapes world: examples to train on, a teacher that answers from pixels, and verdicts that know the truth."""
 
 import hashlib
 import json
@@ -151,8 +151,8 @@ class Shapes:
         think, answer = reason(seen, example.question, slip=rng if slips else None)
         return {"caption": caption(seen), "think": f"the answer is {answer}" if short else think, "answer": answer}
 
-    def judge(self, blocks: Mapping[str, str], question: str, truth: str) -> dict[str, bool]:
-        """What is right in a response.
+    def verdicts(self, blocks: Mapping[str, str], question: str, truth: str) -> dict[str, bool]:
+        """The verdicts on a response: which parts of it are right.
 
         Args:
             blocks: The response's blocks; empty when it is malformed, and then nothing is right.
