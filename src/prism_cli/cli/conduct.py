@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich import get_console
@@ -15,6 +15,10 @@ from rich.text import Text
 from prism_cli.cli.words import Words
 from prism_cli.errors import CheckpointError, RecipeError
 from prism_cli.progress import say
+
+if TYPE_CHECKING:  # types of recipes cost a moment to import, and `prism --help` needs none
+    from prism_cli.recipes.section import Section
+    from prism_cli.recipes.stages import Stage
 
 
 def resolve(stage: str, words: Words, chosen: dict[str, Any], *earlier: str) -> Any:
@@ -39,7 +43,7 @@ def resolve(stage: str, words: Words, chosen: dict[str, Any], *earlier: str) -> 
 
 def conduct(
     stage: str,
-    recipe: Any,
+    recipe: "Section",
     dry_run: bool,
     resume: bool | None,
     base: Path | None = None,
@@ -92,7 +96,7 @@ def conduct(
     get_console().print(f"report   {escape(str(page))}", highlight=False, soft_wrap=True)
 
 
-def _work(stage: str, recipe: Any, module: Any, where: tuple[Path, ...], fresh: bool) -> bool:
+def _work(stage: str, recipe: "Section", module: Any, where: tuple[Path, ...], fresh: bool) -> bool:
     """Runs the stage here or in processes of its own; whether this process tells how it went."""
     from prism_cli import processes
     from prism_cli.assembly import launch
@@ -106,7 +110,7 @@ def _work(stage: str, recipe: Any, module: Any, where: tuple[Path, ...], fresh: 
     return processes.is_main() and not worker.by_prism()
 
 
-def _print_launch_plan(stage: str, recipe: Any, lines: list[tuple[str, str]], elsewhere: bool) -> None:
+def _print_launch_plan(stage: str, recipe: "Section", lines: list[tuple[str, str]], elsewhere: bool) -> None:
     """Prints the plan, and below it, on a line to be copied, what would start its processes.
 
     Args:
@@ -130,28 +134,21 @@ def _print_launch_plan(stage: str, recipe: Any, lines: list[tuple[str, str]], el
         console.print(shown(typed, several))
 
 
-def _write_sbatch(stage: str, recipe: Any, base: Path | None, file: Path, resume: bool | None) -> None:
+def _write_sbatch(stage: str, recipe: "Section", base: Path | None, file: Path, resume: bool | None) -> None:
     """Writes the batch script of the command that was typed."""
-    from prism_cli.assembly.launch import launch_of
+    from prism_cli.assembly.launch import launches_of
     from prism_cli.launching import slurm
-    from prism_cli.recipes.identity import run_folder
 
     if resume is not None:
         raise RecipeError("--sbatch: the job continues whenever it is started", "leave out --resume and --fresh")
-    recipes = [recipe]
-    if stage == "run":
-        from prism_cli.recipes.steps import resolve_steps
-
-        steps = resolve_steps(recipe.steps, base or Path(), run_folder(stage, recipe), recipe.seed)
-        recipes = [step for _, step in steps]
     typed = sys.argv[1:]
     where = next(index for index, word in enumerate(typed) if word.partition("=")[0] == "--sbatch")
     del typed[where : where + (1 if "=" in typed[where] else 2)]
-    slurm.write(file, stage, [launch_of(one) for one in recipes], typed)
+    slurm.write(file, stage, launches_of(stage, recipe, base or Path()), typed)
     say(f"written {file}: look at its first lines, then hand it in with sbatch")
 
 
-def start_from_newest(recipe: Any, *stages: str) -> dict[str, str]:
+def start_from_newest(recipe: "Stage", *stages: str) -> dict[str, str]:
     """The option `from` for a recipe that says nowhere where to start: the newest finished run of the first stage that
     has one; said in one line.
 

@@ -7,7 +7,10 @@ from typing import Any
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.load import load_step
 from prism_cli.recipes.pipelines import PipelineStep
+from prism_cli.recipes.stages import AlignRecipe, EvalRecipe, TrainingStage, WarmupRecipe
 from prism_cli.runs.references import DISCRIMINATOR
+
+StepRecipe = TrainingStage | WarmupRecipe | EvalRecipe
 
 
 def resolve_steps(
@@ -17,7 +20,7 @@ def resolve_steps(
     seed: int | None,
     earlier: Mapping[str, Path] | None = None,
     warmed: Mapping[str, Path] | None = None,
-) -> list[tuple[PipelineStep, Any]]:
+) -> list[tuple[PipelineStep, StepRecipe]]:
     """Each step with its resolved recipe: where it starts, its folder and its seed decided here.
 
     Args:
@@ -76,3 +79,17 @@ def _discriminator(step: PipelineStep, warmed: Mapping[str, Path]) -> dict[str, 
             "which is no earlier warm-up step"
         )
     return {"discriminator.path": str(warmed[step.discriminator] / DISCRIMINATOR)}
+
+
+def starts_of(recipe: StepRecipe) -> list[str]:
+    """The runs that a step starts from, or evaluates."""
+    if isinstance(recipe, EvalRecipe):
+        return list(recipe.runs)
+    return [] if recipe.from_ is None else [recipe.from_]
+
+
+def before_warm_up(recipe: StepRecipe) -> StepRecipe:
+    """The recipe of a step without the discriminator that an earlier step will warm up."""
+    if not isinstance(recipe, AlignRecipe):
+        return recipe
+    return recipe.model_copy(update={"discriminator": recipe.discriminator.model_copy(update={"path": None})})

@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich import get_console
 
@@ -21,7 +21,7 @@ from prism_cli.errors import PrismError
 from prism_cli.progress import progress, say
 from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.pipelines import PipelineStep, StudyRecipe
-from prism_cli.recipes.steps import resolve_steps
+from prism_cli.recipes.steps import StepRecipe, resolve_steps
 from prism_cli.report.study_table import study_table
 from prism_cli.runs.files import write_atomically
 from prism_cli.stages.compare_summary import study_summary
@@ -97,7 +97,7 @@ def _processes(recipe: StudyRecipe) -> int:
     return recipe.processes or (os.cpu_count() or 1 if device().type == "cpu" else 1)
 
 
-def job_steps(recipe: StudyRecipe, base: Path, job: Job) -> list[tuple[Any, Any]]:
+def job_steps(recipe: StudyRecipe, base: Path, job: Job) -> list[tuple[PipelineStep, StepRecipe]]:
     """The steps of a job with their resolved recipes; an arm ends with its evaluation."""
     seed_folder = run_folder("compare", recipe) / f"seed-{job.seed}"
     if job.arm == SHARED:

@@ -13,7 +13,7 @@ from prism_cli.data.sources import RawRow, open_source
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.report.rows_page import ShownPicture, ShownRow, write_rows_page
 from prism_cli.rewards.accuracy import is_correct
-from prism_cli.stages.data_check import Prompt, Reading, instructed, reading_of
+from prism_cli.stages.data_reading import Prompt, Reading, instructed, reading_of
 
 
 def show(

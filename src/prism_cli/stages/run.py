@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich import get_console
 
@@ -14,8 +13,7 @@ from prism_cli.launching.command import check_machine
 from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.pipelines import PipelineRecipe, PipelineStep
 from prism_cli.recipes.sources import command_of
-from prism_cli.recipes.stages import EvalRecipe
-from prism_cli.recipes.steps import resolve_steps
+from prism_cli.recipes.steps import StepRecipe, before_warm_up, resolve_steps, starts_of
 from prism_cli.stages import align, eval, rl, sft, warmup
 
 STAGES = {"sft": sft, "warmup": warmup, "align": align, "rl": rl, "eval": eval}
@@ -34,8 +32,7 @@ def check(recipe: PipelineRecipe, base: Path) -> Plan:
     plan = []
     for step, resolved in resolve_steps(recipe.steps, base, run_folder("run", recipe), recipe.seed):
         check_step(step, resolved)
-        sources = resolved.runs if isinstance(resolved, EvalRecipe) else (resolved.from_,)
-        names = ", ".join(Path(source).name for source in sources if source)
+        names = ", ".join(Path(source).name for source in starts_of(resolved))
         several = launch.to_start(resolved)
         how = f", processes: {several.describe()}" if several else ""
         plan.append((step.id or step.stage, f"prism {command_of(step.stage)}{f' from {names}' if names else ''}{how}"))
@@ -65,7 +62,7 @@ def run(recipe: PipelineRecipe, base: Path, fresh: bool = False, command: Sequen
     return folder
 
 
-def run_step(step: PipelineStep, resolved: Any, command: Sequence[str] = ()) -> None:
+def run_step(step: PipelineStep, resolved: StepRecipe, command: Sequence[str] = ()) -> None:
     """Runs or continues a step, in processes of its own where its recipe wants several."""
     if launch.to_start(resolved):
         launch.run(step.stage, resolved, False, command)
@@ -73,16 +70,14 @@ def run_step(step: PipelineStep, resolved: Any, command: Sequence[str] = ()) -> 
         STAGES[step.stage].run(resolved, fresh=False, command=command)
 
 
-def check_step(step: PipelineStep, resolved: Any) -> None:
+def check_step(step: PipelineStep, resolved: StepRecipe) -> None:
     """Finds what is wrong with a step; what earlier steps make need not be there yet.
 
     Raises:
         PrismError: see the stage's `check`.
     """
     if step.discriminator is not None:
-        resolved = resolved.model_copy(
-            update={"discriminator": resolved.discriminator.model_copy(update={"path": None})}
-        )
+        resolved = before_warm_up(resolved)
     if (several := launch.to_start(resolved)) is not None:
         if several.nodes > 1:
             raise RecipeError(
