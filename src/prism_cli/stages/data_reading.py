@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prism_cli.assembly.response import response_settings
+from prism_cli.assembly.response import run_settings, section_settings
 from prism_cli.errors import RecipeError
-from prism_cli.recipes.sections import ImageSection
-from prism_cli.recipes.stages import SFTRecipe
+from prism_cli.recipes.sections import ImageSection, ResponseSection
 from prism_cli.responses import Grammar
 from prism_cli.runs.references import resolve_model
 
@@ -30,7 +29,7 @@ class Reading(NamedTuple):
 
 def reading_of(run: str | None, tokens: str | None) -> Reading:
     """Grammar and instruction of a run or the defaults, and the processor of `tokens` or the run."""
-    settings = response_settings(SFTRecipe.model_validate({} if run is None else {"from": run}))
+    settings = section_settings(ResponseSection()) if run is None else run_settings(run)
     named = tokens or run
     return Reading(*settings, None if named is None else _processor(named))
 
