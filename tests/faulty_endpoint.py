@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from prism_cli.endpoint.client import EndpointClient
+from prism_cli.endpoint.endpoint import Endpoint, Limits, Sampling
 from prism_cli.endpoint.requests import EndpointAnswer, EndpointRequest
 
 Fault = Callable[[str], Response | Awaitable[Response]]
@@ -203,6 +204,12 @@ def ask(question: str, **rest: Any) -> EndpointRequest:
     return EndpointRequest([{"role": "user", "content": question}], **rest)
 
 
+def endpoint_at(url: str, model: str | None = "m", **settings: Any) -> Endpoint:
+    """An endpoint as a value, its sampling and limits given one by one."""
+    of = {kind: {name: settings.pop(name) for name in kind._fields if name in settings} for kind in (Sampling, Limits)}
+    return Endpoint(url, model, sampling=Sampling(**of[Sampling]), limits=Limits(**of[Limits]), **settings)
+
+
 def results(client: EndpointClient, *requests: EndpointRequest, timeout: float = 60) -> list[EndpointAnswer]:
     """The answers to requests, once all are there."""
     return [future.result(timeout=timeout) for future in client.submit(requests)]
@@ -220,7 +227,8 @@ def connecting(url: str, store: Any) -> Iterator[Callable[..., EndpointClient]]:
     clients: list[EndpointClient] = []
 
     def connect(url: str = url, **settings: Any) -> EndpointClient:
-        clients.append(EndpointClient(url, settings.pop("model", "m"), **{"store": store, **settings}))
+        made = {name: settings.pop(name) for name in ("budget", "check") if name in settings}
+        clients.append(EndpointClient(endpoint_at(url, **settings), store, **made))
         return clients[-1]
 
     try:

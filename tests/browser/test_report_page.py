@@ -2,18 +2,16 @@
 
 import json
 import re
-import socket
-import threading
 import time
 
 import httpx
 import pytest
 
+from prism_cli.local_server import LocalServer
 from prism_cli.report.follow import create_app
 from prism_cli.report.page import render, write_report
 from prism_cli.rewards.accuracy import is_correct
 from prism_cli.stages.view import version
-from prism_cli.teacher.server import _Server
 from tests.unit.test_report import (
     ATTRIBUTION,
     GRAMMAR,
@@ -208,15 +206,8 @@ def followed(tmp_path):
     app = create_app(
         lambda: version(step), lambda now: render(step, parse=GRAMMAR.parse, is_correct=is_correct, live=now)
     )
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(8)
-        server = _Server(app)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        yield step, f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        server.should_exit = True
-        thread.join(10)
+    with LocalServer(app) as server:
+        yield step, server.address
 
 
 def test_a_page_that_follows_a_run_keeps_what_was_chosen(followed, open_page):

@@ -228,7 +228,7 @@ def test_batches_bring_the_same_rows_and_a_command_killed_while_waiting_pays_onc
     assert prism(*order, "--output", "direct", "teacher.store=direct.sqlite", cwd=tmp_path).code == 0
     assert sum(oracle.asked.values()) == 24
     oracle.asked.clear()
-    killed = prism(*order, "batch=true", cwd=tmp_path, kill=("prism_cli.endpoint.batch:BatchAsker._look", 1))
+    killed = prism(*order, "batch=true", cwd=tmp_path, kill=("prism_cli.endpoint.batches.client:BatchAsker._look", 1))
     assert killed.code == -signal.SIGKILL
     done = prism(*order, "batch=true", cwd=tmp_path)
     assert done.code == 0, done.stderr
@@ -240,7 +240,7 @@ def test_batches_bring_the_same_rows_and_a_command_killed_while_waiting_pays_onc
 
 def test_an_open_batch_is_collected_first_by_direct_questions_and_kept_from_fresh(prism, oracle, tmp_path):
     order = [*SMALL, *oracle.flags, "samples=1", "teacher.check=false"]
-    look = ("prism_cli.endpoint.batch:BatchAsker._look", 1)
+    look = ("prism_cli.endpoint.batches.client:BatchAsker._look", 1)
     assert prism(*order, "batch=true", cwd=tmp_path, kill=look).code == -signal.SIGKILL
     (batch,) = oracle.openai.batches.list()
     for way in ("batch=true", "batch=false"):

@@ -96,7 +96,7 @@ CHAINS = {
         ("prism_cli.assembly.training:_save_final", 1),  # the last step is done and saved
         ("prism_cli.models:Policy.save", 1),
         ("prism_cli.assembly.training:model_card", 1),
-        ("prism_cli.assembly.teacher:write_atomically", 1),
+        ("prism_cli.assembly.endpoint:write_atomically", 1),
     ],
 }
 

@@ -7,7 +7,7 @@ import pytest
 from tests.faulty_endpoint import FaultyEndpoint
 from typer.testing import CliRunner
 
-from prism_cli.assembly.teacher import open_teacher
+from prism_cli.assembly.teacher import TeacherQuestions, open_teacher, resolve_teacher
 from prism_cli.cli.app import app
 from prism_cli.data.rows import dataset, row
 from prism_cli.errors import PrismError
@@ -219,8 +219,9 @@ def test_the_answers_kept_by_the_run_it_starts_from_are_its_teachers(folder):
         align = load_recipe("align", None, [f"teacher={teacher}", "max_steps=1"])
         run = open_run(folder / "runs/align", "align", to_dict(align), to_yaml(align), differences)
         known = dataset(rows()[:2])
-        with open_teacher(align.teacher, WHOLE, run, known) as desk:
-            desk.answers([{"id": "a"}, {"id": "b"}])
+        questions = TeacherQuestions((known,), ResponseSettings(WHOLE, None))
+        with open_teacher(resolve_teacher(align.teacher), run, questions) as answers:
+            answers.answers([{"id": "a"}, {"id": "b"}])
     (run.folder / "model").mkdir()
     settings = {"parts": {"whole": {"tags": [], "weight": 1.0}}, "answer": None, "instruction": None}
     (run.folder / "model/response.json").write_text(json.dumps(settings))

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from prism_cli.data.download import fetch, is_public
-from prism_cli.data.images import ImageReader, image_bytes
+from prism_cli.data.images import ImageReader
+from prism_cli.endpoint.pictures import image_bytes
 from prism_cli.errors import DataError
 
 PNG = b"\x89PNG picture"

@@ -12,12 +12,13 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urljoin
 
 import httpx
 import openai
 import pytest
 
-from prism_cli.errors import DataError, TeacherError
+from prism_cli.errors import DataError, PrismError
 from prism_cli.teacher.server import MAX_BODY_BYTES, ChatRequest, ServedEndpoint, create_app
 
 PICTURE = b"\x89PNG not really"
@@ -211,7 +212,7 @@ def test_delay_holds_each_answer_back():
 def test_a_taken_port_is_an_error_with_advice(url):
     port = httpx.URL(url).port
     with (
-        pytest.raises(TeacherError, match=f"127.0.0.1:{port}") as caught,
+        pytest.raises(PrismError, match=f"127.0.0.1:{port}") as caught,
         ServedEndpoint(create_app(answer, "world"), port=port),
     ):
         pass
@@ -219,13 +220,13 @@ def test_a_taken_port_is_an_error_with_advice(url):
 
 
 def test_a_port_that_does_not_exist_is_an_error():
-    with pytest.raises(TeacherError), ServedEndpoint(create_app(answer, "world"), port=70000):
+    with pytest.raises(PrismError), ServedEndpoint(create_app(answer, "world"), port=70000):
         pass
 
 
 def _interrupt_while_serving(client, port):
     with ServedEndpoint(create_app(answer, "world"), port) as server:
-        assert client.get(server.url.removesuffix("/v1") + "/health").status_code == 200
+        assert client.get(urljoin(server.address, "health")).status_code == 200
         raise KeyboardInterrupt
 
 
@@ -263,9 +264,11 @@ def test_only_loopback_is_bound():
 
 def test_the_blocking_server_announces_itself_and_stops_cleanly_on_ctrl_c():
     code = (
-        "from prism_cli.teacher.server import create_app, serve_forever\n"
+        "from prism_cli.local_server import serve_forever\n"
+        "from prism_cli.teacher.server import base_url, create_app\n"
+        "app = create_app(lambda r: ['hi'] * r.n, 'm')\n"
         "try:\n"
-        "    serve_forever(create_app(lambda r: ['hi'] * r.n, 'm'), 0, lambda url: print(url, flush=True))\n"
+        "    serve_forever(app, 0, lambda address: print(base_url(address), flush=True))\n"
         "except KeyboardInterrupt:\n"
         "    print('interrupted')\n"
     )

@@ -8,13 +8,13 @@ from collections import Counter
 import openai
 import pytest
 from starlette.applications import Starlette
+from tests.faulty_endpoint import endpoint_at
 
-from prism_cli.endpoint import batch as batches
-from prism_cli.endpoint import batch_results
-from prism_cli.endpoint.batch import BatchAsker
-from prism_cli.endpoint.batch_ledger import Ledger
-from prism_cli.endpoint.batch_terms import Terms
-from prism_cli.endpoint.budget import Budget, Price
+from prism_cli.endpoint.batches import client as batches
+from prism_cli.endpoint.batches import results as batch_results
+from prism_cli.endpoint.batches.client import BatchAsker
+from prism_cli.endpoint.batches.ledger import Ledger
+from prism_cli.endpoint.budget import Budget, Caps, Price
 from prism_cli.endpoint.client import EndpointClient
 from prism_cli.endpoint.requests import EndpointRequest
 from prism_cli.endpoint.store import AnswerStore
@@ -64,11 +64,10 @@ def make(tmp_path):
         check = lambda text: "it mumbles" if text == "mumble" else None  # noqa: E731
         # What was spent before counts; batches are booked at their own price, not at that of direct calls.
         budgets.append(Budget(price=Price(2.0, 20.0), spent=budgets[-1].summary() if budgets else None))
-        settings = {"max_tokens": 10, "attempts": 2, "check": check, "budget": budgets[-1]}
-        client = EndpointClient(world.server.url, "m", store=store, **settings)
-        asker = BatchAsker(
-            client, tmp_path / "batches", base_url=world.server.url, api_key_env="NO_SUCH_KEY", **options
-        )
+        endpoint = endpoint_at(world.server.url, max_tokens=10, attempts=2, key_env="NO_SUCH_KEY")
+        client = EndpointClient(endpoint, store, budgets[-1], check)
+        terms = {name: options.pop(name) for name in ("caps", "price") if name in options}
+        asker = BatchAsker(client, endpoint._replace(**terms), tmp_path / "batches", **options)
         opened.extend((asker, client, store))
         return asker, client
 
@@ -91,7 +90,7 @@ def submitted(world):
 
 
 def test_answers_reach_the_store_under_the_keys_of_direct_questions(world, make):
-    asker, client = make(world, terms=Terms(Price(1.0, 2.0)))
+    asker, client = make(world, price=Price(1.0, 2.0))
     asked = requests("one", "two", "one")
     seen = []
     run(asker, asked, lambda done, count: seen.append((done, count)))
@@ -335,26 +334,26 @@ def test_a_batch_is_found_by_its_mark_whatever_the_clock_said_when_it_was_sent(w
 
 
 def test_a_cap_on_calls_submits_up_to_it_and_holds_over_restarts(world, make):
-    terms = Terms(max_calls=2)
+    caps = Caps(max_calls=2)
     for _ in range(2):
         with pytest.raises(BudgetError, match="2 calls is used up"):
-            run(make(world, terms=terms)[0], requests("a", "b", "c"))
+            run(make(world, caps=caps)[0], requests("a", "b", "c"))
     assert sum(world.asked.values()) == 2
-    run(make(world, terms=Terms(max_calls=3))[0], requests("a", "b", "c"))
+    run(make(world, caps=Caps(max_calls=3))[0], requests("a", "b", "c"))
     assert sum(world.asked.values()) == 3
 
 
 def test_a_cap_on_dollars_counts_each_request_with_the_most_it_can_cost(world, make):
     # A byte and 16 around it are 17 prompt tokens at most: 17 × $1 + 10 × $10 a million = $0.000117; a word in and
     # three out cost $0.000031. So one fits into $0.00015, then another ($0.000031 + $0.000117), and then no third.
-    terms = Terms(Price(1.0, 10.0), max_usd=0.00015)
+    terms = {"price": Price(1.0, 10.0), "caps": Caps(max_usd=0.00015)}
     with pytest.raises(BudgetError, match="could cost"):
-        run(make(world, terms=terms)[0], requests("a", "b", "c"))
+        run(make(world, **terms)[0], requests("a", "b", "c"))
     assert [batch.request_counts.total for batch in submitted(world)] == [1, 1]
 
 
 def test_what_was_spent_otherwise_counts_against_the_caps_of_batches(world, make):
-    asker, client = make(world, terms=Terms(max_calls=2))
+    asker, client = make(world, caps=Caps(max_calls=2))
     client.budget.book(1, 1, None)
     with pytest.raises(BudgetError, match="2 calls is used up"):
         run(asker, requests("a", "b"))
@@ -372,9 +371,9 @@ def test_a_reply_that_counts_no_tokens_is_booked_with_the_most_it_can_cost(make)
     between = Between(world)
     between.changes = [uncounted] * 9
     # $0.000117 each at most, as above: one fits into $0.00015, and then no other.
-    terms = Terms(Price(1.0, 10.0), max_usd=0.00015)
+    terms = {"price": Price(1.0, 10.0), "caps": Caps(max_usd=0.00015)}
     with world.server:
-        asker, client = make(world, terms=terms)
+        asker, client = make(world, **terms)
         with pytest.raises(BudgetError, match="could cost"):
             run(asker, requests("a", "b", "c"))
         assert sum(world.asked.values()) == 1

@@ -1,11 +1,11 @@
 import pytest
 
-from prism_cli.endpoint.budget import Budget, Price
+from prism_cli.endpoint.budget import Budget, Caps, Price
 from prism_cli.errors import BudgetError, RecipeError
 
 
 def test_the_call_beyond_the_cap_is_refused_and_not_counted():
-    budget = Budget(max_calls=2)
+    budget = Budget(Caps(max_calls=2))
     for _ in range(2):
         budget.reserve()
         budget.settle(10, 5)
@@ -26,7 +26,7 @@ def test_dollars_are_prompt_and_completion_tokens_times_their_price():
 
 
 def test_what_a_call_can_cost_is_set_aside_until_it_has_ended():
-    budget = Budget(max_usd=3.5, price=Price(prompt=1.0, completion=1.0))
+    budget = Budget(Caps(max_usd=3.5), price=Price(prompt=1.0, completion=1.0))
     first, second = [budget.reserve(500_000, 500_000) for _ in range(2)]  # $1 each
     assert (first, second) == (1.0, 1.0)
     assert budget.reserve(1_000_000, 1_000_000) is None, "2 under way + 2 = 4 > 3.5, unless they cost less"
@@ -36,12 +36,17 @@ def test_what_a_call_can_cost_is_set_aside_until_it_has_ended():
     budget.settle(500_000, 500_000, second)
     with pytest.raises(BudgetError, match=r"\$1\.2000 of the budget of \$3\.5 are spent.*could cost \$2\.4") as refused:
         budget.reserve(1_200_000, 1_200_000)  # 1.2 + 2.4 > 3.5, whatever comes
-    assert "--max-teacher-usd (teacher.max_usd)" in (refused.value.hint or "")
-    assert "teacher.max_tokens" in (refused.value.hint or "")
+    # The quantity, by its place in the recipe once it is known, and with the option that sets it.
+    assert (refused.value.hint or "").startswith("raise max_usd and run the same command again")
+    refused.value.in_section("teacher")
+    assert str(refused.value).startswith("teacher: $1.2000 of the budget")
+    shown = refused.value.advice({"teacher.max_usd": "--max-teacher-usd"}) or ""
+    assert shown.startswith("raise teacher.max_usd (--max-teacher-usd) and run")
+    assert "a smaller teacher.max_tokens makes" in shown
 
 
 def test_calls_under_way_count_until_they_turn_out_to_be_none():
-    budget = Budget(max_calls=1)
+    budget = Budget(Caps(max_calls=1))
     assert budget.reserve() == 0.0
     assert budget.reserve() is None
     budget.release()
@@ -49,7 +54,7 @@ def test_calls_under_way_count_until_they_turn_out_to_be_none():
 
 
 def test_a_call_dearer_than_was_thought_possible_is_expected_again():
-    budget = Budget(max_usd=5.0, price=Price(1.0, 0.0))
+    budget = Budget(Caps(max_usd=5.0), price=Price(1.0, 0.0))
     budget.settle(3_000_000, 0, budget.reserve(1_000_000) or 0.0)
     with pytest.raises(BudgetError, match=r"could cost \$3\.0000"):
         budget.reserve(1_000_000)
@@ -57,17 +62,17 @@ def test_a_call_dearer_than_was_thought_possible_is_expected_again():
 
 def test_dollars_cannot_be_capped_without_a_price():
     with pytest.raises(RecipeError, match="price"):
-        Budget(max_usd=1.0)
+        Budget(Caps(max_usd=1.0))
 
 
 def test_a_call_whose_tokens_are_not_counted_costs_the_most_it_can():
-    budget = Budget(max_usd=5.0, price=Price(1.0, 1.0))
+    budget = Budget(Caps(max_usd=5.0), price=Price(1.0, 1.0))
     assert budget.settle(7, None, budget.reserve(1_000_000, 1_000_000) or 0.0) == 2.0
     assert budget.summary()["usd"] == 2.0
 
 
 def test_a_request_without_a_reply_is_no_call():
-    budget = Budget(max_calls=1)
+    budget = Budget(Caps(max_calls=1))
     budget.reserve()
     budget.release()
     budget.reserve()
@@ -75,7 +80,7 @@ def test_a_request_without_a_reply_is_no_call():
     assert budget.summary()["calls"] == 1
     with pytest.raises(BudgetError, match="1 calls") as refused:
         budget.reserve()
-    assert "--max-teacher-calls (teacher.max_calls)" in (refused.value.hint or "")
+    assert (refused.value.hint or "").startswith("raise max_calls and run")
 
 
 def test_what_an_answer_costs_is_unknown_without_its_tokens():

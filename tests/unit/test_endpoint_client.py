@@ -15,20 +15,23 @@ from starlette.responses import JSONResponse, Response
 from tests.faulty_endpoint import PASSING, FaultyEndpoint, answer, ask, outcomes, results, status
 
 from prism_cli.endpoint import pace
-from prism_cli.endpoint.budget import Budget, Price
+from prism_cli.endpoint.budget import Budget, Caps, Price
 from prism_cli.endpoint.client import served_model
+from prism_cli.endpoint.endpoint import Endpoint, Sampling
 from prism_cli.endpoint.failures import NoAnswerError
-from prism_cli.endpoint.requests import EndpointAnswer, EndpointRequest, Settings, describe
+from prism_cli.endpoint.requests import EndpointAnswer, EndpointRequest, describe
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import BudgetError, CheckpointError, DataError, TeacherError
 
+M = Endpoint("http://h/v1", "m")
 PNG = b"\x89PNG\r\n\x1a\n rest"
 ASKER = """
 import sys
 from prism_cli.endpoint.client import EndpointClient
+from prism_cli.endpoint.endpoint import Endpoint, Limits
 from prism_cli.endpoint.requests import EndpointRequest
 from prism_cli.endpoint.store import AnswerStore
-client = EndpointClient(sys.argv[1], "m", store=AnswerStore(sys.argv[2]), concurrency=4)
+client = EndpointClient(Endpoint(sys.argv[1], "m", limits=Limits(concurrency=4)), AnswerStore(sys.argv[2]))
 futures = client.submit([EndpointRequest([{"role": "user", "content": f"q{i}"}]) for i in range(200)])
 for future in futures:
     future.result()
@@ -122,13 +125,20 @@ def test_a_process_killed_at_any_instant_loses_no_answer_it_received(endpoint, c
     [ask("other"), ask("q", sample=1), ask("q", images=(PNG,)), EndpointRequest([{"role": "system", "content": "q"}])],
 )
 def test_what_shapes_the_answer_changes_the_key(changed):
-    assert describe(changed, Settings("m"))[0] != describe(ask("q"), Settings("m"))[0]
+    assert describe(changed, M)[0] != describe(ask("q"), M)[0]
 
 
 def test_settings_change_the_key_but_the_row_id_does_not():
-    settings = [("m", 1, 9), ("n", 1, 9), ("m", 0.5, 9), ("m", 1, 8), ("m", 1, 9, None, "another teacher")]
-    assert len({describe(ask("q"), Settings(*each))[0] for each in settings}) == 5
-    assert describe(ask("q", row="7"), Settings("m", 1.0, 9)) == describe(ask("q"), Settings("m", 1, 9))
+    one = Endpoint("http://h/v1", "m", sampling=Sampling(1, 9))
+    others = [
+        one._replace(model="n"),
+        one._replace(sampling=Sampling(0.5, 9)),
+        one._replace(sampling=Sampling(1, 8)),
+        one._replace(name="another teacher"),
+    ]
+    assert len({describe(ask("q"), each)[0] for each in (one, *others)}) == 5
+    elsewhere = Endpoint("http://elsewhere/v1", "m", sampling=Sampling(1.0, 9), caps=Caps(7))
+    assert describe(ask("q", row="7"), elsewhere) == describe(ask("q"), one)
 
 
 def test_the_key_of_a_plain_request_is_what_it_always_was():
@@ -137,16 +147,16 @@ def test_the_key_of_a_plain_request_is_what_it_always_was():
         f'{{"images": ["{digest}"], "max_tokens": 8192, "messages": [{{"content": "Straße?", "role": "user"}}], '
         '"model": "m", "sample": 0, "temperature": 1.0}'
     )
-    plain = describe(ask("Straße?", images=(PNG,), row="7"), Settings("m"))
+    plain = describe(ask("Straße?", images=(PNG,), row="7"), M)
     assert plain == (hashlib.sha256(written.encode()).hexdigest(), written)
     # Naming a teacher after its model, or the message the pictures go with anyway, changes nothing.
-    assert describe(ask("Straße?", images=(PNG,), images_at=0), Settings("m", name="m")) == plain
+    assert describe(ask("Straße?", images=(PNG,), images_at=0), M._replace(name="m")) == plain
 
 
 def test_where_the_pictures_stand_is_part_of_the_key():
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     first, last, plain = [EndpointRequest(turns, (PNG,), images_at=at) for at in (0, 2, -1)]
-    assert describe(last, Settings("m")) == describe(plain, Settings("m")) != describe(first, Settings("m"))
+    assert describe(last, M) == describe(plain, M) != describe(first, M)
 
 
 # On the wire ---------------------------------------------------------------------------------------------------------
@@ -318,25 +328,25 @@ def test_after_a_failure_that_stays_nothing_more_is_asked(endpoint, connect):
 
 def test_a_budget_stops_with_exit_code_3_and_keeps_what_was_paid(endpoint, connect, store):
     endpoint.delay = 0.05
-    errors = outcomes(connect(budget=Budget(max_calls=3)), [ask(f"q{i}") for i in range(10)], timeout=10)
+    errors = outcomes(connect(budget=Budget(Caps(max_calls=3))), [ask(f"q{i}") for i in range(10)], timeout=10)
     assert [error.text for error in errors[:3]] == [f"answer to q{i}" for i in range(3)]
     assert {(type(error), error.exit_code) for error in errors[3:]} == {(BudgetError, 3)}
     assert endpoint.asked.total() == store.count() == 3
     # With more budget the same questions cost only the seven that are missing.
-    rest = connect(budget=Budget(max_calls=7))
+    rest = connect(budget=Budget(Caps(max_calls=7)))
     assert [given.cached for given in results(rest, *[ask(f"q{i}") for i in range(10)])] == [True] * 3 + [False] * 7
 
 
 def test_a_request_that_brought_no_reply_uses_up_no_budget(endpoint, connect):
     endpoint.plan["q"] = [status(500), status(429)]
-    client = connect(budget=Budget(max_calls=1))
+    client = connect(budget=Budget(Caps(max_calls=1)))
     assert results(client, ask("q"))[0].text == "answer to q"
     assert client.budget.summary()["calls"] == 1
 
 
 def test_a_cap_in_dollars_is_not_overshot_and_what_is_under_way_is_waited_for(endpoint, connect, store):
     # A question of 2 bytes and 16 around it, an answer of at most 5 tokens: $1.8 + $2.5; it costs $1 + $2.5.
-    budget = Budget(max_usd=15.0, price=Price(1e5, 5e5))
+    budget = Budget(Caps(max_usd=15.0), price=Price(1e5, 5e5))
     endpoint.delay = 0.05
     errors = outcomes(connect(budget=budget, max_tokens=5), [ask(f"q{i}") for i in range(10)], timeout=20)
     # Three fit at once. When these cost $10.5, a fourth (4.3) does; then $14 are spent and a fifth does not.
@@ -349,7 +359,7 @@ def test_a_cap_in_dollars_is_not_overshot_and_what_is_under_way_is_waited_for(en
 def test_a_reply_without_a_count_of_its_tokens_costs_the_most_it_can(endpoint, connect, store, usage):
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "yes"}}
     endpoint.plan["q"] = [lambda question: JSONResponse({"model": "m", "choices": [choice], "usage": usage})]
-    client = connect(budget=Budget(max_usd=20.0, price=Price(1e6, 0.0)), max_tokens=5)
+    client = connect(budget=Budget(Caps(max_usd=20.0), price=Price(1e6, 0.0)), max_tokens=5)
     assert results(client, ask("q"))[0].text == "yes"
     # 1 byte, and 16 around it, at a dollar each.
     assert [kept.usd for kept in store] == [client.budget.summary()["usd"]] == [17.0]
@@ -384,7 +394,7 @@ def test_an_answer_that_can_not_be_kept_ends_its_future_and_leaves_no_reservatio
 ):
     store._writer.execute("PRAGMA max_page_count = 10")
     endpoint.plan["q"] = [answer("x" * 100_000)]
-    client = connect(budget=Budget(max_calls=2))
+    client = connect(budget=Budget(Caps(max_calls=2)))
     with pytest.raises(CheckpointError, match="full"):
         results(client, ask("q"))
     assert client.budget.reserve() is not None, "one call is counted, none is under way"
@@ -432,10 +442,10 @@ def test_closing_drops_what_is_under_way_without_hanging(endpoint, connect):
 
 
 def test_the_only_model_an_endpoint_serves_is_found(endpoint):
-    assert served_model(endpoint.url) == "m"
+    assert served_model(Endpoint(endpoint.url, None)) == "m"
 
 
 def test_several_models_are_listed_to_choose_from(endpoint):
     endpoint.models = ["a", "b"]
     with pytest.raises(TeacherError, match=r"2 models \(a, b\)"):
-        served_model(endpoint.url)
+        served_model(Endpoint(endpoint.url, None))

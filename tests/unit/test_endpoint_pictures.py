@@ -5,11 +5,11 @@ import zlib
 
 import pytest
 from PIL import Image
-from tests.faulty_endpoint import FaultyEndpoint, ask, connecting, outcomes, results
+from tests.faulty_endpoint import FaultyEndpoint, ask, connecting, endpoint_at, outcomes, results
 
 from prism_cli.endpoint.failures import NoAnswerError
 from prism_cli.endpoint.pictures import shrunk
-from prism_cli.endpoint.requests import Settings, describe, most_prompt_tokens, wire_messages
+from prism_cli.endpoint.requests import describe, most_prompt_tokens, wire_messages
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import DataError
 
@@ -79,8 +79,9 @@ def test_a_picture_taken_sideways_is_sent_the_right_way_up():
 @pytest.mark.parametrize("side", [20_000, 10_000])
 @pytest.mark.parametrize("max_pixels", [1, 30_000])
 def test_a_bomb_is_refused_without_being_decoded(max_pixels, side):
+    endpoint = endpoint_at("http://h/v1", max_image_pixels=max_pixels)
     with pytest.raises(DataError, match="row 7: an image too large to decode"):
-        describe(ask("q", images=(encoded("PNG"), bomb(side)), row="7"), Settings("m", max_image_pixels=max_pixels))
+        describe(ask("q", images=(encoded("PNG"), bomb(side)), row="7"), endpoint)
 
 
 def test_a_file_cut_off_midway_is_named():
@@ -111,9 +112,9 @@ def test_the_most_tokens_of_a_question_are_a_byte_each_and_twice_a_pictures(size
 
 def test_the_limit_is_part_of_the_key_only_where_a_picture_is_larger():
     request = ask("q", images=(encoded("PNG"),))
-    plain = describe(request, Settings("m"))
-    assert describe(request, Settings("m", max_image_pixels=120_000)) == plain
-    small, smaller = [describe(request, Settings("m", max_image_pixels=most)) for most in (119_999, 100)]
+    plain = describe(request, endpoint_at("http://h/v1"))
+    assert describe(request, endpoint_at("http://h/v1", max_image_pixels=120_000)) == plain
+    small, smaller = [describe(request, endpoint_at("http://h/v1", max_image_pixels=most)) for most in (119_999, 100)]
     assert len({plain, small, smaller}) == 3
 
 

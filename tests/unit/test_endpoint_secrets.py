@@ -10,8 +10,9 @@ from tests.faulty_endpoint import PASSING, ask, connecting, outcomes, results, s
 
 from prism_cli.endpoint import failures, pace
 from prism_cli.endpoint.client import served_model
+from prism_cli.endpoint.endpoint import Endpoint
 from prism_cli.errors import PrismError, TeacherError
-from prism_cli.teacher.teachers import EndpointTeacher
+from prism_cli.teacher.sources import EndpointSource
 
 SECRET = "sk-very-secret-0123456789"
 
@@ -52,10 +53,10 @@ def test_the_key_shows_in_no_error_log_or_store(endpoint, store, caplog, fault):
         logging.getLogger(name).setLevel(logging.DEBUG)
     endpoint.plan["q"] = [fault] * 9
     with connecting(endpoint.url, store) as connect:
-        client = connect(api_key_env="MY_KEY", timeout=2.0, attempts=1)
+        client = connect(key_env="MY_KEY", timeout=2.0, attempts=1)
         fine, failed = *results(client, ask("fine")), *outcomes(client, [ask("q", row="7")])
         assert endpoint.keys[0] == f"Bearer {SECRET}"
-        teacher = EndpointTeacher(client)
+        teacher = EndpointSource(client)
         shown = (
             f"{client!r} {vars(client)} {vars(client._wire)} {teacher!r} {vars(teacher)} {fine!r} {everything(failed)}"
         )
@@ -72,7 +73,7 @@ def test_the_key_shows_in_no_error_about_the_list_of_models(endpoint, caplog):
     caplog.set_level(logging.DEBUG)
     endpoint.models = ["a", "b"]
     with pytest.raises(PrismError) as caught:
-        served_model(endpoint.url, "MY_KEY")
+        served_model(Endpoint(endpoint.url, None, key_env="MY_KEY"))
     assert SECRET not in everything(caught.value) + caplog.text
 
 
@@ -89,7 +90,7 @@ def test_a_secret_in_the_url_is_refused_as_libraries_log_urls(store, url):
 def test_a_refused_key_is_told_by_the_variables_name(endpoint, store):
     endpoint.plan["q"] = [told_by(401)]
     with connecting(endpoint.url, store) as connect:
-        (failed,) = outcomes(connect(api_key_env="MY_KEY"), [ask("q")])
+        (failed,) = outcomes(connect(key_env="MY_KEY"), [ask("q")])
     assert "the key in MY_KEY" in str(failed)
     assert "MY_KEY" in failed.hint
     assert endpoint.asked == {"q": 1}
@@ -98,7 +99,7 @@ def test_a_refused_key_is_told_by_the_variables_name(endpoint, store):
 def test_a_reply_that_quotes_the_key_with_status_200_does_not_show_it(endpoint, store):
     endpoint.plan["q"] = [lambda question: JSONResponse({"error": {"message": f"bad key {SECRET}"}})]
     with connecting(endpoint.url, store) as connect:
-        (failed,) = outcomes(connect(api_key_env="MY_KEY"), [ask("q")])
+        (failed,) = outcomes(connect(key_env="MY_KEY"), [ask("q")])
     assert "bad key [MY_KEY]" in str(failed)
     assert SECRET not in everything(failed)
 
@@ -108,7 +109,7 @@ def test_blanks_around_a_key_are_neither_sent_nor_shown(endpoint, store, monkeyp
     monkeypatch.setenv("MY_KEY", f"{SECRET}{blanks}")
     endpoint.plan["q"] = [told_by(400)]
     with connecting(endpoint.url, store) as connect:
-        client = connect(api_key_env="MY_KEY")
+        client = connect(key_env="MY_KEY")
         (failed,) = outcomes(client, [ask("q")])
     assert endpoint.keys == [f"Bearer {SECRET}"]
     assert "bad key [MY_KEY]" in str(failed)
@@ -118,7 +119,8 @@ def test_blanks_around_a_key_are_neither_sent_nor_shown(endpoint, store, monkeyp
 @pytest.mark.parametrize("key", [f"{SECRET}é", f"sk\n{SECRET}"])
 def test_a_key_that_can_not_be_sent_is_refused_by_the_variables_name(endpoint, store, monkeypatch, key):
     monkeypatch.setenv("MY_KEY", key)
-    for make in (lambda: connect(api_key_env="MY_KEY"), lambda: served_model(endpoint.url, "MY_KEY")):
+    value = Endpoint(endpoint.url, None, key_env="MY_KEY")
+    for make in (lambda: connect(key_env="MY_KEY"), lambda: served_model(value)):
         with connecting(endpoint.url, store) as connect, pytest.raises(TeacherError, match="MY_KEY") as caught:
             make()
         assert SECRET not in everything(caught.value)

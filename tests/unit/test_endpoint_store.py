@@ -20,13 +20,6 @@ for i in range(40):
     store.put(StoredAnswer(f"{sys.argv[2]}-{i}", "m", "m", "{}", "text"))
     store.put(StoredAnswer("shared", "m", "m", "{}", f"{sys.argv[2]} {i}"))
 """
-OPENER = """
-import sys
-from prism_cli.endpoint.store import AnswerStore
-print("ready", flush=True)
-sys.stdin.readline()
-print(AnswerStore(sys.argv[1]).count())
-"""
 KILLED_WRITER = """
 import os, signal, sys
 from prism_cli.endpoint.store import AnswerStore, StoredAnswer
@@ -37,35 +30,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-# The table as the first version of the store made it.
-FIRST_SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, model TEXT NOT NULL, request TEXT NOT NULL, "
-    "text TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER, created REAL NOT NULL)"
-)
-
-
-# The table as the second version made it.
-SECOND_SCHEMA = (
-    "CREATE TABLE calls (key TEXT NOT NULL, teacher TEXT NOT NULL, model TEXT NOT NULL, request TEXT NOT NULL, "
-    "text TEXT NOT NULL, finish TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER, usd REAL, "
-    'url TEXT NOT NULL, served_model TEXT, "row" TEXT NOT NULL, seconds REAL, attempt INTEGER NOT NULL, '
-    "created REAL NOT NULL, UNIQUE (key, attempt))"
-)
-
-
 def stored(key: str, text: str = "text", **rest) -> StoredAnswer:
     return StoredAnswer(key, **{"teacher": "t", "model": "m", "request": "{}", "text": text, **rest})
-
-
-def of_the_first_schema(path, answers=1):
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute(FIRST_SCHEMA)
-        for i in range(answers):
-            connection.execute(
-                "INSERT INTO answers VALUES (?,?,?,?,?,?,?)", (f"k{i}", "m", "{}", f"a{i}", 7, None, 1.5)
-            )
-    connection.close()
 
 
 def processes(code, path, names):
@@ -154,40 +120,6 @@ def test_what_a_run_has_spent_is_told_apart_from_other_runs(tmp_path):
     assert store.answers("c") == [], "a call that was not waited for has no answer"
 
 
-# Older files ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_store_of_the_first_schema_keeps_what_was_paid_for(tmp_path):
-    path = tmp_path / "a.sqlite"
-    of_the_first_schema(path)
-    (kept,) = AnswerStore(path).answers("k0")
-    assert kept == StoredAnswer("k0", "m", "m", "{}", "a0", "unknown", 7, None, attempt=1, created=1.5)
-    assert AnswerStore(path).put(stored("k0")).attempt == 2
-    assert AnswerStore(path).count() == 2
-
-
-def test_a_store_of_the_second_schema_keeps_what_was_paid_for(tmp_path):
-    path = tmp_path / "a.sqlite"
-    with sqlite3.connect(path) as connection:
-        connection.execute(SECOND_SCHEMA)
-        values = ("k", "t", "m", "{}", "a", "stop", 7, 3, 0.5, "u", "m-1", "r", 1.0, 1, 2.5)
-        connection.execute(f"INSERT INTO calls VALUES ({','.join('?' * 15)})", values)
-        connection.execute("PRAGMA user_version = 2")
-    connection.close()
-    store = AnswerStore(path)
-    assert store.answers("k") == [
-        StoredAnswer("k", "t", "m", "{}", "a", "stop", 7, 3, 0.5, "u", "m-1", "r", 1.0, "", attempt=1, created=2.5)
-    ]
-    assert store.put(stored("k", run="mine")).attempt == 2
-    assert (store.spent("mine")["calls"], AnswerStore(path).count()) == (1, 2)
-
-
-def test_two_processes_that_open_an_old_store_together_bring_it_up_to_date_once(tmp_path):
-    path = tmp_path / "a.sqlite"
-    of_the_first_schema(path, answers=500)
-    assert processes(OPENER, path, "abcd") == ["500\n"] * 4
-
-
 def test_a_store_of_a_later_version_is_left_alone(tmp_path):
     path = tmp_path / "a.sqlite"
     with sqlite3.connect(path) as connection:
@@ -228,7 +160,7 @@ def test_a_file_that_is_no_store_is_named(tmp_path, content):
     if content:
         path.write_bytes(content)
     else:
-        sqlite3.connect(path).execute("CREATE TABLE answers (other TEXT)").connection.close()
+        sqlite3.connect(path).execute("CREATE TABLE calls (other TEXT)").connection.close()
     with pytest.raises(CheckpointError, match=r"a\.sqlite"):
         AnswerStore(path)
 

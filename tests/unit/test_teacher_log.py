@@ -5,7 +5,8 @@ import json
 import pytest
 
 from prism_cli.data.formats import detect, parse
-from prism_cli.endpoint.requests import EndpointRequest, Settings, describe
+from prism_cli.endpoint.endpoint import Endpoint
+from prism_cli.endpoint.requests import EndpointRequest, describe
 from prism_cli.endpoint.store import AnswerStore, StoredAnswer
 from prism_cli.errors import CheckpointError
 from prism_cli.stages import teacher_log
@@ -17,7 +18,7 @@ def store(tmp_path):
     kept = AnswerStore(path)
     for number, (text, finish) in enumerate([("seven", "stop"), ("no", "refusal"), ("half", "length"), ("8", "stop")]):
         messages = [{"role": "system", "content": "Teach."}, {"role": "user", "content": f"question {number}"}]
-        key, description = describe(EndpointRequest(messages), Settings("m"))
+        key, description = describe(EndpointRequest(messages), Endpoint("http://h/v1", "m"))
         kept.put(StoredAnswer(key, "teacher", "m", description, text, finish, 100, 10, usd=0.25, row=f"r{number}"))
     kept.close()
     return str(path)
@@ -48,9 +49,9 @@ def test_exported_answers_are_read_back_as_rows_and_bad_ones_are_left_out(store,
 
 def test_only_answers_that_came_to_their_own_end_are_exported(tmp_path):
     kept = AnswerStore(tmp_path / "answers.sqlite")
-    _, description = describe(EndpointRequest([{"role": "user", "content": "q"}]), Settings("m"))
-    finishes = ["stop", "eos", "end_turn", "unknown", "STOP", "abort", "max_tokens", "SAFETY", "tool_calls", "overdue"]
-    for finish in finishes:
+    _, description = describe(EndpointRequest([{"role": "user", "content": "q"}]), Endpoint("http://h/v1", "m"))
+    ends, cuts = ("stop", "eos", "end_turn", "stop_sequence", "STOP"), ("abort", "max_tokens", "tool_calls")
+    for finish in (*ends, *cuts, "SAFETY", "overdue"):
         kept.put(StoredAnswer(finish, "teacher", "m", description, "text", finish))
     kept.close()
     assert teacher_log.export(str(kept.path), str(tmp_path / "out.jsonl")) == 5

@@ -5,18 +5,19 @@ from contextlib import ExitStack
 import pytest
 
 from prism_cli.assembly.endpoint import world_app
-from prism_cli.assembly.probe import probe_pairs
 from prism_cli.assembly.response import grammar_of
-from prism_cli.assembly.teacher import open_teacher
+from prism_cli.assembly.teacher import TeacherQuestions, open_teacher, probe_pairs, resolve_live, resolve_teacher
 from prism_cli.data.rows import dataset, row
 from prism_cli.errors import DataError, TeacherError
 from prism_cli.recipes.identity import differences
 from prism_cli.recipes.load import load_recipe
 from prism_cli.recipes.sections import FileData, MixtureData, ResponseSection, WorldData
 from prism_cli.recipes.teachers import EmbeddedTeacher, OpenAITeacher
+from prism_cli.responses import ResponseSettings
 from prism_cli.runs.folder import open_run
 from prism_cli.stages import teacher_check
-from prism_cli.teacher.probe import is_right, number_pairs, pairs_seen
+from prism_cli.teacher.probe import is_right, pairs_seen
+from prism_cli.teacher.probe_pairs import number_pairs
 from prism_cli.teacher.server import ServedEndpoint, create_app
 from prism_cli.worlds import world
 
@@ -42,6 +43,10 @@ def rows():
     return dataset([row("a", example.question, [example.image], caption=example.caption)])
 
 
+def opened(section, run, rows, data=None):
+    return open_teacher(resolve_teacher(section), run, TeacherQuestions((rows,), ResponseSettings(GRAMMAR, None), data))
+
+
 def reader(knows):
     """An app that reads the probes' numbers, `knows` of the six, and writes plain sentences."""
     numbers = {image: text for pair in number_pairs() for image, text in zip(pair.images, pair.answers, strict=True)}
@@ -64,13 +69,13 @@ def test_the_pairs_of_a_world_have_two_right_answers_and_are_the_same_every_time
 def test_every_variant_that_looks_passes(variant):
     checkup = teacher_check.run("align", load_recipe("align", "tiny", [f"teacher.variant={variant}"]))
     assert checkup.passed
-    assert (checkup.found.asked, checkup.found.well_formed, checkup.found.failed) == (6, 6, ())
+    assert (checkup.result.asked, checkup.result.well_formed, checkup.result.failed) == (6, 6, ())
 
 
 def test_a_blind_teacher_fails_and_passes_by_captions():
     blind = ["teacher.variant=text_only"]
     checkup = teacher_check.run("align", load_recipe("align", "tiny", blind))
-    assert (checkup.passed, checkup.found.seen, checkup.found.well_formed) == (False, 0, 6)
+    assert (checkup.passed, checkup.result.seen, checkup.result.well_formed) == (False, 0, 6)
     assert teacher_check.run("align", load_recipe("align", "tiny", [*blind, "teacher.modality=text"])).passed
 
 
@@ -80,8 +85,8 @@ def test_one_pair_read_on_both_sides_is_proof_and_half_pairs_are_none():
             section = {"teacher.endpoint": served.url, "teacher.model": "reader"}
             recipe = load_recipe("align", None, ["data.path=x.jsonl", f"teacher.name=reads{knows}"], section)
             checkup = teacher_check.run("align", recipe)
-        assert (checkup.found.seen, checkup.passed) == (seen, seen > 0)
-        assert checkup.found.well_formed == 0, "plain sentences are seen through, but told"
+        assert (checkup.result.seen, checkup.passed) == (seen, seen > 0)
+        assert checkup.result.well_formed == 0, "plain sentences are seen through, but told"
 
 
 def test_a_check_measures_now_whatever_is_kept():
@@ -93,7 +98,7 @@ def test_a_check_measures_now_whatever_is_kept():
         with ServedEndpoint(reader(knows)) as served:
             section = {"teacher.endpoint": served.url, "teacher.model": "reader"}
             recipe = load_recipe("align", None, ["data.path=x.jsonl"], section)
-            assert teacher_check.run("align", recipe).found.seen == knows / 2
+            assert teacher_check.run("align", recipe).result.seen == knows / 2
 
 
 class Switch:
@@ -118,7 +123,7 @@ def test_a_teacher_given_eyes_is_looked_at_again_and_one_that_passed_is_not(run,
             with ExitStack() as stack:
                 if asked < 18:
                     stack.enter_context(pytest.raises(TeacherError, match="does not see the pictures"))
-                with open_teacher(section, GRAMMAR, run, rows):
+                with opened(section, run, rows):
                     pass
             assert teacher.asked == asked
 
@@ -139,7 +144,7 @@ def test_pairs_come_from_the_world_of_the_rows_or_of_the_teacher():
         (live, mixture, "shapes"),
         (embedded, file, "shapes"),
     ):
-        assert probe_pairs(section, data)[0].question == asked[expected]
+        assert probe_pairs(resolve_live(section), data)[0].question == asked[expected]
 
 
 def test_a_pair_counts_when_both_sides_are_right():
@@ -161,7 +166,7 @@ def test_a_blind_teacher_is_refused_before_the_first_question_with_the_cure(run,
     section = EmbeddedTeacher(type="embedded", variant="text_only")
     with (
         pytest.raises(TeacherError, match="does not see the pictures") as caught,
-        open_teacher(section, GRAMMAR, run, rows),
+        opened(section, run, rows),
     ):
         pytest.fail("the stage went on")
     assert "teacher.modality=text" in caught.value.hint
@@ -175,8 +180,8 @@ def test_a_teacher_that_answers_no_probe_is_not_called_blind(run, rows):
     with ServedEndpoint(create_app(answer, "m")) as served:
         section = OpenAITeacher(endpoint=served.url, model="m", store=str(run.folder / "a.sqlite"))
         with (
-            pytest.raises(TeacherError, match=r"none of 6 probes \(rejected\), so it can't be told") as caught,
-            open_teacher(section, GRAMMAR, run, rows),
+            pytest.raises(TeacherError, match=r"none of 6 probes \(rejected\), so whether it sees is not") as caught,
+            opened(section, run, rows),
         ):
             pytest.fail("the stage went on")
     assert "teacher.check=false" in caught.value.hint
@@ -185,21 +190,21 @@ def test_a_teacher_that_answers_no_probe_is_not_called_blind(run, rows):
 @pytest.mark.parametrize("settings", [{"check": False}, {"modality": "text"}])
 def test_who_is_not_to_see_or_not_to_be_checked_is_not_probed(run, rows, settings):
     section = EmbeddedTeacher(type="embedded", variant="text_only", **settings)
-    with open_teacher(section, GRAMMAR, run, rows) as desk:
-        assert len(desk.answers([{"id": "a"}])) == 1
-        assert desk.taught == (("reasoning",) if settings.get("modality") else ("perception", "reasoning"))
+    with opened(section, run, rows) as teacher:
+        assert len(teacher.answers([{"id": "a"}])) == 1
+        assert teacher.taught == (("reasoning",) if settings.get("modality") else ("perception", "reasoning"))
 
 
 def test_rows_without_pictures_need_no_eyes(run):
     app = create_app(lambda request: [GRAMMAR.render(dict.fromkeys(GRAMMAR.tags, "x"))], model="m")
     with ServedEndpoint(app) as served:
         section = OpenAITeacher(endpoint=served.url, model="m", store=str(run.folder / "a.sqlite"))
-        with open_teacher(section, GRAMMAR, run, dataset([row("a", "q", [])])) as desk:
-            assert desk.answers([{"id": "a"}]) == [GRAMMAR.render(dict.fromkeys(GRAMMAR.tags, "x"))]
+        with opened(section, run, dataset([row("a", "q", [])])) as teacher:
+            assert teacher.answers([{"id": "a"}]) == [GRAMMAR.render(dict.fromkeys(GRAMMAR.tags, "x"))]
 
 
 def test_a_seeing_teacher_of_a_world_passes_through_any_endpoint(run, rows):
     with ServedEndpoint(world_app("shapes", "weak_perception", GRAMMAR)) as served:
         section = OpenAITeacher(endpoint=served.url, store=str(run.folder / "a.sqlite"))
-        with open_teacher(section, GRAMMAR, run, rows, data=WORLD) as desk:
-            assert GRAMMAR.parse(desk.answers([{"id": "a"}])[0]).well_formed
+        with opened(section, run, rows, WORLD) as teacher:
+            assert GRAMMAR.parse(teacher.answers([{"id": "a"}])[0]).well_formed

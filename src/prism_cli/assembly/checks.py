@@ -2,17 +2,19 @@
 
 from pathlib import Path
 
-from prism_cli.assembly.asking import PERCEPTION, asking
 from prism_cli.assembly.data import parts, resolve_data
+from prism_cli.assembly.endpoint import in_section
 from prism_cli.assembly.policy import PolicyStart, resolve_start
+from prism_cli.assembly.teacher import prompting_of, resolve_teacher
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.model_configs import model_config
 from prism_cli.model_configs.families import family
 from prism_cli.recipes.sections import Data
 from prism_cli.recipes.stages import AlignRecipe, RolloutStage, Stage, TrainingStage, WarmupRecipe
-from prism_cli.recipes.teachers import DatasetTeacher, EmbeddedTeacher, OpenAITeacher, Teacher
-from prism_cli.responses import Grammar
+from prism_cli.recipes.teachers import Teacher
+from prism_cli.responses import Grammar, ResponseSettings
 from prism_cli.runs.references import resolve_model
+from prism_cli.teacher.prompting import PERCEPTION
 from prism_cli.trainers.arguments import RolloutBatch
 
 Plan = list[tuple[str, str]]
@@ -115,33 +117,28 @@ def check_teacher(section: Teacher, stage: str, grammar: Grammar | None = None) 
         grammar: The policy's parts, or None where the run it starts from is not there yet.
 
     Raises:
-        RecipeError: an endpoint is missing, an example is not in the teacher's form, or a stage that needs whole
+        RecipeError: an endpoint is missing, an example is not in the teacher's form, or a stage that needs complete
             responses is to be taught by one who can't write them.
     """
-    if isinstance(section, DatasetTeacher):
-        return [("teacher", "answers from the data's teacher_response column")]
-    plan = [] if grammar is None else _check_taught(section, stage, grammar)
-    if isinstance(section, EmbeddedTeacher):
-        return [("teacher", f"world {section.world} ({section.variant}), served on 127.0.0.1"), *plan]
-    if section.endpoint is None:
+    teacher = resolve_teacher(section)
+    if stage == "drift":  # it asks nobody where kept answers will do
+        with in_section("teacher", RecipeError):
+            teacher = teacher.by_its_store()
+    plan = [("teacher", teacher.description)]
+    taught = grammar if grammar is None else prompting_of(teacher, ResponseSettings(grammar, None)).grammar
+    if not teacher.can_answer:
         raise RecipeError(
             f"`prism {stage}` has no teacher",
             "give --teacher-endpoint URL, or `teacher: {type: dataset}` when the data holds teacher answers",
         )
-    who = f"{section.model or 'the model'} at {section.endpoint}, key from ${section.api_key_env}"
-    return [("teacher", who), *plan]
-
-
-def _check_taught(section: OpenAITeacher | EmbeddedTeacher, stage: str, grammar: Grammar) -> Plan:
-    how = asking(section, grammar, None)
-    if how.grammar == grammar:
-        return []
+    if taught is None or taught == grammar:
+        return plan
     if stage not in ("align", "drift"):
         raise RecipeError(
             f"`prism {stage}` needs whole responses, and a text-only teacher can't write {PERCEPTION}",
             "take a teacher that sees (teacher.modality=image); `prism align` can learn the other parts from this one",
         )
-    return [("teacher teaches", f"{', '.join(how.grammar.parts)}, from the question and the row's caption")]
+    return [*plan, ("teacher teaches", f"{', '.join(taught.parts)}, from the question and the row's caption")]
 
 
 def check_training(recipe: TrainingStage) -> None:

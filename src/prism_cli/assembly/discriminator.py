@@ -113,3 +113,16 @@ def samples_pairs(recipe: AlignRecipe | WarmupRecipe) -> bool:
     local = Path(path) if path is not None else None
     cold = local is None or (local.is_dir() and not saved_discriminator(local).warm)
     return cold and recipe.discriminator.warmup.data is None
+
+
+def questions_of_align(recipe: AlignRecipe) -> int | None:
+    """The most questions an align run puts to its teacher; None where it asks about every row."""
+    if recipe.max_steps is None:
+        return None
+    warmup = questions_of_warmup(recipe) if samples_pairs(recipe) else 0
+    return recipe.max_steps * recipe.prompts_per_step + warmup
+
+
+def questions_of_warmup(recipe: AlignRecipe | WarmupRecipe) -> int:
+    """The most questions that sampling pairs for the warm-up puts to a teacher."""
+    return recipe.discriminator.warmup.pairs + recipe.discriminator.warmup.held_out

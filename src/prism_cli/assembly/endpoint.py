@@ -1,157 +1,164 @@
-"""From a recipe's teacher, or judge of answers, to the store of its answers and a client that asks it."""
+"""Endpoints of a recipe: the section as a value, and an endpoint at work with its store, budget and clients."""
 
 import io
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 from starlette.applications import Starlette
 
-from prism_cli.assembly.asking import split_caption
-from prism_cli.endpoint.batch_terms import PRICE_SHARE
-from prism_cli.endpoint.budget import Budget, Price
+from prism_cli.endpoint.budget import Budget, Caps, Price
 from prism_cli.endpoint.client import EndpointClient, served_model
-from prism_cli.endpoint.failures import shown_url
+from prism_cli.endpoint.endpoint import Endpoint, Limits, Sampling
+from prism_cli.endpoint.kept import Check, KeptAnswers
 from prism_cli.endpoint.store import AnswerStore
-from prism_cli.errors import DataError, RecipeError
-from prism_cli.recipes.teachers import EmbeddedTeacher, EndpointSection, LLMJudge, OpenAITeacher, PriceSection
+from prism_cli.errors import BudgetError, DataError, PrismError, RecipeError, TeacherError
+from prism_cli.recipes.teachers import EndpointSection
 from prism_cli.responses import Grammar
-from prism_cli.teacher.server import ChatRequest, ServedEndpoint, create_app
+from prism_cli.runs.files import write_atomically
+from prism_cli.runs.references import read_manifest
+from prism_cli.teacher.prompting import split_caption
+from prism_cli.teacher.server import ChatRequest, create_app
 from prism_cli.worlds import WORLD_BLOCKS, world
 from prism_cli.worlds.shapes import Variant
 
-LiveTeacher = OpenAITeacher | EmbeddedTeacher
-# Any model that a recipe has questions put to.
-Asked = EndpointSection | EmbeddedTeacher
-
-TEACHER_STORE = "teacher_answers.sqlite"
-EMBEDDED_MAX_TOKENS = 256
-UNNAMED = "the model it serves"
-# A client that only looks at what is kept: never called, and so without a key.
-NOWHERE = "http://127.0.0.1:9/v1"
+# The store of an endpoint that names none, beside the run's folder.
+STORE = "teacher_answers.sqlite"
+# How long calls under way are waited for when a stage ends: they are paid for.
+DRAIN_SECONDS = 30.0
 
 
-def store_path(section: Asked, folder: Path) -> Path:
-    """Where answers are kept: a file of the recipe, or one beside the run folder."""
-    return Path(section.store) if isinstance(section, EndpointSection) else folder.parent / TEACHER_STORE
-
-
-def budget_of(section: Asked, spent: dict[str, Any] | None = None, run: str = "") -> Budget:
-    """The caps of a section, on top of what a run spent before; the embedded teacher has none."""
-    if isinstance(section, EmbeddedTeacher):
-        return Budget(spent=spent, run=run)
-    return Budget(section.max_calls, section.max_usd, price_of(section), spent, run)
-
-
-def at_batch_price(section: LiveTeacher) -> LiveTeacher:
-    """The section with what its batches cost."""
-    if isinstance(section, EmbeddedTeacher) or section.price is None:
-        return section
-    price = PriceSection(prompt=section.price.prompt * PRICE_SHARE, completion=section.price.completion * PRICE_SHARE)
-    return section.model_copy(update={"price": price})
-
-
-def price_of(section: Asked) -> Price | None:
-    """What it charges, or None."""
-    known = section.price if isinstance(section, EndpointSection) else None
-    return None if known is None else Price(known.prompt, known.completion)
-
-
-def model_of(section: Asked, store: AnswerStore) -> str:
-    """The model to ask. Where it is named and answers are kept, the endpoint may be down until a new question.
-
-    Raises:
-        TeacherError: the endpoint can't be reached, or serves none or several and none is named.
-    """
-    named = named_model(section)
-    if isinstance(section, EmbeddedTeacher) or (named is not None and store.count()):
-        return named or ""
-    return served_model(_endpoint(section), section.api_key_env, named)
-
-
-def named_model(section: Asked) -> str | None:
-    """The model a section names; None leaves it to the endpoint."""
-    return f"{section.world}-{section.variant}" if isinstance(section, EmbeddedTeacher) else section.model
-
-
-def shown_endpoint(section: Asked) -> str:
-    """The base URL, as it may be printed."""
-    return "http://127.0.0.1:PORT/v1" if isinstance(section, EmbeddedTeacher) else shown_url(_endpoint(section))
-
-
-def url_of(section: Asked, grammar: Grammar, stack: ExitStack) -> str:
-    """The base URL to ask; an embedded teacher is served as long as the stack is open."""
-    if isinstance(section, EmbeddedTeacher):
-        return stack.enter_context(ServedEndpoint(world_app(section.world, section.variant, grammar))).url
-    return _endpoint(section)
-
-
-def client_of(
-    section: Asked,
-    url: str,
-    model: str,
-    store: AnswerStore,
-    budget: Budget,
-    *,
-    attempts: int,
-    check: Callable[[str], str | None],
-) -> EndpointClient:
-    """A client with the section's settings.
+def resolve_endpoint(section: EndpointSection, max_image_pixels: int | None = None) -> Endpoint:
+    """The endpoint of a section.
 
     Args:
-        section: Who is asked.
-        url: Its base URL.
-        model: Whom to ask there.
-        store: Where answers are kept.
-        budget: What may be spent.
-        attempts: How often a question is put before it counts as failed.
-        check: Says what is wrong with an answer's form, or None.
+        section: A model that a recipe asks.
+        max_image_pixels: Larger pictures are scaled down to this before they are sent; None sends them as read.
     """
-    kept = {"store": store, "budget": budget, "attempts": attempts, "check": check}
-    if isinstance(section, EmbeddedTeacher):
-        return EndpointClient(url, model, temperature=0.0, max_tokens=EMBEDDED_MAX_TOKENS, **kept)
-    return EndpointClient(
-        url,
-        model,
+    limits = Limits(section.concurrency, section.timeout, section.attempts, max_image_pixels)
+    return Endpoint(
+        url=section.endpoint,
+        model=section.model,
         name=section.name,
-        api_key_env=section.api_key_env,
-        temperature=section.temperature,
-        max_tokens=section.max_tokens,
-        max_image_pixels=section.max_image_pixels if isinstance(section, OpenAITeacher) else None,
-        concurrency=section.concurrency,
-        timeout=section.timeout,
-        **kept,
+        key_env=section.api_key_env,
+        sampling=Sampling(section.temperature, section.max_tokens),
+        limits=limits,
+        caps=Caps(section.max_calls, section.max_usd),
+        price=section.price and Price(section.price.prompt, section.price.completion),
+        store=Path(section.store),
     )
 
 
-def onlooker(
-    section: LiveTeacher, model: str, store: AnswerStore, check: Callable[[str], str | None]
-) -> EndpointClient:
-    """A client that tells what would be asked and what is kept; it reaches nobody, so it needs neither key nor net."""
-    return client_of(section, NOWHERE, model, store, Budget(), attempts=1, check=check)
+class OpenEndpoint:
+    """An endpoint at work for a run.
+
+    Args:
+        endpoint: Its model known.
+        store: Where its answers are kept.
+        budget: What may be spent.
+        usage: The file of the sums, or None.
+
+    Attributes:
+        endpoint: As given.
+        store: As given.
+        budget: As given.
+    """
+
+    def __init__(self, endpoint: Endpoint, store: AnswerStore, budget: Budget, usage: Path | None):
+        self.endpoint, self.store, self.budget, self._usage = endpoint, store, budget, usage
+        self._clients: list[EndpointClient] = []
+
+    def client(self, check: Check = lambda text: None, attempts: int | None = None) -> EndpointClient:
+        """A client that asks it, open as long as the endpoint.
+
+        Args:
+            check: Says what is wrong with an answer's form, or None.
+            attempts: Most answers to one question; None for what the endpoint says.
+        """
+        endpoint = self.endpoint if attempts is None else self.endpoint.with_attempts(attempts)
+        self._clients.append(EndpointClient(endpoint, self.store, self.budget, check))
+        return self._clients[-1]
+
+    def kept(self, check: Check) -> KeptAnswers:
+        """Its answers in the store."""
+        return KeptAnswers(self.endpoint, self.store, check)
+
+    def keep_usage(self) -> None:
+        """Writes the sums of calls, tokens and dollars."""
+        if self._usage is not None:
+            write_atomically(self._usage, json.dumps(self.budget.summary(), indent=2))
+
+    def close(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        """Ends its clients: what is under way is waited for and kept, but after Ctrl-C."""
+        for client in self._clients:
+            client.close(DRAIN_SECONDS if kind is None or issubclass(kind, Exception) else 0)
 
 
 @contextmanager
-def store_to_read(section: LiveTeacher, folder: Path) -> Iterator[AnswerStore]:
-    """The teacher's store if there is one, else an empty one that is gone afterwards: looking writes nothing."""
-    path = store_path(section, folder)
+def open_endpoint(endpoint: Endpoint, section: str, folder: Path, usage: str | None) -> Iterator[OpenEndpoint]:
+    """An endpoint at work, for a run.
+
+    The store counts calls as they are made, so that a cap holds over restarts. What is under way when the context ends,
+    by an error too, is waited for and kept; Ctrl-C waits for nothing.
+
+    Args:
+        endpoint: Which. Where it names a model and has kept answers, it may be down until a new question; where its URL
+            is None it is never asked.
+        section: Its place in the recipe, for messages.
+        folder: The run's; its spending counts.
+        usage: The file in it that has the sums; None for a look that is no run's.
+
+    Raises:
+        TeacherError: it can't be reached, or serves none or several models with none named; later, it failed for good.
+        BudgetError: later, a cap was reached.
+    """
+    with in_section(section, BudgetError, TeacherError), ExitStack() as stack:
+        store = AnswerStore(_store_path(endpoint, folder))
+        stack.callback(store.close)
+        if endpoint.url is not None and (endpoint.model is None or not store.count()):
+            endpoint = endpoint._replace(model=served_model(endpoint))
+        if usage is None:
+            opened = OpenEndpoint(endpoint, store, Budget(endpoint.caps, endpoint.price), None)
+        else:
+            # The folder alone would not tell a run from the one that --fresh deleted.
+            run = f"{folder.resolve()} {read_manifest(folder).get('created', '')}"
+            spent = _spent_before(folder / usage, store.spent(run))
+            budget = Budget(endpoint.caps, endpoint.price, spent, run)
+            opened = OpenEndpoint(endpoint, store, budget, folder / usage)
+        stack.callback(opened.keep_usage)
+        stack.push(opened.close)
+        yield opened
+
+
+@contextmanager
+def store_to_read(endpoint: Endpoint, folder: Path, check: Check) -> Iterator[KeptAnswers]:
+    """An endpoint's kept answers; where it has no store yet, none: looking writes nothing.
+
+    Args:
+        endpoint: Whose.
+        folder: Of the run.
+        check: Says what is wrong with an answer's form, or None.
+    """
+    path = _store_path(endpoint, folder)
     with TemporaryDirectory() as nothing:
-        store = AnswerStore(path if path.exists() else Path(nothing) / TEACHER_STORE)
+        store = AnswerStore(path if path.exists() else Path(nothing) / STORE)
         try:
-            yield store
+            yield KeptAnswers(endpoint, store, check)
         finally:
             store.close()
 
 
-def _endpoint(section: EndpointSection) -> str:
-    if section.endpoint is None and isinstance(section, LLMJudge):
-        raise RecipeError("rewards.llm_judge has no endpoint", "give rewards.llm_judge.endpoint=URL")
-    if section.endpoint is None:
-        raise RecipeError("the teacher has no endpoint", "give --teacher-endpoint URL")
-    return section.endpoint
+@contextmanager
+def in_section(section: str, *kinds: type[PrismError]) -> Iterator[None]:
+    """Errors of these kinds say which section of the recipe they are about."""
+    try:
+        yield
+    except kinds as error:
+        error.in_section(section)
+        raise
 
 
 def world_app(
@@ -171,9 +178,9 @@ def world_app(
 
     def answer(request: ChatRequest) -> list[str]:
         image = _picture(request.images[0]) if request.images else None
-        told, question = split_caption(request.question)
+        caption, question = split_caption(request.question)
         seeds = range(request.seed or 0, (request.seed or 0) + request.n)
-        return [grammar.render(place.oracle(question, image, variant, seed, told)) for seed in seeds]
+        return [grammar.render(place.oracle(question, image, variant, seed, caption)) for seed in seeds]
 
     return create_app(answer, model=f"{name}-{variant}", api_key=api_key, delay=delay)
 
@@ -183,3 +190,15 @@ def _picture(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data))
     except (UnidentifiedImageError, OSError) as error:
         raise DataError(f"the image can't be decoded: {error}", "send a PNG or JPEG picture") from None
+
+
+def _store_path(endpoint: Endpoint, folder: Path) -> Path:
+    """The file of an endpoint's answers, for a run in a folder."""
+    return endpoint.store or folder.parent / STORE
+
+
+def _spent_before(usage: Path, stored: dict[str, int | float]) -> dict[str, int | float]:
+    """Spending of earlier starts, by the run's summary and by the store: after a kill the store has more, and where the
+    run goes on with another store, the summary has."""
+    summary = json.loads(usage.read_text(encoding="utf-8")) if usage.exists() else {}
+    return {name: max(summary.get(name) or 0, stored.get(name, 0)) for name in {*summary, *stored}}

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from prism_cli import processes
 from prism_cli.assembly.checks import Plan
-from prism_cli.assembly.llm_judge import Ask, llm_judge_lines, open_llm_judge
-from prism_cli.errors import RecipeError
+from prism_cli.assembly.data import first_rows
+from prism_cli.assembly.llm_judge import Ask, llm_judge_costs, llm_judge_line, open_llm_judge
+from prism_cli.assembly.response import response_settings
+from prism_cli.errors import PrismError, RecipeError
 from prism_cli.recipes.stages import RLRecipe
 from prism_cli.recipes.teachers import LLMJudge
 from prism_cli.recipes.training import DAPO
@@ -18,6 +20,9 @@ from prism_cli.rewards.shaping import overlong_penalty, repetition_penalty
 from prism_cli.rewards.verdict import Accuracy, Asked
 from prism_cli.trainers.verified_reward import Rule, VerifiedReward
 
+LLM_JUDGE = "rewards.llm_judge"
+# So many rows tell what share has free-text answers.
+ROWS_TO_COUNT = 64
 OWN_NAMES = ("accuracy", "format", "overlong", "repetition")
 
 
@@ -32,8 +37,22 @@ def check_rewards(recipe: RLRecipe) -> Plan:
     if not any(weights.values()):
         raise RecipeError("no reward has a weight", "give rewards.accuracy a weight above 0")
     total = " + ".join(f"{weight:g} · {name}" for name, weight in weights.items() if weight or name == "accuracy")
-    judge = recipe.rewards.llm_judge
-    return [("reward", total.replace("+ -", "- ")), *([] if judge is None else llm_judge_lines(judge, recipe))]
+    return [("reward", total.replace("+ -", "- ")), *_llm_judge_lines(recipe)]
+
+
+def _llm_judge_lines(recipe: RLRecipe) -> Plan:
+    if (section := recipe.rewards.llm_judge) is None:
+        return []
+    lines = [llm_judge_line(section, LLM_JUDGE)]
+    try:
+        assert recipe.data is not None, "check_data refuses a recipe without data"
+        rows = first_rows(recipe.data, response_settings(recipe), ROWS_TO_COUNT)
+    except PrismError as error:
+        return [*lines, ("LLM judge calls", f"can't be told yet: {error}")]
+    answers = recipe.prompts_per_step * recipe.rollouts
+    if isinstance(recipe.algorithm, DAPO) and recipe.algorithm.max_rounds:
+        answers *= recipe.algorithm.oversample  # a round
+    return [*lines, *llm_judge_costs(section, LLM_JUDGE, rows, answers)]
 
 
 @contextmanager
@@ -61,7 +80,7 @@ def _asking_for_all(judge: LLMJudge, run_folder: Path) -> Iterator[Ask]:
     """The judge, asked by the main process about the answers of all."""
     with ExitStack() as stack:
         here: list[Ask] = []
-        processes.from_main(lambda: here.append(stack.enter_context(open_llm_judge(judge, run_folder))))
+        processes.from_main(lambda: here.append(stack.enter_context(open_llm_judge(judge, LLM_JUDGE, run_folder))))
 
         def ask(answers: Sequence[Asked]) -> list[bool | None]:
             asked = list(dict.fromkeys(one for answers in processes.gather(list(answers)) for one in answers))

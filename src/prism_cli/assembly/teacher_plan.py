@@ -1,118 +1,44 @@
-"""What a teacher would be asked and what that would take, without asking it."""
+"""The teacher in a plan: what a stage would ask it and what that takes, and the first requests; asks nobody."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-from prism_cli.assembly.asking import Asking, asking
 from prism_cli.assembly.data import rows_ahead
-from prism_cli.assembly.discriminator import samples_pairs
-from prism_cli.assembly.endpoint import (
-    EMBEDDED_MAX_TOKENS,
-    UNNAMED,
-    LiveTeacher,
-    at_batch_price,
-    named_model,
-    onlooker,
-    price_of,
-    shown_endpoint,
-    store_to_read,
-)
+from prism_cli.assembly.discriminator import questions_of_align, questions_of_warmup
+from prism_cli.assembly.endpoint import store_to_read
 from prism_cli.assembly.response import response_settings
-from prism_cli.endpoint.budget import Price
-from prism_cli.endpoint.estimate import Average, Rates, TeacherPlan, teacher_plan
+from prism_cli.assembly.teacher import prompting_of, resolve_teacher
+from prism_cli.endpoint.batches.terms import at_batch_price
+from prism_cli.endpoint.estimate import estimate
+from prism_cli.endpoint.kept import KeptAnswers
 from prism_cli.endpoint.preview import preview
 from prism_cli.endpoint.requests import EndpointRequest
-from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import PrismError, RecipeError
 from prism_cli.recipes.identity import run_folder
-from prism_cli.recipes.stages import AlignRecipe, CollectRecipe, WarmupRecipe
-from prism_cli.recipes.teachers import EmbeddedTeacher, OpenAITeacher
+from prism_cli.teacher.teacher import LiveTeacher
 
-# Fewer kept calls than this say little about the next ones.
-ENOUGH_TO_AVERAGE = 20
-
-
-class Outlook:
-    """Looks at what is kept and at what would be sent; a context that reaches nobody.
-
-    Args:
-        section: The teacher.
-        how: How it is asked.
-        model: Whom to ask there.
-        store: Where answers are kept.
-    """
-
-    def __init__(self, section: LiveTeacher, how: Asking, model: str, store: AnswerStore):
-        self._client = onlooker(section, model, store, how.problem)
-        name = section.name if isinstance(section, OpenAITeacher) else None
-        self._url = shown_endpoint(section)
-        self._rates = Rates(
-            section.max_tokens if isinstance(section, OpenAITeacher) else EMBEDDED_MAX_TOKENS,
-            section.max_image_pixels if isinstance(section, OpenAITeacher) else None,
-            price_of(section) if isinstance(section, OpenAITeacher) else Price(0.0, 0.0),
-            _average(store, name or model, model),
-        )
-
-    def __enter__(self) -> "Outlook":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._client.close()
-
-    def plan(self, requests: Iterable[EndpointRequest], at_most: int | None = None) -> TeacherPlan:
-        """What asking would take, by what is kept.
-
-        Args:
-            requests: All that may be asked.
-            at_most: How many of them will be, if fewer.
-        """
-        return teacher_plan(
-            requests, self._client.key, lambda one: self._client.kept(one) is not None, self._rates, at_most
-        )
-
-    def preview(self, requests: Iterable[EndpointRequest]) -> str:
-        """The requests as they would be sent."""
-        return preview(self._url, [self._client.body(request) for request in requests])
-
-
-def _average(store: AnswerStore, teacher: str, model: str) -> Average | None:
-    for totals in store.summary():
-        prompt, completion = totals.mean_prompt_tokens, totals.mean_completion_tokens
-        if (totals.teacher, totals.model) != (teacher, model) or totals.calls < ENOUGH_TO_AVERAGE:
-            continue
-        if prompt is not None and completion is not None:
-            return Average(prompt, completion)
-    return None
-
-
-def questions_at_most(recipe: Any) -> int | None:
-    """How many questions a stage puts at most; None where it asks about every row."""
-    if not isinstance(recipe, AlignRecipe | WarmupRecipe):
-        return None
-    warmup = recipe.discriminator.warmup
-    pairs = warmup.pairs + warmup.held_out
-    if isinstance(recipe, WarmupRecipe):
-        return pairs
-    if recipe.max_steps is None:
-        return None
-    warm = pairs if samples_pairs(recipe) else 0
-    return recipe.max_steps * recipe.prompts_per_step + warm
-
-
-# Before a run --------------------------------------------------------------------------------------------------------
+# Stages that may ask a teacher, and the most questions that one which asks about fewer rows than it has puts.
+ASKING: dict[str, Callable[[Any], int | None]] = {
+    "sft": lambda recipe: None,
+    "align": questions_of_align,
+    "eval": lambda recipe: None,
+    "drift": lambda recipe: None,
+    "collect": lambda recipe: None,
+    "warmup": questions_of_warmup,
+}
+Requests = Callable[[int | None, int], Iterator[EndpointRequest]]
 
 
 def teacher_lines(stage: str, recipe: Any) -> list[tuple[str, str]]:
     """The plan's lines about asking; where rows or grammar can't be read yet, a line that says why."""
-    if not _asks(recipe):
+    if (teacher := _asked(stage, recipe)) is None:
         return []
-    samples = recipe.samples if isinstance(recipe, CollectRecipe) else 1
     try:
-        with _looking(stage, recipe) as (outlook, requests):
-            asked = requests(None, samples)
-            return outlook.plan(asked, questions_at_most(recipe)).lines()
+        with _looking(stage, recipe, teacher) as (kept, requests):
+            wanted = requests(None, recipe.samples if stage == "collect" else 1)
+            return estimate(wanted, kept, ASKING[stage](recipe)).lines()
     except PrismError as error:
         return [("teacher calls", f"can't be told yet: {error}")]
 
@@ -124,35 +50,37 @@ def teacher_preview(stage: str, recipe: Any, count: int) -> str:
         RecipeError: the recipe has no teacher to ask.
         PrismError: rows or grammar can't be read.
     """
-    if not _asks(recipe):
+    if (teacher := _asked(stage, recipe)) is None:
         raise RecipeError(f"`prism {stage}` asks no teacher here", "give --teacher-endpoint URL")
-    with _looking(stage, recipe) as (outlook, requests):
-        return outlook.preview(islice(requests(count, 1), count))
+    with _looking(stage, recipe, teacher) as (kept, requests):
+        return preview(islice(requests(count, 1), count), kept)
 
 
-def _asks(recipe: Any) -> bool:
-    """Whether the stage asks an endpoint at all."""
-    reads_pairs = isinstance(recipe, WarmupRecipe) and recipe.discriminator.warmup.data is not None
-    return isinstance(getattr(recipe, "teacher", None), OpenAITeacher | EmbeddedTeacher) and not reads_pairs
+def _asked(stage: str, recipe: Any) -> LiveTeacher | None:
+    """The teacher that a stage asks, or None."""
+    reads_pairs = stage == "warmup" and recipe.discriminator.warmup.data is not None
+    if stage not in ASKING or recipe.teacher is None or reads_pairs:
+        return None
+    teacher = resolve_teacher(recipe.teacher)
+    return teacher if isinstance(teacher, LiveTeacher) and teacher.endpoint.url is not None else None
 
 
 @contextmanager
-def _looking(stage: str, recipe: Any) -> Iterator[tuple[Outlook, Any]]:
+def _looking(stage: str, recipe: Any, teacher: LiveTeacher) -> Iterator[tuple[KeptAnswers, Requests]]:
     import datasets
 
     datasets.disable_progress_bars()
-    section: LiveTeacher = recipe.teacher
-    if isinstance(recipe, CollectRecipe) and recipe.batch:
-        section = at_batch_price(section)
     settings = response_settings(recipe)
-    how = asking(section, *settings)
-    sources = [one for one in (recipe.data, getattr(recipe, "eval_data", None)) if one is not None]
+    prompting = prompting_of(teacher, settings)
+    held_out = recipe.eval_data if stage in ("sft", "align") else None
+    sources = [one for one in (recipe.data, held_out) if one is not None]
 
     def requests(count: int | None, samples: int) -> Iterator[EndpointRequest]:
         for source in sources:
             for row in rows_ahead(source, settings, count):
-                yield from (how.request(row, sample) for sample in range(samples))
+                yield from (prompting.request(row, sample) for sample in range(samples))
 
-    model = named_model(section) or UNNAMED
-    with store_to_read(section, run_folder(stage, recipe)) as store, Outlook(section, how, model, store) as outlook:
-        yield outlook, requests
+    batch = stage == "collect" and recipe.batch
+    endpoint = at_batch_price(teacher.endpoint) if batch else teacher.endpoint
+    with store_to_read(endpoint, run_folder(stage, recipe), prompting.problem) as kept:
+        yield kept, requests

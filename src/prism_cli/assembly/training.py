@@ -161,7 +161,7 @@ def _callback(trainer: Trainer, kind: type[Watcher]) -> Watcher:
 def _keep_last_step(trainer: Trainer, error: PrismError) -> None:
     """Saves what was trained before the teacher, the budget or a reward stopped training, and says so in the error."""
     if step := _callback(trainer, LastStep).save(trainer):
-        error.hint = f"{error.hint + '; ' if error.hint else ''}training is kept up to step {step}"
+        error.add_advice(f"training is kept up to step {step}")
 
 
 def _save_final(trainer: Trainer, run: Run, policy: Policy) -> None:

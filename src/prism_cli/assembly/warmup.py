@@ -16,12 +16,12 @@ from prism_cli.runs.references import COMPLETE, DISCRIMINATOR
 if TYPE_CHECKING:  # torch and datasets cost seconds to import, and --dry-run needs neither
     from datasets import Dataset
 
-    from prism_cli.assembly.teacher import TeacherAnswers
     from prism_cli.discriminator.model import Discriminator
     from prism_cli.discriminator.pairs import Pairs
     from prism_cli.discriminator.reader import PartReader
     from prism_cli.evaluation.backend import Backend
     from prism_cli.models import Policy
+    from prism_cli.teacher.answers import TeacherAnswers
 
 
 def warm_discriminator(

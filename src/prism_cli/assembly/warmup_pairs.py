@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from prism_cli import processes
 from prism_cli.assembly.data import load_data
 from prism_cli.assembly.generation import sampler
-from prism_cli.assembly.teacher import TeacherAnswers
 from prism_cli.data.lengths import refuse_over_long
 from prism_cli.discriminator.inputs import Parts
 from prism_cli.discriminator.pairs import Pairs, refuse_incomparable
@@ -18,6 +17,7 @@ from prism_cli.evaluation.backend import TRANSFORMERS, Backend
 from prism_cli.evaluation.kept_samples import CHUNK, SamplingPlan, kept_samples
 from prism_cli.models import Policy
 from prism_cli.recipes.sections import FileData
+from prism_cli.teacher.answers import TeacherAnswers
 
 if TYPE_CHECKING:
     from datasets import Dataset

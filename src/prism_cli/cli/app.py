@@ -37,7 +37,10 @@ class ErrorPrintingGroup(TyperGroup):
             return super().invoke(ctx)
         except PrismError as error:
             if worker.should_print(error):
-                _say(("error:", "bold red", str(error)), *([("hint:", "bold cyan", error.hint)] if error.hint else []))
+                from prism_cli.recipes.load import FLAGS
+
+                hint = error.advice(FLAGS)
+                _say(("error:", "bold red", str(error)), *([("hint:", "bold cyan", hint)] if hint else []))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt as interrupt:
             # Objects that were half made when it came complain as they go.

@@ -102,41 +102,41 @@ def log(
         rows = teacher_log.export(store, export)
         say(f"{rows:,} answers written to {export}, without their pictures")
         return
-    found = teacher_log.read(store, count)
+    calls = teacher_log.read(store, count)
     if as_json:
-        plain = {"totals": [one._asdict() for one in found.totals], "last": [one._asdict() for one in found.last]}
+        plain = {"totals": [one._asdict() for one in calls.totals], "last": [one._asdict() for one in calls.last]}
         typer.echo(json.dumps(plain, indent=2))
         return
-    for table in _log_tables(found):
+    for table in _log_tables(calls):
         get_console().print(table)
 
 
 def _checkup_table(checkup: "Checkup") -> Table:
-    found = checkup.found
-    told = f"{found.seen} of {found.pairs} pairs answered right on both sides"
-    verdict = "yes" if checkup.passed else "can't be told" if found.silent else "NO"
+    result = checkup.result
+    pairs = f"{result.seen} of {result.pairs} pairs answered right on both sides"
+    verdict = "yes" if checkup.passed else "can't be told" if result.silent else "NO"
     sees = (
-        ("sees pictures", f"{verdict}: {told}")
+        ("sees pictures", f"{verdict}: {pairs}")
         if checkup.modality == "image"
-        else ("reasons from captions", f"{verdict}: {told}")
+        else ("reasons from captions", f"{verdict}: {pairs}")
     )
     unknown = "not reported"
     lines = [
         ("reachable", f"yes: {checkup.endpoint}"),
         ("model", checkup.model),
         sees,
-        ("keeps the form", f"{found.well_formed} of {found.asked} answers"),
-        ("seconds a call", unknown if found.seconds is None else f"{found.seconds:.2f}"),
+        ("keeps the form", f"{result.well_formed} of {result.asked} answers"),
+        ("seconds a call", unknown if result.seconds is None else f"{result.seconds:.2f}"),
         (
             "tokens a call",
             unknown
-            if found.prompt_tokens is None
-            else f"{found.prompt_tokens:.0f} read, {found.completion_tokens:.0f} written",
+            if result.prompt_tokens is None
+            else f"{result.prompt_tokens:.0f} read, {result.completion_tokens:.0f} written",
         ),
         ("dollars a call", "no price given" if checkup.usd is None else f"${checkup.usd:.5f}"),
     ]
-    lines += [("no answer", reason) for reason in sorted(set(found.failed))]
-    wrong = [f"{answered!r}, right is {expected!r}" for expected, answered in found.answers if answered != expected]
+    lines += [("no answer", reason) for reason in sorted(set(result.failed))]
+    wrong = [f"{answered!r}, right is {expected!r}" for expected, answered in result.answers if answered != expected]
     lines += [("answered", text) for text in ([] if checkup.passed else wrong[:3])]
     return _two_columns("prism teacher check", lines)
 
@@ -148,26 +148,26 @@ def _two_columns(title: str, lines: list[tuple[str, str]]) -> Table:
     return table
 
 
-def _log_tables(found: "Log") -> list[Table]:
+def _log_tables(log: "Log") -> list[Table]:
     from prism_cli.stages.teacher_log import question, unusable
 
     totals = Table("teacher", "answers", "unusable", "tokens read", "written", "dollars", "from", "to")
-    for one in found.totals:
+    for one in log.totals:
         name = one.teacher if one.teacher == one.model else f"{one.teacher} ({one.model})"
         bad = ", ".join(f"{count} {reason}" for reason, count in unusable(one.finishes).items()) or "0"
         cost = "–" if one.usd is None else f"{one.usd:,.4f}"
         tokens = f"{one.prompt_tokens:,}", f"{one.completion_tokens:,}"
         _add(totals, name, f"{one.calls:,}", bad, *tokens, cost, _time(one.first, "%m-%d"), _time(one.last, "%m-%d"))
-    last = Table(title=f"the last {len(found.last)} calls", title_justify="left")
+    last = Table(title=f"the last {len(log.last)} calls", title_justify="left")
     # Texts get what is left: rich would shrink the short columns to nothing before them.
     left = max(get_console().width - 64, 24)
     widths = {"when": 11, "teacher": 12, "row": 14, "ended": 8, "question": left // 3, "answer": left - left // 3}
     for column, most in widths.items():
         last.add_column(column, no_wrap=True, overflow="ellipsis", max_width=most)
-    for call in found.last:
+    for call in log.last:
         texts = (" ".join(text.split())[:200] for text in (question(call), call.text))
         _add(last, _time(call.created, "%m-%d %H:%M"), call.teacher, call.row, call.finish, *texts)
-    return [totals, last] if found.last else [totals]
+    return [totals, last] if log.last else [totals]
 
 
 def _add(table: Table, *cells: Any) -> None:

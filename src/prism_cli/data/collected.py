@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
 
-from prism_cli.data.images import image_bytes
+from prism_cli.endpoint.pictures import image_bytes
 
 _MESSAGES = List({"role": Value("string"), "content": Value("string")})
 DEMONSTRATION = Features(

@@ -96,22 +96,6 @@ def _given(reference: Any) -> Any:
     return reference
 
 
-def image_bytes(image: Mapping[str, Any]) -> bytes:
-    """The bytes of a row's image, as they were read.
-
-    Raises:
-        DataError: its file is gone.
-    """
-    if image["bytes"] is not None:
-        return image["bytes"]
-    try:
-        return Path(image["path"]).read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"picture {image['path']} can't be read: {error.strerror}", "it was there when the data were prepared"
-        ) from None
-
-
 def _data_url(url: str) -> bytes:
     head, comma, body = url.partition(",")
     if not comma or not head.endswith(";base64"):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image as PILImage
 
-from prism_cli.data.images import image_bytes
+from prism_cli.endpoint.pictures import image_bytes
 from prism_cli.errors import DataError
 
 # Only formats that decode in this process: PIL would hand an EPS file to Ghostscript, which runs programs.

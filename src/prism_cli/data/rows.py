@@ -7,11 +7,13 @@ warm-up pairs), `caption` (what a text-only teacher is told of the picture), `de
 """
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
+
+from prism_cli.errors import DataError
 
 _MESSAGES = List({"role": Value("string"), "content": Value("string")})
 FEATURES = Features(
@@ -93,6 +95,29 @@ def undecoded(data: Dataset) -> Dataset:
 def raw_rows(data: Dataset) -> Iterator[dict[str, Any]]:
     """The rows of `undecoded`, one by one."""
     yield from cast("Iterable[dict[str, Any]]", undecoded(data))
+
+
+def rows_by_id(*sources: Dataset) -> Callable[[str], dict[str, Any]]:
+    """A look-up of rows by their id; each is read, its pictures undecoded, when it is asked for.
+
+    Args:
+        sources: Data sets; an id may stand in several, with one and the same row.
+
+    Raises:
+        DataError: two different rows have one id.
+    """
+    places: dict[str, tuple[Dataset, int]] = {}
+    for data in map(undecoded, sources):
+        for index, id in enumerate(data["id"]):
+            if id in places and places[id][0][places[id][1]] != data[index]:
+                raise DataError(f"two rows have the id {id}, one in each data set", "give each row an `id` of its own")
+            places[id] = (data, index)
+
+    def row_of(id: str) -> dict[str, Any]:
+        data, index = places[id]
+        return data[index]
+
+    return row_of
 
 
 def has_pictures(data: Dataset) -> bool:

@@ -1,1 +1,1 @@
-"""Asking an OpenAI-compatible endpoint: each question once, every answer kept, within a budget."""
+"""An OpenAI-compatible endpoint: each question once, every answer kept, within a budget."""

@@ -1,4 +1,4 @@
-"""How often an endpoint may be asked and what that may cost."""
+"""Budget of an endpoint: caps on calls and dollars, and the count of both."""
 
 import math
 import threading
@@ -26,6 +26,18 @@ class Price(NamedTuple):
         return (self.prompt * prompt_tokens + self.completion * completion_tokens) / 1e6
 
 
+class Caps(NamedTuple):
+    """The most that may be asked and spent.
+
+    Attributes:
+        max_calls: Most calls, or None.
+        max_usd: Most dollars, or None; needs a price.
+    """
+
+    max_calls: int | None = None
+    max_usd: float | None = None
+
+
 class Budget:
     """Counts calls, tokens and dollars, and refuses the call that would exceed a cap. Safe from several threads.
 
@@ -33,29 +45,27 @@ class Budget:
     request that failed otherwise (rate limit, server error, lost connection) is none.
 
     Args:
-        max_calls: Most calls, or None.
-        max_usd: Most dollars, or None. A call's cost is known only when it has ended; until then the most it can cost
-            is set aside, so the cap holds where the endpoint holds max_tokens.
-        price: Needed for `max_usd`; without it no dollars are counted.
+        caps: Most calls and dollars. A call's cost is known only when it has ended; until then the most it can cost is
+            set aside, so the cap on dollars holds where the endpoint holds max_tokens.
+        price: Needed for a cap on dollars; without it no dollars are counted.
         spent: The `summary` of earlier starts, on top of which is counted.
         run: Whose spending it is, as noted with each answer kept.
 
     Raises:
-        RecipeError: `max_usd` without a price.
+        RecipeError: a cap on dollars without a price.
     """
 
     def __init__(
         self,
-        max_calls: int | None = None,
-        max_usd: float | None = None,
+        caps: Caps = Caps(),  # noqa: B008  (immutable)
         price: Price | None = None,
         spent: Mapping[str, Any] | None = None,
         run: str = "",
     ):
-        if max_usd is not None and price is None:
-            raise RecipeError("max_usd is given without a price", hint="give teacher.price, of a million tokens")
+        if caps.max_usd is not None and price is None:
+            raise RecipeError("max_usd is given without a price", "give {price}, of a million tokens", ("price",))
         self.run = run
-        self._max_calls, self._max_usd, self.price = max_calls, max_usd, price
+        self._max_calls, self._max_usd, self.price = caps.max_calls, caps.max_usd, price
         before = {name: value or 0 for name, value in (spent or {}).items()}
         self._calls, self._cached = before.get("calls", 0), before.get("cached", 0)
         self._prompt_tokens = before.get("prompt_tokens", 0)
@@ -145,13 +155,14 @@ class Budget:
         if self._max_calls is not None and self._calls >= self._max_calls:
             raise BudgetError(
                 f"the budget of {self._max_calls} calls is used up",
-                hint="raise --max-teacher-calls (teacher.max_calls) and run the same command again: the answers paid "
-                "for are kept",
+                "raise {max_calls} and run the same command again: the answers paid for are kept",
+                ("max_calls",),
             )
         if self._max_usd is not None and self._usd + most > self._max_usd:
             raise BudgetError(
                 f"${self._usd:.4f} of the budget of ${self._max_usd:g} are spent, and the next call could cost "
                 f"${most:.4f}",
-                hint="raise --max-teacher-usd (teacher.max_usd) and run the same command again: the answers paid for "
-                "are kept; a smaller teacher.max_tokens makes the most that a call can cost smaller",
+                "raise {max_usd} and run the same command again: the answers paid for are kept; a smaller {max_tokens} "
+                "makes the most that a call can cost smaller",
+                ("max_usd", "max_tokens"),
             )

@@ -1,4 +1,4 @@
-"""A client of one model behind an OpenAI-compatible endpoint, for callers that are not asynchronous.
+"""Client of one model behind an OpenAI-compatible endpoint, for callers that are not asynchronous.
 
 It lives on its own event-loop thread. A request is asked until it has a usable answer, and then never again: requests
 under way are shared, and every answer is on disk in an `AnswerStore` before anyone sees it.
@@ -7,21 +7,16 @@ under way are shared, and every answer is on disk in an `AnswerStore` before any
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from prism_cli.endpoint.budget import Budget
+from prism_cli.endpoint.endpoint import Endpoint
 from prism_cli.endpoint.failures import NoAnswerError
-from prism_cli.endpoint.replies import LONGEST_TOKEN, Reply, problem
-from prism_cli.endpoint.requests import (
-    EndpointAnswer,
-    EndpointRequest,
-    Settings,
-    describe,
-    most_prompt_tokens,
-    wire_messages,
-)
+from prism_cli.endpoint.kept import Check, KeptAnswers
+from prism_cli.endpoint.replies import LONGEST_TOKEN, Reply
+from prism_cli.endpoint.requests import EndpointAnswer, EndpointRequest, describe, most_prompt_tokens
 from prism_cli.endpoint.store import OVERDUE, AnswerStore, StoredAnswer
 from prism_cli.endpoint.wire import FailedTry, Wire, served_model
 from prism_cli.errors import DataError, PrismError, TeacherError
@@ -31,63 +26,41 @@ __all__ = ["EndpointClient", "served_model"]
 # How often a call looks whether those under way leave it money.
 _LOOK_AGAIN = 0.05
 _HINTS = {
-    "cut off": "raise teacher.max_tokens if it is finish length; else see what it writes: prism teacher log",
+    "cut off": "raise {max_tokens} if it is finish length; else see what it writes: prism teacher log",
     "malformed": "see what it writes: prism teacher log",
     "too long": "see what it writes: prism teacher log",
 }
 
 
-class EndpointClient:
+class EndpointClient(KeptAnswers):
     """Asks one model, in the background.
 
     Every answer is kept. One that can't be used (refused, filtered, cut off, empty, too long, or malformed by `check`)
-    is asked for again, up to `attempts` answers in all, earlier starts included; then the request ends with a
+    is asked for again, up to `limits.attempts` answers in all, earlier starts included; then the request ends with a
     `NoAnswerError`. What may pass (rate limits, honouring Retry-After; server errors; lost or broken replies) is tried
     again with growing, random pauses. Any other failure ends the client, and so do a budget and a row of failures
     without one success: requests not yet sent, and all later ones, fail at once with that error, while those under way
     are still received and kept.
 
     Args:
-        base_url: For example http://127.0.0.1:8000/v1.
-        model: A model the endpoint knows.
-        name: The name its answers are kept under; None takes the model's.
+        endpoint: Which, its URL and its model known.
         store: Where answers are kept.
-        api_key_env: Name of the environment variable that holds the key; an endpoint on this machine needs none.
-        temperature: Sampling temperature.
-        max_tokens: Longest answer.
-        max_image_pixels: Larger pictures are scaled down to this; None sends all as read.
-        concurrency: Most requests at a time; it starts lower and adapts.
-        timeout: Seconds a try may take in all.
-        attempts: Most answers to one question, usable or not.
-        check: Says what is wrong with an answer's form, or None.
         budget: Caps and counts; None counts calls and tokens, without a cap.
+        check: Says what is wrong with an answer's form, or None.
+
+    Attributes:
+        budget: As given.
 
     Raises:
-        TeacherError: the URL is none, or the variable is not set.
+        TeacherError: the URL is none, or the key's variable is not set.
     """
 
     def __init__(
-        self,
-        base_url: str,
-        model: str,
-        *,
-        store: AnswerStore,
-        name: str | None = None,
-        api_key_env: str = "OPENAI_API_KEY",
-        temperature: float = 1.0,
-        max_tokens: int = 8192,
-        max_image_pixels: int | None = None,
-        concurrency: int = 64,
-        timeout: float = 600.0,
-        attempts: int = 3,
-        check: Callable[[str], str | None] = lambda text: None,
-        budget: Budget | None = None,
+        self, endpoint: Endpoint, store: AnswerStore, budget: Budget | None = None, check: Check = lambda text: None
     ):
-        self.model, self.name = model, name or model
-        self.settings = Settings(model, temperature, max_tokens, max_image_pixels, name)
-        self.store, self.budget, self.attempts = store, budget or Budget(), attempts
-        self._check = check
-        self._wire = Wire(base_url, model, api_key_env, timeout, concurrency, attempts)
+        super().__init__(endpoint, store, check)
+        self.budget = budget or Budget()
+        self._wire = Wire(endpoint)
         self._under_way: dict[str, Future[EndpointAnswer]] = {}
         self._submitting = threading.Lock()
         self._ended: PrismError | None = None
@@ -101,35 +74,9 @@ class EndpointClient:
         Raises:
             DataError: an image is of no known kind, or can't be scaled down. Nothing is asked then.
         """
-        described = [describe(request, self.settings) for request in requests]
+        described = [describe(request, self.endpoint) for request in requests]
         with self._submitting:
             return [self._future(request, *named) for request, named in zip(requests, described, strict=True)]
-
-    def key(self, request: EndpointRequest) -> str:
-        """The key under which the answers to a request are kept."""
-        return describe(request, self.settings)[0]
-
-    def description(self, request: EndpointRequest) -> str:
-        """The JSON the key is the SHA-256 of."""
-        return describe(request, self.settings)[1]
-
-    def body(self, request: EndpointRequest) -> dict[str, Any]:
-        """Exactly what is sent for a request: the JSON body of the call."""
-        return {
-            "model": self.model,
-            "messages": wire_messages(request, self.settings.max_image_pixels),
-            "temperature": self.settings.temperature,
-            self._wire.limit_name: self.settings.max_tokens,
-        }
-
-    def kept(self, request: EndpointRequest) -> EndpointAnswer | None:
-        """The usable answer in the store, or None; asks and counts nothing."""
-        return self._usable(self.store.answers(self.key(request)))
-
-    def problem(self, answer: StoredAnswer) -> str | None:
-        """Why an answer from the store can't be used, as a `NoAnswerError.reason`, or None."""
-        found = problem(answer, self.settings.max_tokens, self._check)
-        return found[0] if found else None
 
     def keep(
         self, key: str, description: str, row: str, reply: Reply, seconds: float | None = None, usd: float | None = None
@@ -145,7 +92,7 @@ class EndpointClient:
             usd: What it cost, or None where no price is known.
         """
         # One character more than allowed is enough to judge a text that has no end.
-        text = reply.text[: LONGEST_TOKEN * self.settings.max_tokens + 1]
+        text = reply.text[: LONGEST_TOKEN * self.endpoint.sampling.max_tokens + 1]
         return self.store.put(
             StoredAnswer(
                 key, self.name, self.model, description, text, reply.finish, reply.prompt_tokens,
@@ -171,7 +118,7 @@ class EndpointClient:
         if (shared := self._under_way.get(key)) is not None:
             self.budget.reuse()
             return shared
-        if (kept := self._usable(self.store.answers(key))) is not None:
+        if (kept := self.usable(self.store.answers(key))) is not None:
             self.budget.reuse()
             done: Future[EndpointAnswer] = Future()
             done.set_result(kept)
@@ -181,12 +128,6 @@ class EndpointClient:
         # The answer is in the store before this runs, so a later equal request finds it in one place or the other.
         future.add_done_callback(lambda _: self._under_way.pop(key, None))
         return future
-
-    def _usable(self, answers: Sequence[StoredAnswer]) -> EndpointAnswer | None:
-        for kept in answers:
-            if self.problem(kept) is None:
-                return EndpointAnswer(kept.text, kept.model, kept.prompt_tokens, kept.completion_tokens, cached=True)
-        return None
 
     async def _answer(self, request: EndpointRequest, key: str, description: str) -> EndpointAnswer:
         try:
@@ -200,24 +141,25 @@ class EndpointClient:
         raise self._ended
 
     async def _until_usable(self, request: EndpointRequest, key: str, description: str) -> EndpointAnswer:
-        asked = False
-        while (usable := self._usable(answers := self.store.answers(key))) is None:
-            if len(answers) >= self.attempts:
+        is_new = False
+        while (usable := self.usable(answers := self.store.answers(key))) is None:
+            if len(answers) >= self.endpoint.limits.attempts:
                 raise self._no_answer(request, answers[-1], len(answers))
             await self._ask(request, key, description)
-            asked = True
-        if not asked:  # another process did
+            is_new = True
+        if not is_new:  # another process did
             self.budget.reuse()
-        return usable._replace(cached=not asked)
+        return usable._replace(cached=not is_new)
 
     def _no_answer(self, request: EndpointRequest, last: StoredAnswer, attempts: int) -> NoAnswerError:
-        found = problem(last, self.settings.max_tokens, self._check)
-        assert found is not None, "only asked of an answer that can't be used"
-        reason, detail = found
+        fault = self.fault(last)
+        assert fault is not None, "only asked of an answer that can't be used"
+        reason, detail = fault
         return NoAnswerError(
             f"{request.place}: {self.model} at {self._wire.url} gave no usable answer in {attempts} attempts, "
             f"the last one was {reason} ({detail})",
             hint=_HINTS.get(reason, "drop the row, or ask another teacher"),
+            settings=("max_tokens",),
             reason=reason,
         )
 
@@ -262,11 +204,12 @@ class EndpointClient:
 
     def _most_tokens(self, request: EndpointRequest) -> tuple[int, int]:
         try:
-            return most_prompt_tokens(request, self.settings.max_image_pixels), self.settings.max_tokens
+            return most_prompt_tokens(request, self.endpoint.limits.max_image_pixels), self.endpoint.sampling.max_tokens
         except DataError as error:
             raise _unreadable(error) from error
 
     def _sendable(self, request: EndpointRequest) -> dict[str, Any]:
+        self.limit_name = self._wire.limit_name
         try:
             return self.body(request)
         except DataError as error:
@@ -287,4 +230,4 @@ class EndpointClient:
 
 
 def _unreadable(error: DataError) -> NoAnswerError:
-    return NoAnswerError(str(error), error.hint, reason="unreadable picture")
+    return NoAnswerError(str(error), *error.cure, reason="unreadable picture")

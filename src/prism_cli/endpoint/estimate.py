@@ -1,51 +1,26 @@
-"""What asking a teacher will cost, told before the first question."""
+"""Estimate of asking an endpoint: calls, tokens and dollars, before the first question."""
 
 import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
-from prism_cli.endpoint.budget import Price
+from prism_cli.endpoint.kept import KeptAnswers
 from prism_cli.endpoint.requests import PIXELS_A_TOKEN, EndpointRequest
 
 CHARACTERS_A_TOKEN = 4
+# Fewer kept calls than this say little about the next ones.
+MIN_CALLS_TO_AVERAGE = 20
 ESTIMATED = f"{CHARACTERS_A_TOKEN} characters or {PIXELS_A_TOKEN} pixels a token; answers at most max_tokens long"
 AVERAGED = "the average of this model's kept calls"
 
 
-class Average(NamedTuple):
-    """Tokens of a call, on the average of the calls kept from one model."""
-
-    prompt_tokens: float
-    completion_tokens: float
-
-
-class Rates(NamedTuple):
-    """From questions to tokens and dollars.
-
-    Attributes:
-        max_tokens: Longest answer.
-        max_image_pixels: Larger pictures are scaled down to it before they are sent; None for no limit.
-        price: What tokens cost, or None.
-        average: What is known of this model's calls; None goes by the size of what is asked.
-    """
-
-    max_tokens: int
-    max_image_pixels: int | None = None
-    price: Price | None = None
-    average: Average | None = None
-
-    def usd(self, prompt_tokens: int, completion_tokens: int) -> float | None:
-        """What tokens cost, or None without a price."""
-        return None if self.price is None else self.price.usd(prompt_tokens, completion_tokens)
-
-
-class TeacherPlan(NamedTuple):
-    """What is still to be asked.
+class Estimate(NamedTuple):
+    """Calls that are still to be made, and what they take.
 
     Attributes:
         calls: Distinct questions without a usable answer in the store.
@@ -88,51 +63,48 @@ class TeacherPlan(NamedTuple):
         return table
 
 
-NOTHING_TO_ASK = TeacherPlan(0, 0, 0, 0, 0, None, averaged=False)
+NOTHING_TO_ASK = Estimate(0, 0, 0, 0, 0, None, averaged=False)
 
 
-def teacher_plan(
-    requests: Iterable[EndpointRequest],
-    key: Callable[[EndpointRequest], str],
-    is_kept: Callable[[EndpointRequest], bool],
-    rates: Rates,
-    at_most: int | None = None,
-) -> TeacherPlan:
+def estimate(requests: Iterable[EndpointRequest], kept: KeptAnswers, at_most: int | None = None) -> Estimate:
     """Reads the requests one by one, against what is kept.
 
     Args:
-        requests: All that may be asked; those of one key count once.
-        key: What makes two requests the same.
-        is_kept: Whether a request's answer is there already.
-        rates: From questions to tokens and dollars.
+        requests: All that may be asked; equal ones count once.
+        kept: The endpoint's answers so far.
         at_most: How many of the requests will be asked, if fewer.
     """
-    seen: set[str] = set()
-    kept = calls = pictures = tokens = 0
+    endpoint, seen = kept.endpoint, set[str]()
+    known = calls = pictures = tokens = 0
     for request in requests:
-        if (asked := key(request)) in seen:
+        if (key := kept.key(request)) in seen:
             continue
-        seen.add(asked)
-        if is_kept(request):
-            kept += 1
+        seen.add(key)
+        if kept.kept(request) is not None:
+            known += 1
             continue
         calls += 1
         pictures += len(request.images)
-        tokens += _tokens(request, rates.max_image_pixels)
+        tokens += _tokens(request, endpoint.limits.max_image_pixels)
     share = 1.0 if at_most is None or not calls else min(1.0, at_most / calls)
     calls = round(calls * share)
-    prompt_tokens, completion_tokens = round(tokens * share), calls * rates.max_tokens
-    if rates.average is not None:
-        prompt_tokens, completion_tokens = (round(calls * each) for each in rates.average)
-    return TeacherPlan(
-        calls,
-        kept,
-        round(pictures * share),
-        prompt_tokens,
-        completion_tokens,
-        rates.usd(prompt_tokens, completion_tokens),
-        averaged=rates.average is not None,
-    )
+    prompt_tokens, completion_tokens = round(tokens * share), calls * endpoint.sampling.max_tokens
+    if (average := _average_tokens(kept)) is not None:
+        prompt_tokens, completion_tokens = (round(calls * each) for each in average)
+    usd = None if endpoint.price is None else endpoint.price.usd(prompt_tokens, completion_tokens)
+    totals = prompt_tokens, completion_tokens, usd
+    return Estimate(calls, known, round(pictures * share), *totals, averaged=average is not None)
+
+
+def _average_tokens(kept: KeptAnswers) -> tuple[float, float] | None:
+    """Prompt and completion tokens of a call, on the average of the model's kept calls; None where there are few."""
+    for totals in kept.store.summary():
+        prompt, completion = totals.mean_prompt_tokens, totals.mean_completion_tokens
+        if (totals.teacher, totals.model) != (kept.name, kept.model) or totals.calls < MIN_CALLS_TO_AVERAGE:
+            continue
+        if prompt is not None and completion is not None:
+            return prompt, completion
+    return None
 
 
 def _tokens(request: EndpointRequest, max_image_pixels: int | None) -> int:

@@ -1,9 +1,9 @@
-"""What an endpoint's failures mean, in words that hold no secret."""
+"""Failures of an endpoint: which may pass, and the error for each, without a secret in it."""
 
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
@@ -29,8 +29,10 @@ class NoAnswerError(TeacherError):
             `unreadable picture`.
     """
 
-    def __init__(self, message: str, hint: str | None = None, reason: str = "rejected"):
-        super().__init__(message, hint)
+    def __init__(
+        self, message: str, hint: str | None = None, settings: Sequence[str] = (), *, reason: str = "rejected"
+    ):
+        super().__init__(message, hint, settings)
         self.reason = reason
 
 
@@ -88,7 +90,8 @@ def api_key(base_url: str, api_key_env: str) -> str:
         return "none"
     raise TeacherError(
         f"{shown_url(base_url)} needs a key and the environment variable {api_key_env} is not set",
-        hint=f"export {api_key_env}=…, or name another variable: teacher.api_key_env (no key needed? any word will do)",
+        f"export {api_key_env}=…, or name another variable in {{api_key_env}} (no key needed? any word will do)",
+        ("api_key_env",),
     )
 
 
@@ -126,20 +129,23 @@ def explain(error: Exception, url: str, model: str, api_key_env: str, place: str
     if code == 404:
         return TeacherError(
             f"{url} does not know {model} (404)",
-            hint="check --teacher-model, and that the URL ends where the API begins (usually /v1)",
+            "check {model}, and that {endpoint} ends where the API begins (usually /v1)",
+            ("model", "endpoint"),
         )
-    told = _without_key(f"{code}: {_server_text(error)}", api_key_env)
+    reply = _without_key(f"{code}: {_server_text(error)}", api_key_env)
     if _is_out_of_money(error):
-        return TeacherError(f"{url} says that the account has no money left, {told}", hint="top it up, then run again")
+        return TeacherError(f"{url} says that the account has no money left, {reply}", hint="top it up, then run again")
     if code == 429:
-        return TeacherError(f"{url} is over its rate limit, {told}", hint="lower teacher.concurrency, or wait")
+        return TeacherError(f"{url} is over its rate limit, {reply}", "lower {concurrency}, or wait", ("concurrency",))
     if code >= 500 or code in (408, 409):
         return TeacherError(
-            f"{url} keeps failing, {told}", hint="see the endpoint's own log; then run the command again"
+            f"{url} keeps failing, {reply}", hint="see the endpoint's own log; then run the command again"
         )
     reason = "filtered" if error.code == "content_filter" else "rejected"
     return NoAnswerError(
-        f"{place}{url} rejected the request, {told}", hint="is the row too long, or its image too large?", reason=reason
+        f"{place}{url} rejected the request, {reply}",
+        hint="is the row too long, or its image too large?",
+        reason=reason,
     )
 
 
@@ -153,10 +159,11 @@ def _is_sendable(key: str) -> bool:
 
 def _without_status(error: Exception, url: str, api_key_env: str) -> TeacherError:
     if isinstance(error, TimeoutError):
-        return TeacherError(f"{url} took too long: {error}", hint="raise teacher.timeout, or lower teacher.max_tokens")
+        settings = "timeout", "max_tokens"
+        return TeacherError(f"{url} took too long: {error}", "raise {timeout}, or lower {max_tokens}", settings)
     if isinstance(error, (openai.APIConnectionError, httpx2.RequestError)):
-        told = error.__cause__ or error
-        reason = f"{type(told).__name__}: {told}" if str(told) else type(told).__name__
+        cause = error.__cause__ or error
+        reason = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
         if not _never_reached(error):
             return TeacherError(
                 _without_key(f"{url} broke off ({reason})", api_key_env),
@@ -164,11 +171,13 @@ def _without_status(error: Exception, url: str, api_key_env: str) -> TeacherErro
             )
         return TeacherError(
             _without_key(f"{url} can't be reached ({reason})", api_key_env),
-            hint="start it with `prism teacher serve …`, or check --teacher-endpoint",
+            "start it (a teacher for a try: `prism teacher serve`), or check {endpoint}",
+            ("endpoint",),
         )
     return TeacherError(
         _without_key(f"{url} does not answer like a chat endpoint ({str(error)[:200]})", api_key_env),
-        hint="check --teacher-endpoint: the URL usually ends in /v1",
+        "check {endpoint}: the URL usually ends in /v1",
+        ("endpoint",),
     )
 
 
@@ -221,7 +230,8 @@ def _split(base_url: str) -> SplitResult:
         # Libraries write URLs to their logs.
         raise TeacherError(
             f"the URL of {shown} holds a user, password or query",
-            hint="put the key into an environment variable: teacher.api_key_env",
+            "put the key into the environment variable that {api_key_env} names",
+            ("api_key_env",),
         )
     return parts
 

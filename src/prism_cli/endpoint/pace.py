@@ -1,4 +1,4 @@
-"""How many requests may be under way: it grows while the endpoint keeps up, and yields when it does not.
+"""Pace of requests: how many may be under way; it grows while the endpoint keeps up, and yields when it does not.
 
 Additive growth, halving when overloaded (as in TCP), one pause for all where the endpoint asks for one. Only the
 monotonic clock is read.

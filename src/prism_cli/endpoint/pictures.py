@@ -2,6 +2,9 @@
 
 import base64
 import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -11,6 +14,22 @@ from prism_cli.errors import DataError
 _PLAIN_MODES = ("L", "RGB", "RGBA")
 # What Pillow raises for a broken file, by its kind.
 _UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError)
+
+
+def image_bytes(image: Mapping[str, Any]) -> bytes:
+    """The bytes of a row's image, as they were read.
+
+    Raises:
+        DataError: its file is gone.
+    """
+    if image["bytes"] is not None:
+        return image["bytes"]
+    try:
+        return Path(image["path"]).read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"picture {image['path']} can't be read: {error.strerror}", "it was there when the data were prepared"
+        ) from None
 
 
 def media_type(image: bytes, where: str = "") -> str:
@@ -106,7 +125,7 @@ def _broken(where: str, error: Exception) -> DataError:
     return DataError(f"{where or 'a request'}: an image that can't be read ({error})", hint="is the file whole?")
 
 
-def _bomb(where: str, found: str) -> DataError:
+def _bomb(where: str, size: str) -> DataError:
     return DataError(
-        f"{where or 'a request'}: an image too large to decode ({found})", hint="scale it down, or drop the row"
+        f"{where or 'a request'}: an image too large to decode ({size})", hint="scale it down, or drop the row"
     )

@@ -1,22 +1,21 @@
-"""The first requests a teacher would get, as text."""
+"""Preview of requests: what an endpoint would be sent, as text."""
 
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from PIL import Image
 
+from prism_cli.endpoint.kept import KeptAnswers
+from prism_cli.endpoint.requests import EndpointRequest
 
-def preview(url: str, bodies: Sequence[Mapping[str, Any]]) -> str:
-    """Requests as they would be sent, pictures by their size; no key is in them.
 
-    Args:
-        url: The endpoint, as it may be shown.
-        bodies: What would be posted.
-    """
-    return "\n\n".join(_request(url, number, body) for number, body in enumerate(bodies, 1))
+def preview(requests: Iterable[EndpointRequest], kept: KeptAnswers) -> str:
+    """Requests as they would be sent, pictures by their size; no key is in them."""
+    url = kept.endpoint.url or "none"
+    return "\n\n".join(_request(url, number, kept.body(request)) for number, request in enumerate(requests, 1))
 
 
 def _request(url: str, number: int, body: Mapping[str, Any]) -> str:

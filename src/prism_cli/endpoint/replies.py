@@ -1,4 +1,4 @@
-"""What an endpoint's reply says, and whether it can be used as an answer."""
+"""Replies of an endpoint: their text and how they ended, and whether that can be used as an answer."""
 
 import json
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from prism_cli.endpoint.store import OVERDUE, StoredAnswer
 LONGEST_TOKEN = 32
 # No call has more: what says so is no count.
 _MOST_TOKENS = 2**31
-# What servers call an answer's own end; `unknown` is of answers kept before the store noted it.
-_WHOLE = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "unknown")
+# What servers call an answer's own end.
+_COMPLETE = ("stop", "eos", "eos_token", "end_turn", "stop_sequence")
 _REASONS = {
     "content_filter": "filtered",
     "safety": "filtered",
@@ -28,7 +28,7 @@ def why_unusable(finish: str) -> str | None:
     Only what is known to be an answer's own end is one; servers have many names for the others.
     """
     known = finish.casefold()
-    return None if known in _WHOLE else _REASONS.get(known, "cut off")
+    return None if known in _COMPLETE else _REASONS.get(known, "cut off")
 
 
 class Reply(NamedTuple):
@@ -68,8 +68,8 @@ def read_reply(raw: bytes | bytearray | str) -> Reply:
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         if any(counts):
             return Reply("", "empty", *counts, served_model=served)
-        told = _dict(body.get("error")).get("message")
-        raise ValueError(f"it sent no choices{f', but: {told}' if told else ''}")
+        message = _dict(body.get("error")).get("message")
+        raise ValueError(f"it sent no choices{f', but: {message}' if message else ''}")
     text, finish = _text(_dict(choices[0].get("message")), choices[0].get("finish_reason"))
     return Reply(_clean(text), _clean(finish), *counts, served_model=served)
 
@@ -85,7 +85,7 @@ def problem(answer: StoredAnswer, max_tokens: int, check: Callable[[str], str | 
         check: Says what is wrong with a text's form, or None.
 
     Returns:
-        The reason in a word (as in `NoAnswerError.reason`), and what was found.
+        The reason in a word (as in `NoAnswerError.reason`), and its details.
     """
     if (reason := why_unusable(answer.finish)) is not None:
         return reason, answer.text[:100] if answer.finish == "refusal" else f"finish {answer.finish}"

@@ -1,16 +1,16 @@
-"""What is asked of an endpoint, how it is identified, and how it looks on the wire."""
+"""Requests to an endpoint, the keys their answers are kept under, and their form on the wire."""
 
 import hashlib
 import json
 import math
 from typing import Any, NamedTuple
 
+from prism_cli.endpoint.endpoint import Endpoint
 from prism_cli.endpoint.pictures import data_url, is_larger, media_type, pixels, shrunk
 
 __all__ = [
     "EndpointAnswer",
     "EndpointRequest",
-    "Settings",
     "data_url",
     "describe",
     "media_type",
@@ -66,25 +66,7 @@ class EndpointAnswer(NamedTuple):
     cached: bool
 
 
-class Settings(NamedTuple):
-    """What shapes every answer of one teacher.
-
-    Attributes:
-        model: The model's name at the endpoint.
-        temperature: Sampling temperature.
-        max_tokens: Longest answer.
-        max_image_pixels: Larger pictures are scaled down to this before they are sent; None sends them as read.
-        name: The name its answers are kept under, or None for the model's.
-    """
-
-    model: str
-    temperature: float = 1.0
-    max_tokens: int = 8192
-    max_image_pixels: int | None = None
-    name: str | None = None
-
-
-def describe(request: EndpointRequest, settings: Settings) -> tuple[str, str]:
+def describe(request: EndpointRequest, endpoint: Endpoint) -> tuple[str, str]:
     """The request's key and the JSON it is the SHA-256 of: all that shapes the answer, images as digests.
 
     The endpoint's URL is left out, so that moving a model to another machine keeps its answers. What has its plain
@@ -93,22 +75,23 @@ def describe(request: EndpointRequest, settings: Settings) -> tuple[str, str]:
     Raises:
         DataError: an image is of no known kind, can't be opened or is too large to decode.
     """
-    asked: dict[str, Any] = {
-        "model": settings.model,
+    described: dict[str, Any] = {
+        "model": endpoint.served_name,
         "messages": request.messages,
         "images": [hashlib.sha256(image).hexdigest() for image in request.images],
-        "temperature": float(settings.temperature),
-        "max_tokens": settings.max_tokens,
+        "temperature": float(endpoint.sampling.temperature),
+        "max_tokens": endpoint.sampling.max_tokens,
         "sample": request.sample,
     }
-    if settings.name not in (None, settings.model):
-        asked["teacher"] = settings.name
-    if _shrinks(request, settings):
-        asked["max_image_pixels"] = settings.max_image_pixels
+    if endpoint.name not in (None, endpoint.model):
+        described["teacher"] = endpoint.name
+    limit = endpoint.limits.max_image_pixels
+    if _has_larger(request, limit):
+        described["max_image_pixels"] = limit
     last = len(request.messages) - 1
     if request.images and request.images_at not in (-1, last):
-        asked["images_at"] = request.images_at % len(request.messages)
-    description = json.dumps(asked, sort_keys=True, ensure_ascii=False)
+        described["images_at"] = request.images_at % len(request.messages)
+    description = json.dumps(described, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(description.encode()).hexdigest(), description
 
 
@@ -138,10 +121,9 @@ def most_prompt_tokens(request: EndpointRequest, max_image_pixels: int | None = 
     return text + sum(max(_LEAST_A_PICTURE, math.ceil(2 * size / PIXELS_A_TOKEN)) for size in sizes)
 
 
-def _shrinks(request: EndpointRequest, settings: Settings) -> bool:
+def _has_larger(request: EndpointRequest, limit: int | None) -> bool:
     for image in request.images:
         media_type(image, request.place)
-    limit = settings.max_image_pixels
     # All are looked at, the first larger one included: a bomb behind it must not pass.
     larger = [limit is not None and is_larger(image, limit, request.place) for image in request.images]
     return any(larger)

@@ -1,4 +1,4 @@
-"""Every answer that was paid for, usable or not, kept in one SQLite file."""
+"""Store of answers: every call that was paid for, usable or not, in one SQLite file."""
 
 import sqlite3
 import threading
@@ -32,11 +32,6 @@ _INSERT = (
     f"INSERT INTO calls ({_COLUMNS}) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, COALESCE(MAX(attempt), 0) + 1, ? "
     "FROM calls WHERE key = ? RETURNING attempt"
 )
-_FROM_SCHEMA_1 = (
-    f"INSERT INTO calls ({_COLUMNS}) SELECT key, model, model, request, text, 'unknown', prompt_tokens, "
-    "completion_tokens, NULL, '', NULL, '', NULL, '', 1, created FROM answers ORDER BY rowid"
-)
-_FROM_SCHEMA_2 = "ALTER TABLE calls ADD COLUMN run TEXT NOT NULL DEFAULT ''"
 
 
 class StoredAnswer(NamedTuple):
@@ -49,7 +44,7 @@ class StoredAnswer(NamedTuple):
         request: JSON of what was asked (messages, settings, digests of the images).
         text: What came back: the answer, or a refusal.
         finish: The endpoint's finish_reason (`stop`, `length`, `content_filter`, …), or `refusal`, `empty`, `oversized`
-            where there is no answer, `overdue` where none was waited for; `unknown` where it was not kept.
+            where there is no answer, `overdue` where none was waited for.
         prompt_tokens: As the endpoint counted them, or None.
         completion_tokens: As the endpoint counted them, or None.
         usd: What it cost, or the most it can have cost where tokens were not counted; None where no price was given.
@@ -113,8 +108,6 @@ class Totals(NamedTuple):
 class AnswerStore:
     """Answers by key, append-only, safe from several threads and several processes of one machine.
 
-    A file of an earlier schema is brought up to date when it is opened.
-
     Args:
         path: The file; it and its folder are made when missing.
 
@@ -133,7 +126,8 @@ class AnswerStore:
             self._switch_to_wal()
             # NORMAL would survive a killed process but not a power cut; an answer costs more than an fsync.
             self._writer.execute("PRAGMA synchronous=FULL")
-            self._bring_up_to_date()
+            if self._schema() != _SCHEMA:
+                self._create_if_new()
             self._reader = self._connected()
             self._reader.execute(f"SELECT {_COLUMNS} FROM calls LIMIT 1")
 
@@ -176,12 +170,12 @@ class AnswerStore:
     def spent(self, run: str) -> dict[str, int | float]:
         """What a run has spent, over all its starts: calls, prompt_tokens, completion_tokens, usd."""
         with self._failures_named(), self._reading:
-            found = self._reader.execute(
+            sums = self._reader.execute(
                 "SELECT COUNT(*), COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0), "
                 "COALESCE(SUM(usd), 0.0) FROM calls WHERE run = ?",
                 (run,),
             ).fetchone()
-        return dict(zip(("calls", "prompt_tokens", "completion_tokens", "usd"), found, strict=True))
+        return dict(zip(("calls", "prompt_tokens", "completion_tokens", "usd"), sums, strict=True))
 
     def summary(self) -> list[Totals]:
         """Totals per teacher and model, in the order of their first answers."""
@@ -253,28 +247,21 @@ class AnswerStore:
         ((attempt,),) = self._writer.execute(_INSERT, (*given, created, answer.key)).fetchall()
         return answer._replace(attempt=attempt, created=created)
 
-    def _bring_up_to_date(self) -> None:
-        if self._schema() == _SCHEMA:
-            return
+    def _create_if_new(self) -> None:
         with self._writer:
-            # The write lock first: of two processes that open an old file together, the second finds the work done.
+            # The write lock first: of two processes that open a new file together, the second finds the work done.
             self._writer.execute("BEGIN IMMEDIATE")
-            schema = self._schema()
-            if schema not in (0, 2, _SCHEMA):
+            if (schema := self._schema()) == 0:
+                if self._writer.execute("SELECT 1 FROM sqlite_master").fetchone():
+                    raise CheckpointError(f"{self.path}: another program's database", "name another store")
+                self._writer.execute(_TABLE)
+                self._writer.execute(_INDEX)
+                self._writer.execute(f"PRAGMA user_version = {_SCHEMA}")
+            elif schema != _SCHEMA:
                 raise CheckpointError(
                     f"{self.path}: an answer store of schema {schema}; this version of prism knows {_SCHEMA}",
                     hint="use the prism that wrote it, or name another store",
                 )
-            if schema == 2:
-                self._writer.execute(_FROM_SCHEMA_2)
-            if schema == 0:
-                self._writer.execute(_TABLE)
-                if self._writer.execute("SELECT 1 FROM sqlite_master WHERE name = 'answers'").fetchone():
-                    self._writer.execute(_FROM_SCHEMA_1)
-                    self._writer.execute("DROP TABLE answers")
-            if schema != _SCHEMA:
-                self._writer.execute(_INDEX)
-                self._writer.execute(f"PRAGMA user_version = {_SCHEMA}")
 
     def _schema(self) -> int:
         return self._writer.execute("PRAGMA user_version").fetchone()[0]

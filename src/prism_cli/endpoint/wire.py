@@ -8,6 +8,7 @@ import httpx2
 import openai
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
+from prism_cli.endpoint.endpoint import Endpoint
 from prism_cli.endpoint.failures import NoAnswerError, Passing, api_key, explain, passing, shown_url
 from prism_cli.endpoint.pace import Pace
 from prism_cli.endpoint.replies import Reply, read_reply
@@ -37,12 +38,7 @@ class Wire:
     """One model behind one endpoint. All of it happens on one event loop.
 
     Args:
-        base_url: For example http://127.0.0.1:8000/v1.
-        model: A model the endpoint knows.
-        api_key_env: Name of the environment variable that holds the key.
-        timeout: Seconds a try may take in all.
-        concurrency: Most requests at a time.
-        attempts: How often a request that times out is sent.
+        endpoint: Which; a request that times out is sent as often as `limits.attempts` says.
 
     Attributes:
         url: The endpoint, as it may be shown.
@@ -53,15 +49,16 @@ class Wire:
         TeacherError: the URL is none, or the variable is not set.
     """
 
-    def __init__(self, base_url: str, model: str, api_key_env: str, timeout: float, concurrency: int, attempts: int):
-        self.url, self._model, self._api_key_env = shown_url(base_url), model, api_key_env
-        self._timeout, self._attempts = timeout, attempts
+    def __init__(self, endpoint: Endpoint):
+        base_url = endpoint.url or ""
+        self.url, self._model, self._api_key_env = shown_url(base_url), endpoint.served_name, endpoint.key_env
+        self._timeout, self._attempts = endpoint.limits.timeout, endpoint.limits.attempts
         self.limit_name = "max_tokens"
-        self.pace = Pace(concurrency, self.url)
+        self.pace = Pace(endpoint.limits.concurrency, self.url)
         # No read timeout: reasoning answers take minutes. A try's own timeout bounds it in all, a slow drip included.
         self._openai = openai.AsyncOpenAI(
             base_url=base_url,
-            api_key=api_key(base_url, api_key_env),
+            api_key=api_key(base_url, endpoint.key_env),
             max_retries=0,
             timeout=openai.Timeout(None, connect=_CONNECT_TIMEOUT),
         )
@@ -92,7 +89,7 @@ class Wire:
             return
         if ends:
             raise failure
-        raise NoAnswerError(f"{place}: {failure}", failure.hint, reason="unanswered")
+        raise NoAnswerError(f"{place}: {failure}", *failure.cure, reason="unanswered")
 
     async def send(self, body: Callable[[], dict[str, Any]], place: str, started: float) -> Reply:
         """The reply to one call.
@@ -133,7 +130,7 @@ class Wire:
             return failure
         self.pace.failed(started, how.overloaded, how.retry_after)
         if (row := self.pace.hopeless) is not None:
-            return FailedTry(TeacherError(f"{row}, the last one: {failure}", failure.hint), how, ends=True)
+            return FailedTry(TeacherError(f"{row}, the last one: {failure}", *failure.cure), how, ends=True)
         return FailedTry(failure, how)
 
     async def _post(self, body: dict[str, Any]) -> bytes | None:
@@ -158,17 +155,17 @@ class Wire:
         return bytes(raw)
 
 
-def served_model(base_url: str, api_key_env: str = "OPENAI_API_KEY", model: str | None = None) -> str:
+def served_model(endpoint: Endpoint) -> str:
     """The model to ask, found by a quick call that fails at once where a question would be retried for a while.
 
     Args:
-        base_url: The endpoint.
-        api_key_env: Name of the environment variable that holds the key.
-        model: The model to ask for; None takes the one the endpoint serves. Endpoints without a list are fine then.
+        endpoint: Which. Where it names a model, an endpoint without a list of its models is fine too; else the one that
+            it serves is taken.
 
     Raises:
         TeacherError: it can't be reached, refuses the key, or (with no model named) serves none or several.
     """
+    base_url, api_key_env, model = endpoint.url or "", endpoint.key_env, endpoint.model
     url, failure, names = shown_url(base_url), None, []
     patience = openai.Timeout(60, connect=_CONNECT_TIMEOUT)
     client = openai.OpenAI(base_url=base_url, api_key=api_key(base_url, api_key_env), max_retries=1, timeout=patience)
@@ -184,7 +181,7 @@ def served_model(base_url: str, api_key_env: str = "OPENAI_API_KEY", model: str 
         return model
     if len(names) != 1:
         some = ", ".join(sorted(names)[:10]) or "none"
-        raise TeacherError(f"{url} serves {len(names)} models ({some})", hint="name one: --teacher-model NAME")
+        raise TeacherError(f"{url} serves {len(names)} models ({some})", "name one in {model}", ("model",))
     return names[0]
 
 

@@ -7,19 +7,18 @@ from rich import get_console
 
 from prism_cli import processes
 from prism_cli.assembly import checks, tracking
-from prism_cli.assembly.asking import taught_grammar
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
-from prism_cli.assembly.discriminator import check_discriminator, discriminator_settings
+from prism_cli.assembly.discriminator import check_discriminator, discriminator_settings, questions_of_align
 from prism_cli.assembly.generation import check_rollouts, chosen_backend, vllm_rollouts
 from prism_cli.assembly.policy import lora_config, resolve_start
 from prism_cli.assembly.response import grammar_ahead
-from prism_cli.assembly.teacher import open_teacher
-from prism_cli.assembly.teacher_plan import questions_at_most
+from prism_cli.assembly.teacher import TeacherQuestions, open_teacher, prompting_of, resolve_teacher
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.evaluation.backend import Backend
 from prism_cli.recipes.stages import AlignRecipe
-from prism_cli.recipes.teachers import DatasetTeacher
+from prism_cli.responses import ResponseSettings
+from prism_cli.teacher.teacher import RecordedTeacher
 
 DISCRIMINATOR = "discriminator"
 
@@ -73,35 +72,38 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
         from prism_cli.models import free_memory
 
         policy = training.start(recipe)
-        by_column = isinstance(recipe.teacher, DatasetTeacher)
+        named = resolve_teacher(recipe.teacher)
+        by_column = isinstance(named, RecordedTeacher)
         with processes.main_first():
             rows = load_data(recipe.data, policy.settings, "align", by_column)
             held_out = load_data(recipe.eval_data, policy.settings, "align", by_column) if recipe.eval_data else None
         refuse_mixed(rows)
         refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
-        _check_column(recipe, *filter(None, (rows, held_out)))
+        if by_column:
+            _check_column(*filter(None, (rows, held_out)))
         refuse_too_few(rows, recipe.prompts_per_step)
         backend = chosen_backend(recipe.generation, policy)  # before the teacher costs anything
-        asked = {"instruction": policy.instruction, "data": recipe.data, "at_most": questions_at_most(recipe)}
-        with open_teacher(recipe.teacher, policy.grammar, run, *filter(None, (rows, held_out)), **asked) as desk:
-            judge = warm_discriminator(recipe, policy, rows, desk, backend, run.folder / "warmup")
-            trainer, learner = _trainer(recipe, policy, judge, desk, rows, held_out, run, backend)
+        sources = tuple(filter(None, (rows, held_out)))
+        questions = TeacherQuestions(sources, policy.settings, recipe.data, questions_of_align(recipe))
+        with open_teacher(named, run, questions) as teacher:
+            judge = warm_discriminator(recipe, policy, rows, teacher, backend, run.folder / "warmup")
+            trainer, learner = _trainer(recipe, policy, judge, teacher, rows, held_out, run, backend)
             _train(trainer, learner, run, policy)
             learner.save_discriminator(run.folder / DISCRIMINATOR)
             learner.close()
             # The showcase loads two more policies: what trained goes first.
             del trainer, learner, judge, policy
             free_memory()
-            processes.from_main(lambda: _show(recipe, run, held_out or rows, desk))
+            processes.from_main(lambda: _show(recipe, run, held_out or rows, teacher))
     return run.folder
 
 
-def _show(recipe: AlignRecipe, run, rows, desk) -> None:
+def _show(recipe: AlignRecipe, run, rows, teacher) -> None:
     from prism_cli.discriminator.model import Discriminator
     from prism_cli.models import device
     from prism_cli.stages.align_showcase import write_showcase
 
-    write_showcase(recipe, run, Discriminator.from_pretrained(run.folder / DISCRIMINATOR).to(device()), rows, desk)
+    write_showcase(recipe, run, Discriminator.from_pretrained(run.folder / DISCRIMINATOR).to(device()), rows, teacher)
 
 
 def _check_weights(recipe: AlignRecipe) -> None:
@@ -109,7 +111,7 @@ def _check_weights(recipe: AlignRecipe) -> None:
     weights, grammar = recipe.advantage.weights, grammar_ahead(recipe)
     if weights is None or grammar is None:
         return
-    taught = taught_grammar(recipe.teacher, grammar).parts
+    taught = prompting_of(resolve_teacher(recipe.teacher), ResponseSettings(grammar, None)).grammar.parts
     if set(weights) != set(taught) or not sum(weights.values()):
         raise RecipeError(
             f"advantage.weights names {', '.join(weights) or 'nothing'}; the taught parts are {', '.join(taught)}",
@@ -117,7 +119,7 @@ def _check_weights(recipe: AlignRecipe) -> None:
         )
 
 
-def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run, backend: Backend):
+def _trainer(recipe: AlignRecipe, policy, judge, teacher, rows, held_out, run, backend: Backend):
     from prism_cli.assembly import training
     from prism_cli.discriminator.learner import DiscriminatorLearner
     from prism_cli.trainers.drift_stop import StopWhenFlat
@@ -136,19 +138,18 @@ def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run, back
         "num_generations_eval": 2,
         "per_device_eval_batch_size": 2 * recipe.micro_batch,
     }
-    taught = taught_grammar(recipe.teacher, policy.grammar)
-    shown = {f"discriminator/accuracy/{part}": f"judge {part}" for part in taught.parts}
+    shown = {f"discriminator/accuracy/{part}": f"judge {part}" for part in teacher.taught}
     shown |= {"responses/malformed_fraction": "malformed", "completions/mean_length": "length"}
     savers = [lambda folder: learner.save(folder / DISCRIMINATOR), lambda folder: trainer.save_failed_prompts(folder)]
     log = RolloutLog(
         run.folder,
         recipe.rollouts_every,
-        lambda: dict(zip(taught.parts, trainer._scores.T.tolist(), strict=True)),
+        lambda: dict(zip(teacher.taught, trainer._scores.T.tolist(), strict=True)),
     )
     trainer = OnPolicyDistillTrainer(
         policy,
         learner,
-        TeacherCalls(desk.prefetch, desk.teachable, log.listening(desk.answers)),
+        TeacherCalls(teacher.prefetch, teacher.teachable, log.listening(teacher.answers)),
         AdvantageRule(**recipe.advantage.model_dump()),
         training.arguments(recipe, run, {**checks.rollout_batch(recipe).arguments(), **loss}),
         rows,
@@ -156,11 +157,11 @@ def _trainer(recipe: AlignRecipe, policy, judge, desk, rows, held_out, run, back
         [
             *training.callbacks(recipe, run, policy, "align", shown, savers),
             StopWhenFlat(learner),
-            HealthWatch(run.folder, align_detectors(tuple(taught.parts)), get_console()),
+            HealthWatch(run.folder, align_detectors(teacher.taught), get_console()),
             log,
         ],
         lora_config(recipe),
-        taught,
+        teacher.grammar,
         vllm_rollouts(backend, policy, recipe.longest_tokens, resolve_start(recipe).revision),
     )
     return trainer, learner
@@ -186,9 +187,7 @@ def _train(trainer, learner, run, policy) -> None:
     training.train(trainer, run, policy, restore)
 
 
-def _check_column(recipe: AlignRecipe, *sources) -> None:
-    if not isinstance(recipe.teacher, DatasetTeacher):
-        return
+def _check_column(*sources) -> None:
     for rows in sources:
         missing = [id for id, text in zip(rows["id"], rows["teacher_response"], strict=True) if not text]
         if missing:

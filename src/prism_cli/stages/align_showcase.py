@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prism_cli.assembly.policy import start_policy
-from prism_cli.assembly.teacher import TeacherAnswers
 from prism_cli.discriminator.inputs import Comparisons
 from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.discriminator.model import Discriminator
@@ -17,6 +16,7 @@ from prism_cli.recipes.stages import AlignRecipe
 from prism_cli.responses import Grammar
 from prism_cli.runs.files import write_atomically
 from prism_cli.runs.folder import Run
+from prism_cli.teacher.answers import TeacherAnswers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,20 +25,20 @@ SHOWN = 12
 
 
 def write_showcase(
-    recipe: AlignRecipe, run: Run, discriminator: Discriminator, rows: "Dataset", desk: TeacherAnswers
+    recipe: AlignRecipe, run: Run, discriminator: Discriminator, rows: "Dataset", teacher: TeacherAnswers
 ) -> None:
     """Samples both policies on the first rows, scores them with the final discriminator, and writes showcase.jsonl."""
     chosen = [rows[i] for i in range(min(SHOWN, len(rows)))]
-    answers = desk.answers(chosen)
+    answers = teacher.answers(chosen)
     chosen = [row for row, answer in zip(chosen, answers, strict=True) if answer is not None]
     taught = [answer for answer in answers if answer is not None]
-    before = _respond(recipe, start_policy(recipe), discriminator, chosen, taught, desk.grammar)
-    after = _respond(recipe, load_policy(run.model), discriminator, chosen, taught, desk.grammar)
+    before = _respond(recipe, start_policy(recipe), discriminator, chosen, taught, teacher.grammar)
+    after = _respond(recipe, load_policy(run.model), discriminator, chosen, taught, teacher.grammar)
     lines = [
         {
             "question": row["prompt"][-1]["content"],
             "answer": row["answers"][0] if row["answers"] else None,
-            "image": desk.image_url(row["id"]),
+            "image": teacher.image_url(row["id"]),
             "teacher": answer,
             "before": old,
             "after": new,

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,21 +15,30 @@ from prism_cli.assembly.data import load_data, resolve_data
 from prism_cli.assembly.generation import sampler
 from prism_cli.assembly.response import grammar_ahead, response_settings
 from prism_cli.assembly.run_folder import stage_run
-from prism_cli.assembly.teacher import open_teacher
-from prism_cli.endpoint.batch_ledger import under_way
+from prism_cli.assembly.teacher import TeacherQuestions, open_live_teacher, resolve_live
+from prism_cli.endpoint.batches.client import BatchAsker
+from prism_cli.endpoint.batches.ledger import under_way
+from prism_cli.endpoint.batches.terms import at_batch_price
 from prism_cli.errors import CheckpointError, PrismError, RecipeError
 from prism_cli.evaluation.backend import TRANSFORMERS
 from prism_cli.progress import say
 from prism_cli.publishing.dataset_card import Collection, collection_card
 from prism_cli.recipes.identity import run_folder, to_dict
 from prism_cli.recipes.stages import CollectRecipe
-from prism_cli.recipes.teachers import EmbeddedTeacher
 from prism_cli.responses import ResponseSettings
 from prism_cli.rewards.accuracy import is_correct
 from prism_cli.runs.files import write_atomically
 from prism_cli.runs.folder import Run
 from prism_cli.runs.references import resolve_model
-from prism_cli.stages.collecting import Answer, Answers, BatchAnswers, DirectAnswers, Stopped, collect_open, useless
+from prism_cli.teacher.bulk import (
+    Answer,
+    BatchAnswers,
+    BulkAnswers,
+    DirectAnswers,
+    Stopped,
+    collect_under_way,
+    useless,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -78,7 +88,7 @@ def check(recipe: CollectRecipe, pending: bool = False) -> Plan:
         plan = [("policy", recipe.from_ if pending else str(resolve_model(recipe.from_)[0]))]
     plan += checks.check_data(recipe.data, "collect")
     plan += checks.check_teacher(recipe.teacher, "collect", grammar_ahead(recipe))
-    if recipe.batch and isinstance(recipe.teacher, EmbeddedTeacher):
+    if recipe.batch and resolve_live(recipe.teacher).serve is not None:
         raise RecipeError("batch is set, but the embedded teacher answers at once and for nothing", "set batch=false")
     what = "pairs of teacher and policy" if recipe.from_ else "demonstrations"
     kept = "well-formed ones" if recipe.from_ or recipe.keep == "well_formed" else "well-formed and right ones"
@@ -124,20 +134,24 @@ def _collect(
 ) -> tuple[Collected, Stopped | None]:
     """Asks and writes; why it ended early or in vain, if it did."""
     # What the teacher fails on is rejected, which is no reason to end before all is asked.
-    section = recipe.teacher.model_copy(update={"max_failed": 1.0})
-    origin = {"instruction": settings.instruction, "data": recipe.data, "samples": recipe.samples}
+    teacher = replace(resolve_live(recipe.teacher), max_failed=1.0)
+    questions = TeacherQuestions((rows,), settings, recipe.data, samples=recipe.samples)
     write, notes = _pairs if recipe.from_ else _demonstrations, run.folder / BATCHES
-    with open_teacher(section, settings.grammar, run, rows, batch=recipe.batch, **origin) as desk:
-        if recipe.batch:
-            answers: Answers = BatchAnswers(desk, recipe, notes)
+    with open_live_teacher(teacher, run, questions, recipe.batch) as (by_row, opened):
+        kept = opened.kept(by_row.problem)
+        if recipe.batch or under_way(notes):
+            asker = BatchAsker(opened.client(by_row.problem), at_batch_price(opened.endpoint), notes)
+            if recipe.batch:
+                answers: BulkAnswers = BatchAnswers(by_row, kept, asker, recipe.samples)
+            else:
+                collect_under_way(asker)
+                answers = DirectAnswers(by_row, kept, recipe.samples)
         else:
-            if under_way(notes):
-                collect_open(desk, recipe, notes)
-            answers = DirectAnswers(desk, recipe.samples)
+            answers = DirectAnswers(by_row, kept, recipe.samples)
         collected, stopped = write(recipe, run, settings, rows, answers), answers.stopped
-    _write_account(recipe, run, collected, desk.teacher.name, complete=stopped is None)
+    _write_account(recipe, run, collected, by_row.source.name, complete=stopped is None)
     if stopped is None and collected.answers == collected.failed > 0:
-        stopped = useless(collected.answers, desk)
+        stopped = useless(collected.answers, by_row)
     return collected, stopped
 
 
@@ -145,7 +159,7 @@ def _collect(
 
 
 def _demonstrations(
-    recipe: CollectRecipe, run: Run, settings: ResponseSettings, rows: "Dataset", answers: Answers
+    recipe: CollectRecipe, run: Run, settings: ResponseSettings, rows: "Dataset", answers: BulkAnswers
 ) -> Collected:
     """Writes the answers worth learning."""
     from prism_cli.data.collected import DemonstrationsFile
@@ -180,7 +194,9 @@ def _unfit(
 # Pairs ---------------------------------------------------------------------------------------------------------------
 
 
-def _pairs(recipe: CollectRecipe, run: Run, settings: ResponseSettings, rows: "Dataset", answers: Answers) -> Collected:
+def _pairs(
+    recipe: CollectRecipe, run: Run, settings: ResponseSettings, rows: "Dataset", answers: BulkAnswers
+) -> Collected:
     """Writes teacher answers beside the policy's own; right or wrong, since it is the manner that is compared."""
     from prism_cli.data.collected import PairsFile
     from prism_cli.data.rows import undecoded, without_instruction
@@ -286,29 +302,27 @@ def _write_account(recipe: CollectRecipe, run: Run, collected: Collected, model:
 
 def _collection(recipe: CollectRecipe, model: str) -> Collection:
     """What was collected from whom, for the card."""
-    free = isinstance(recipe.teacher, EmbeddedTeacher)
-    way = " in batches" if recipe.batch else ""
-    teacher = (
-        f"{model}, the world's own oracle"
-        if isinstance(recipe.teacher, EmbeddedTeacher)
-        else f"{model} at {recipe.teacher.endpoint}{way}, temperature {recipe.teacher.temperature:g}"
-    )
-    return Collection(resolve_data(recipe.data).names, recipe.samples, teacher, free, recipe.from_, to_dict(recipe))
+    teacher = resolve_live(recipe.teacher)
+    free, way = teacher.serve is not None, " in batches" if recipe.batch else ""
+    asked = f"at {teacher.endpoint.url}{way}, temperature {teacher.endpoint.sampling.temperature:g}"
+    name = f"{model}, the world's own oracle" if free else f"{model} {asked}"
+    return Collection(resolve_data(recipe.data).names, recipe.samples, name, free, recipe.from_, to_dict(recipe))
 
 
 def _say_stopped(collected: Collected, stopped: Stopped) -> None:
     kept = f"the {collected.kept} kept so far stand in {collected.file}"
     if isinstance(stopped, PrismError):
-        stopped.hint = f"{stopped.hint}; {kept}"
+        stopped.in_section("teacher")
+        stopped.add_advice(kept)
     else:
         say(f"{kept}; the same command goes on")
 
 
 def _say(collected: Collected, recipe: CollectRecipe) -> None:
     rejected = ", ".join(f"{count} {reason}" for reason, count in collected.rejected.items())
-    told = f" ({rejected})" if rejected else ""
+    reasons = f" ({rejected})" if rejected else ""
     print_line = get_console().print
-    print_line(f"kept {collected.kept:,} of {collected.answers:,} answers{told}: {collected.file}", markup=False)
+    print_line(f"kept {collected.kept:,} of {collected.answers:,} answers{reasons}: {collected.file}", markup=False)
     if collected.failed:
         share = f"{collected.failed:,} of {collected.answers:,} questions ({collected.failed / collected.answers:.1%})"
         print_line(f"the teacher failed on {share}; {REJECTED} says why", markup=False, soft_wrap=True)

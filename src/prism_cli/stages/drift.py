@@ -10,15 +10,12 @@ from rich import get_console
 from prism_cli.assembly import checks
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
-from prism_cli.assembly.endpoint import NOWHERE
 from prism_cli.assembly.generation import check_sampling, chosen_backend, sampler
 from prism_cli.assembly.response import run_grammar, run_settings
 from prism_cli.assembly.run_folder import run_names, stage_run
-from prism_cli.assembly.teacher import TeacherAnswers, open_teacher
-from prism_cli.endpoint.store import AnswerStore
+from prism_cli.assembly.teacher import TeacherQuestions, open_teacher, resolve_teacher
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.recipes.stages import DriftRecipe
-from prism_cli.recipes.teachers import OpenAITeacher, Teacher
 from prism_cli.responses import Grammar, ResponseSettings
 from prism_cli.runs.files import write_atomically
 from prism_cli.runs.folder import Run
@@ -38,7 +35,7 @@ def check(recipe: DriftRecipe) -> Plan:
     run_names(recipe.runs)
     plan = [("measures", reference) for reference in recipe.runs]
     plan += checks.check_data(recipe.data, "drift")
-    plan += checks.check_teacher(_kept_teacher(recipe.teacher), "drift", run_grammar(recipe.runs[0]))
+    plan += checks.check_teacher(recipe.teacher, "drift", run_grammar(recipe.runs[0]))
     plan += check_sampling(recipe.generation)
     return [*plan, ("a prompt", f"{recipe.samples} samples at temperature {recipe.temperature}")]
 
@@ -68,50 +65,13 @@ def run(recipe: DriftRecipe, fresh: bool = False, command: Sequence[str] = ()) -
 # Teacher -------------------------------------------------------------------------------------------------------------
 
 
-def _kept_teacher(section: Teacher) -> Teacher:
-    """The teacher; where it has no endpoint, the one whose answers are kept in its store.
-
-    Raises:
-        RecipeError: the store has answers of several, or of none.
-    """
-    if not isinstance(section, OpenAITeacher) or section.endpoint is not None or not Path(section.store).is_file():
-        return section
-    store = AnswerStore(section.store)
-    try:
-        known = {(totals.teacher, totals.model) for totals in store.summary()}
-    finally:
-        store.close()
-    chosen = [one for one in known if section.name in (None, one[0]) and section.model in (None, one[1])]
-    if len(chosen) != 1:
-        there = ", ".join(sorted(f"{name} (model {model})" for name, model in known)) or "none"
-        raise RecipeError(
-            f"the store {section.store} doesn't tell which teacher is meant",
-            f"give --teacher-model; there are: {there}",
-        )
-    ((name, model),) = chosen
-    return section.model_copy(update={"endpoint": NOWHERE, "name": name, "model": model, "check": False})
-
-
 def _teacher_answers(recipe: DriftRecipe, run: Run) -> tuple[Grammar, list[str | None]]:
     """The parts the teacher writes, and its answer to each row; None where it failed."""
     settings = _settings(recipe.runs)
     rows = load_data(recipe.data, settings)
-    section = _kept_teacher(recipe.teacher)
-    asked = [{"id": id} for id in rows["id"]]
-    origin = {"instruction": settings.instruction, "data": recipe.data}
-    with open_teacher(section, settings.grammar, run, rows, **origin) as desk:
-        if section is not recipe.teacher:
-            _refuse_unkept(desk, asked, recipe.teacher)
-        return desk.grammar, desk.answers(asked)
-
-
-def _refuse_unkept(desk: TeacherAnswers, asked: Sequence[dict], section: Teacher) -> None:
-    if missing := desk.plan(asked).calls:
-        store = section.store if isinstance(section, OpenAITeacher) else ""
-        raise DataError(
-            f"the store {store} has no answer to {missing} of {len(asked)} questions",
-            "give --teacher-endpoint URL, or the data, parts and teacher settings with which it was filled",
-        )
+    questions = TeacherQuestions((rows,), settings, recipe.data)
+    with open_teacher(resolve_teacher(recipe.teacher).by_its_store(), run, questions) as answers:
+        return answers.grammar, answers.answers([{"id": id} for id in rows["id"]])
 
 
 def _settings(references: Sequence[str]) -> ResponseSettings:

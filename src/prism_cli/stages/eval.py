@@ -11,11 +11,11 @@ from rich import get_console
 from prism_cli.assembly import checks
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
-from prism_cli.assembly.endpoint import UNNAMED, shown_endpoint
 from prism_cli.assembly.generation import check_sampling, chosen_backend, sampler
+from prism_cli.assembly.llm_judge import llm_judge_line
 from prism_cli.assembly.response import run_grammar
 from prism_cli.assembly.run_folder import run_names, run_place, stage_run
-from prism_cli.assembly.teacher import open_teacher
+from prism_cli.assembly.teacher import TeacherQuestions, open_teacher, resolve_teacher
 from prism_cli.errors import RecipeError
 from prism_cli.evaluation.answering import answered, by_question, missing_passes, passes, refuse_other_rows
 from prism_cli.evaluation.causes import caption_block
@@ -143,8 +143,8 @@ def _teacher_texts(recipe: EvalRecipe, run: Run, policy: "Policy", rows: "Datase
     """The teacher's answers, None for questions it failed on; None without a teacher."""
     if recipe.teacher is None:
         return None
-    origin = {"instruction": policy.instruction, "data": recipe.data}
-    with open_teacher(recipe.teacher, policy.grammar, run, rows, **origin) as teacher:
+    questions = TeacherQuestions((rows,), policy.settings, recipe.data)
+    with open_teacher(resolve_teacher(recipe.teacher), run, questions) as teacher:
         return teacher.answers([{"id": id} for id in rows["id"]])
 
 
@@ -168,9 +168,8 @@ def _check_own_questions(recipe: EvalRecipe) -> Plan:
     plan = checks.check_data(recipe.data, "eval")
     if recipe.teacher is not None:
         plan += checks.check_teacher(recipe.teacher, "eval", run_grammar(recipe.runs[0]))
-    if (llm_judge := recipe.llm_judge) is not None:
-        who = f"{llm_judge.model or UNNAMED} at {shown_endpoint(llm_judge)}, key from ${llm_judge.api_key_env}"
-        plan.append(("LLM judge", f"{who}; asked where the rules find free text wrong"))
+    if recipe.llm_judge is not None:
+        plan.append(llm_judge_line(recipe.llm_judge, "llm_judge"))
     if recipe.attribution is not None:
         plan += _check_attribution(recipe)
     how = f"{recipe.samples} samples at temperature {recipe.temperature}" + (", and greedy" if recipe.greedy else "")

@@ -1,21 +1,22 @@
 """`prism eval --attribute`: the causes of wrong answers, found by having the policy answer again."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from prism_cli.assembly.data import load_data
-from prism_cli.assembly.teacher import open_teacher
+from prism_cli.assembly.teacher import TeacherQuestions, open_teacher, resolve_teacher
 from prism_cli.evaluation.answering import responses_of
 from prism_cli.evaluation.causes import DECODINGS, Place, caption_block, causes_file, is_attributed, wrong_places
 from prism_cli.evaluation.summary import samples_file
 from prism_cli.progress import progress
 from prism_cli.recipes.stages import EvalRecipe
-from prism_cli.recipes.teachers import DatasetTeacher
 from prism_cli.runs.chunks import chunks, in_chunks
 from prism_cli.runs.files import read_lines, write_lines
 from prism_cli.runs.folder import Run
 from prism_cli.runs.references import resolve_model
+from prism_cli.teacher.teacher import LiveTeacher
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -191,10 +192,10 @@ def _reread(
 
     pairs = enumerate(zip(cases, tried, strict=True))
     unclear = [i for i, (case, answers) in pairs if worth_rereading(case.wrong, answers, is_correct)]
-    section = recipe.teacher
-    if section is None or isinstance(section, DatasetTeacher) or not unclear:
+    named = None if recipe.teacher is None else resolve_teacher(recipe.teacher)
+    if not isinstance(named, LiveTeacher) or not unclear:
         return {}
-    reader = section.model_copy(update={"modality": "text", "check": False, "max_failed": 1.0})
+    reader = replace(named.by_captions(), max_failed=1.0)
     blind, ids = [], []
     for i in unclear:
         place, wrong = cases[i]
@@ -202,8 +203,8 @@ def _reread(
             ids.append(f"{i}/{which}")
             question = {**row(ids[-1], "", [], caption=caption), "prompt": rows[place.row]["prompt"]}
             blind.append(cast(dict[str, Any], question))
-    origin = {"instruction": policy.instruction, "data": recipe.data}
-    with open_teacher(reader, policy.grammar, run, dataset(blind), **origin) as teacher:
+    questions = TeacherQuestions((dataset(blind),), policy.settings, recipe.data)
+    with open_teacher(reader, run, questions) as teacher:
         texts = teacher.answers([{"id": id} for id in ids])
         answers = {id: teacher.grammar.parse(text or "").answer for id, text in zip(ids, texts, strict=True)}
     return {i: Reread(answers[f"{i}/own"], answers[f"{i}/true"]) for i in unclear}

@@ -80,7 +80,7 @@ def _accuracies(
     ]
     judged = [(response, known[index], line["length"]) for index, line, response in responses]
     section = recipe.llm_judge
-    with nullcontext() if section is None else open_llm_judge(section, run.folder, "llm_judge") as ask:
+    with nullcontext() if section is None else open_llm_judge(section, "llm_judge", run.folder) as ask:
         accuracy = Accuracy(ask)
         accuracy.prepare([one for one in judged if one[1]["answers"]])
     verdicts = [accuracy(*one) if one[1]["answers"] else None for one in judged]

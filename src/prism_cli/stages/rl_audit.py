@@ -10,20 +10,19 @@ from rich.table import Table
 from rich.text import Text
 
 from prism_cli.assembly import checks
-from prism_cli.assembly.asking import asking
 from prism_cli.assembly.data import first_rows
-from prism_cli.assembly.endpoint import named_model, onlooker, store_to_read
+from prism_cli.assembly.endpoint import store_to_read
 from prism_cli.assembly.response import response_settings
 from prism_cli.assembly.rewards import reward_rules
-from prism_cli.endpoint.requests import EndpointRequest
+from prism_cli.assembly.teacher import prompting_of, resolve_teacher
 from prism_cli.errors import DataError, PrismError
 from prism_cli.progress import say
 from prism_cli.recipes.load import load_recipe
 from prism_cli.recipes.stages import RLRecipe
-from prism_cli.recipes.teachers import EmbeddedTeacher, OpenAITeacher
 from prism_cli.responses import Response, ResponseSettings
 from prism_cli.rewards.audit import REFERENCE, TEACHER, Audit, audit
 from prism_cli.runs.references import read_manifest, resolve_model
+from prism_cli.teacher.teacher import LiveTeacher
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,7 +52,7 @@ def audit_before_training(recipe: RLRecipe, rows: "Dataset", settings: ResponseS
     Raises:
         PrismError: training on them would be in vain; the table is printed.
     """
-    from prism_cli.data.rows import raw_rows
+    from prism_cli.data.rows import raw_rows  # here: datasets costs a second to import
 
     found = _audit(recipe, list(islice(raw_rows(rows), ROWS)), settings)
     problems = found.problems(recipe.rewards.max_wrong)
@@ -140,17 +139,13 @@ def _teachers(recipe: RLRecipe, rows: Sequence[dict[str, Any]], settings: Respon
 def _kept(start: str, rows: Sequence[dict[str, Any]], settings: ResponseSettings) -> Iterator[Response | None]:
     folder = Path(resolve_model(start)[1]["run"])
     earlier = load_recipe(read_manifest(folder)["stage"], folder / "recipe.yaml")
-    section = getattr(earlier, "teacher", None)
-    if not isinstance(section, OpenAITeacher | EmbeddedTeacher) or (model := named_model(section)) is None:
+    section = earlier.teacher if "teacher" in type(earlier).model_fields else None
+    teacher = None if section is None else resolve_teacher(section)
+    if not isinstance(teacher, LiveTeacher) or teacher.endpoint.model is None:
         yield from [None] * len(rows)
         return
-    how = asking(section, *settings)
-    with store_to_read(section, folder) as store:
-        client = onlooker(section, model, store, how.problem)
-        try:
-            for row in rows:
-                request: EndpointRequest = how.request(row)
-                kept = client.kept(request)
-                yield None if kept is None else how.grammar.parse(kept.text)
-        finally:
-            client.close()
+    prompting = prompting_of(teacher, settings)
+    with store_to_read(teacher.endpoint, folder, prompting.problem) as answers:
+        for row in rows:
+            kept = answers.kept(prompting.request(row))
+            yield None if kept is None else prompting.grammar.parse(kept.text)

@@ -10,19 +10,19 @@ from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data, streamed_file
 from prism_cli.assembly.policy import lora_config
 from prism_cli.assembly.response import grammar_ahead
-from prism_cli.assembly.teacher import open_teacher
+from prism_cli.assembly.teacher import TeacherQuestions, open_teacher, resolve_teacher
 from prism_cli.data.demonstrations import refuse_malformed, streamed_completions, with_completions
 from prism_cli.errors import RecipeError
 from prism_cli.progress import progress
 from prism_cli.recipes.stages import SFTRecipe
-from prism_cli.recipes.teachers import DatasetTeacher
 from prism_cli.runs.folder import Run
+from prism_cli.teacher.teacher import RecordedTeacher
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-    from prism_cli.assembly.teacher import TeacherAnswers
     from prism_cli.models import Policy
+    from prism_cli.teacher.answers import TeacherAnswers
 
 SHOWN = {"loss": "loss", "mean_token_accuracy": "token accuracy", "eval_loss": "held-out loss"}
 
@@ -108,25 +108,26 @@ def _demonstrations(
             held_out = load_data(recipe.eval_data, policy.settings, "sft") if recipe.eval_data is not None else None
         stream = streamed_completions(file, policy.instruction, *shape, recipe.seed)
         return stream, held_out and with_completions(held_out, None, *shape)
-    needs, by_column = None if recipe.teacher else "sft", isinstance(recipe.teacher, DatasetTeacher)
+    teacher = None if recipe.teacher is None else resolve_teacher(recipe.teacher)
+    needs, by_column = None if teacher else "sft", isinstance(teacher, RecordedTeacher)
     sections = [section for section in (recipe.data, recipe.eval_data) if section is not None]
     with processes.main_first():
         sources = [load_data(section, policy.settings, needs, by_column) for section in sections]
     texts = [None for _ in sources]
-    if recipe.teacher is not None:
-        origin = {"instruction": policy.instruction, "data": recipe.data}
-        with open_teacher(recipe.teacher, policy.grammar, run, *sources, **origin) as desk:
-            answered = [_answered(data, desk) for data in sources]
+    if teacher is not None:
+        questions = TeacherQuestions(tuple(sources), policy.settings, recipe.data)
+        with open_teacher(teacher, run, questions) as answers:
+            answered = [_answered(data, answers) for data in sources]
         sources, texts = [data for data, _ in answered], [texts for _, texts in answered]
         refuse_malformed(texts[0], sources[0]["id"], policy.grammar)
     prepared = [with_completions(*pair, *shape) for pair in zip(sources, texts, strict=True)]
     return prepared[0], prepared[1] if len(prepared) > 1 else None
 
 
-def _answered(data: "Dataset", desk: "TeacherAnswers") -> tuple["Dataset", list[str]]:
-    """The rows the teacher has an answer to, and its answers; it says itself how many it failed on."""
+def _answered(data: "Dataset", answers: "TeacherAnswers") -> tuple["Dataset", list[str]]:
+    """The rows the teacher has an answer to, and its answers; `open_teacher` prints how many it failed on."""
     with progress("asking the teacher", len(data)) as on_progress:
-        texts = desk.answers([{"id": id} for id in data["id"]], on_progress=on_progress)
+        texts = answers.answers([{"id": id} for id in data["id"]], on_progress=on_progress)
     answered = [index for index, text in enumerate(texts) if text is not None]
     rows = data.select(answered) if len(answered) < len(data) else data
     return rows, [text for text in texts if text is not None]

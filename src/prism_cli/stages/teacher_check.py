@@ -1,47 +1,46 @@
-"""`prism teacher check`: whether a teacher is there, sees, keeps the form, and what a call takes."""
+"""`prism teacher check`: a teacher probed on a few pictures: does it see, keep the form, what does a call take."""
 
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-from prism_cli.assembly.asking import asking
 from prism_cli.assembly.checks import check_teacher
-from prism_cli.assembly.endpoint import budget_of, named_model, price_of, shown_endpoint, store_path, url_of
-from prism_cli.assembly.probe import Probed, probed
+from prism_cli.assembly.endpoint import open_endpoint
 from prism_cli.assembly.response import response_settings
+from prism_cli.assembly.teacher import probe_pairs, prompting_of, resolve_teacher, served_endpoint, verified
 from prism_cli.endpoint.client import served_model
-from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.identity import run_folder
-from prism_cli.recipes.teachers import EmbeddedTeacher, OpenAITeacher
+from prism_cli.teacher.probe import ProbeResult, probe
+from prism_cli.teacher.teacher import LiveTeacher
 
 
 class Checkup(NamedTuple):
-    """What was found.
+    """The outcome of a check.
 
     Attributes:
-        endpoint: Whom was asked, as it may be shown.
+        endpoint: The base URL that was asked.
         model: The model that answered.
-        modality: `image`, or `text`: then pictures are told in words.
-        found: How it did on the probes.
+        modality: `image`, or `text`: then pictures are put as captions.
+        result: Its answers to the probes.
         usd: Dollars a call, or None where price or tokens are not known.
     """
 
     endpoint: str
     model: str
     modality: str
-    found: Probed
+    result: ProbeResult
     usd: float | None
 
     @property
     def passed(self) -> bool:
-        """Whether it can teach: it answers, and right, by what it sees or by what it is told."""
-        return self.found.sees
+        """Whether it can teach: it answers, and right, by pictures or by captions."""
+        return self.result.sees
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        found = {**self.found._asdict(), "failed": list(self.found.failed), "answers": list(self.found.answers)}
+        probes = {**self.result._asdict(), "failed": list(self.result.failed), "answers": list(self.result.answers)}
         plain = {"endpoint": self.endpoint, "model": self.model, "modality": self.modality, "usd_a_call": self.usd}
-        return {"passed": self.passed, **plain, **found}
+        return {"passed": self.passed, **plain, **probes}
 
 
 def run(stage: str, recipe: Any) -> Checkup:
@@ -53,20 +52,21 @@ def run(stage: str, recipe: Any) -> Checkup:
         BudgetError: a cap was reached.
     """
     section = recipe.teacher
-    if not isinstance(section, OpenAITeacher | EmbeddedTeacher):
+    teacher = None if section is None else resolve_teacher(section)
+    if section is None or not isinstance(teacher, LiveTeacher):
         raise RecipeError("there is no teacher to check", "give --teacher-endpoint URL, or a recipe with one")
     settings = response_settings(recipe)
     check_teacher(section, stage, settings.grammar)
-    how = asking(section, *settings)
+    prompting = prompting_of(teacher, settings)
     with ExitStack() as stack:
-        url = url_of(section, how.grammar, stack)
-        key = section.api_key_env if isinstance(section, OpenAITeacher) else ""
-        model = served_model(url, key, named_model(section))
-        store = AnswerStore(store_path(section, run_folder(stage, recipe)))
-        stack.callback(store.close)
-        found = probed(section, how, url, model, store, budget_of(section), recipe.data, anew=True)
-    price, read, written = price_of(section), found.prompt_tokens, found.completion_tokens
+        endpoint = served_endpoint(teacher, prompting.grammar, stack)
+        opened = stack.enter_context(open_endpoint(endpoint, "teacher", run_folder(stage, recipe), usage=None))
+        opened.endpoint = opened.endpoint._replace(model=served_model(opened.endpoint))
+        client = opened.client(attempts=1)
+        result = probe(client, prompting, probe_pairs(teacher, recipe.data), verified, anew=True)
+    price, read, written = endpoint.price, result.prompt_tokens, result.completion_tokens
     usd = None
-    if price is not None and read is not None and written is not None:
+    if price is not None and teacher.serve is None and read is not None and written is not None:
         usd = price.usd(round(read), round(written))
-    return Checkup(shown_endpoint(section), model, section.modality, found, usd)
+    modality = "image" if teacher.sees else "text"
+    return Checkup(teacher.endpoint.url or "", opened.endpoint.served_name, modality, result, usd)

@@ -1,4 +1,4 @@
-"""`prism teacher log`: what was asked of whom, what it cost, and the answers as a data set."""
+"""`prism teacher log`: calls of a store by teacher and model, what they cost, and the answers as a data set."""
 
 import json
 from collections import Counter, deque
@@ -10,11 +10,9 @@ from prism_cli.endpoint.store import AnswerStore, StoredAnswer, Totals
 from prism_cli.errors import CheckpointError
 from prism_cli.runs.files import write_atomically
 
-STORE = "runs/teacher_answers.sqlite"
-
 
 class Log(NamedTuple):
-    """What a store holds.
+    """Calls of a store.
 
     Attributes:
         totals: Per teacher and model.
@@ -40,11 +38,11 @@ def read(store: str, count: int) -> Log:
 
 def unusable(finishes: dict[str, int]) -> dict[str, int]:
     """Why answers can't be used → how many, as far as it can be told without knowing the form that was asked for."""
-    found = Counter[str]()
+    reasons = Counter[str]()
     for finish, count in finishes.items():
         if (reason := why_unusable(finish)) is not None:
-            found[reason] += count
-    return dict(found)
+            reasons[reason] += count
+    return dict(reasons)
 
 
 def question(answer: StoredAnswer) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from prism_cli.assembly.endpoint import world_app
 from prism_cli.assembly.response import grammar_of
 from prism_cli.errors import TeacherError
+from prism_cli.local_server import serve_forever
 from prism_cli.recipes.stages import ResponseSection
-from prism_cli.teacher.server import serve_forever
+from prism_cli.teacher.server import base_url
 from prism_cli.worlds.shapes import Variant
 
 
@@ -22,10 +23,11 @@ def run(
     """Serves until interrupted.
 
     Raises:
-        TeacherError: the port is taken, or the key's variable is not set.
+        PrismError: the port is taken, or the key's variable is not set.
     """
     if api_key_env is not None and not os.environ.get(api_key_env):
         raise TeacherError(f"${api_key_env} is not set", f"export {api_key_env}=… or leave out --api-key-env")
     key = os.environ[api_key_env] if api_key_env else None
     grammar = grammar_of(ResponseSection())
-    serve_forever(world_app(world_name, variant, grammar, key, delay), port, on_ready)
+    app = world_app(world_name, variant, grammar, key, delay)
+    serve_forever(app, port, lambda address: on_ready(base_url(address)))

@@ -62,14 +62,13 @@ def serve(folder: Path, port: int, on_ready: Callable[[str], None]) -> None:
         on_ready: Called once with the page's address.
 
     Raises:
-        TeacherError: the port is taken or not allowed.
+        PrismError: the port is taken or not allowed.
         KeyboardInterrupt: on Ctrl-C.
     """
+    from prism_cli.local_server import serve_forever
     from prism_cli.report.follow import create_app
-    from prism_cli.teacher.server import serve_forever
 
-    app = create_app(lambda: version(folder), lambda now: report.render(folder, now))
-    serve_forever(app, port, lambda url: on_ready(url.removesuffix("v1")))
+    serve_forever(create_app(lambda: version(folder), lambda now: report.render(folder, now)), port, on_ready)
 
 
 def version(folder: Path) -> str:

@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING
 from prism_cli.assembly import checks
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
-from prism_cli.assembly.discriminator import check_discriminator, discriminator_settings
+from prism_cli.assembly.discriminator import check_discriminator, discriminator_settings, questions_of_warmup
 from prism_cli.assembly.policy import start_policy
 from prism_cli.assembly.response import grammar_ahead
-from prism_cli.assembly.teacher_plan import questions_at_most
 from prism_cli.assembly.warmup import train_discriminator
 from prism_cli.errors import RecipeError
 from prism_cli.evaluation.backend import TRANSFORMERS
 from prism_cli.progress import say
 from prism_cli.recipes.sections import Data, FileData
 from prism_cli.recipes.stages import WarmupRecipe
-from prism_cli.recipes.teachers import DatasetTeacher, Teacher
+from prism_cli.recipes.teachers import Teacher
 from prism_cli.runs.folder import Run
 from prism_cli.runs.references import DISCRIMINATOR
 
@@ -100,20 +99,22 @@ def _on_pairs_of_file(recipe: WarmupRecipe, policy: "Policy", data: FileData, fo
 
 
 def _on_new_pairs(recipe: WarmupRecipe, policy: "Policy", run: Run) -> None:
-    from prism_cli.assembly.teacher import open_teacher
+    from prism_cli.assembly.teacher import TeacherQuestions, open_teacher, resolve_teacher
     from prism_cli.assembly.warmup_pairs import PairSampling, sampled_pairs
     from prism_cli.data.lengths import refuse_over_long
     from prism_cli.discriminator.reader import PartReader
+    from prism_cli.teacher.teacher import RecordedTeacher
 
     settings, (data, section) = discriminator_settings(recipe), _pair_sources(recipe)
-    rows = load_data(data, policy.settings, "align", isinstance(section, DatasetTeacher))
+    named = resolve_teacher(section)
+    rows = load_data(data, policy.settings, "align", isinstance(named, RecordedTeacher))
     refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
     sampling = PairSampling(
         *(TRANSFORMERS, recipe.max_response_tokens, recipe.batch_size, recipe.discriminator.warmup.temperature),
         run.folder / "samples.jsonl",
     )
-    asked = {"instruction": policy.instruction, "data": data, "at_most": questions_at_most(recipe)}
-    with open_teacher(section, policy.grammar, run, rows, **asked) as teacher:
+    questions = TeacherQuestions((rows,), policy.settings, data, questions_of_warmup(recipe))
+    with open_teacher(named, run, questions) as teacher:
         reader = PartReader(policy.processor, policy.grammar, teacher.grammar)
         pairs = sampled_pairs(settings.warmup, sampling, policy, rows, teacher, reader)
         train_discriminator(settings, policy, pairs, reader, run.folder)

@@ -1,4 +1,4 @@
-"""OpenAI's files and batches, as far as the embedded endpoint speaks them; kept in memory, gone with the server."""
+"""Routes for OpenAI's files and batches on a served teacher; kept in memory, gone with the server."""
 
 import asyncio
 import json

@@ -1,13 +1,11 @@
-"""An OpenAI-compatible chat endpoint on this machine, around any function that answers questions about pictures."""
+"""The OpenAI-compatible chat app that serves a teacher: a function that answers questions, behind HTTP."""
 
 import hmac
-import socket
-import threading
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
+from urllib.parse import urljoin
 
 import anyio
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -15,13 +13,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from prism_cli.errors import DataError, TeacherError
+from prism_cli.errors import DataError
+from prism_cli.local_server import LocalServer
 from prism_cli.teacher.batch_routes import DAY, BatchRoutes
 from prism_cli.teacher.chat_protocol import ApiError, ChatRequest, chat_request, completion, parse_body
 
-__all__ = ["ChatRequest", "ServedEndpoint", "create_app", "serve_forever"]
-
-HOST = "127.0.0.1"
+# Where the API lies on the server; clients put the rest of a path behind it.
+API = "v1"
 MAX_BODY_BYTES = 20 * 2**20
 
 
@@ -49,10 +47,10 @@ class _Endpoint:
         if body.model != self.model:
             message = f"no model {body.model!r} here, only {self.model!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
-        asked = chat_request(body)
+        request = chat_request(body)
         await anyio.sleep(self.delay)
         try:
-            texts = await run_in_threadpool(self.answer, asked)
+            texts = await run_in_threadpool(self.answer, request)
         except DataError as error:
             advice = f" ({error.hint})" if error.hint else ""
             raise ApiError(400, f"{error}{advice}", param="messages") from error
@@ -119,89 +117,15 @@ def create_app(
     )
 
 
-class ServedEndpoint:
-    """A context in which the app is served on 127.0.0.1 from a background thread.
+class ServedEndpoint(LocalServer):
+    """A context in which a chat app is served on 127.0.0.1 from a background thread; see `LocalServer`."""
 
-    Args:
-        app: An ASGI app.
-        port: 0 takes any free one.
-
-    Attributes:
-        url: What a client takes as base URL, `http://127.0.0.1:PORT/v1`; known inside the context.
-
-    Raises:
-        TeacherError: on entering, the port is taken or not allowed.
-    """
-
-    url: str
-
-    def __init__(self, app: Starlette, port: int = 0):
-        self._server, self._port = _Server(app), port
-
-    def __enter__(self) -> Self:
-        # It listens from here on, so a client that comes before the thread is up waits and is not refused.
-        listener = _listen(self._port)
-        self.url = _url(listener)
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [listener]}, name="embedded-endpoint", daemon=True
-        )
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._server.should_exit = True
-        self._thread.join(timeout=10)
+    @property
+    def url(self) -> str:
+        """What a client takes as base URL, `http://127.0.0.1:PORT/v1`."""
+        return base_url(self.address)
 
 
-def serve_forever(app: Starlette, port: int, on_ready: Callable[[str], None]) -> None:
-    """Serves the app on 127.0.0.1 until interrupted; prints nothing but errors.
-
-    Args:
-        app: An ASGI app.
-        port: 0 takes any free one.
-        on_ready: Called once with the base URL when requests are taken.
-
-    Raises:
-        TeacherError: the port is taken or not allowed.
-        KeyboardInterrupt: after a clean stop on Ctrl-C.
-    """
-    with _listen(port) as listener:
-        _Server(app, lambda: on_ready(_url(listener))).run(sockets=[listener])
-
-
-class _Server(uvicorn.Server):
-    """uvicorn with our settings.
-
-    Args:
-        app: An ASGI app.
-        on_ready: Called once requests are taken, and Ctrl-C is.
-    """
-
-    def __init__(self, app: Starlette, on_ready: Callable[[], None] = lambda: None):
-        # Answers under way get two seconds when the server stops. No log config: the process's logging stays its own.
-        quiet = {"lifespan": "off", "ws": "none", "log_config": None, "log_level": "error"}
-        super().__init__(uvicorn.Config(app, timeout_graceful_shutdown=2, **quiet))
-        self._on_ready = on_ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts serving."""
-        await super().startup(sockets)
-        self._on_ready()
-
-
-def _listen(port: int) -> socket.socket:
-    listener = socket.socket()
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((HOST, port))
-        listener.listen(1024)
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise TeacherError(
-            f"can't serve on {HOST}:{port}: {error}", hint="choose another port, or 0 for any free one"
-        ) from error
-    return listener
-
-
-def _url(listener: socket.socket) -> str:
-    return f"http://{HOST}:{listener.getsockname()[1]}/v1"
+def base_url(address: str) -> str:
+    """The base URL of a chat app that is served at an address."""
+    return urljoin(address, API)

@@ -1,16 +1,17 @@
-"""The teacher as the stages see it: text in, text out, from an endpoint or from a dataset column."""
+"""Sources of a teacher's answers: an endpoint, a store that has them already, a column of the data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from typing import NamedTuple, Protocol
 
 from prism_cli.endpoint.client import EndpointClient
 from prism_cli.endpoint.failures import NoAnswerError
+from prism_cli.endpoint.kept import KeptAnswers
 from prism_cli.endpoint.requests import EndpointAnswer as TeacherAnswer
 from prism_cli.endpoint.requests import EndpointRequest as TeacherRequest
 from prism_cli.errors import DataError
 
-__all__ = ["ColumnTeacher", "EndpointTeacher", "Failed", "Teacher", "TeacherAnswer", "TeacherRequest"]
+__all__ = ["AnswerSource", "ColumnSource", "EndpointSource", "Failed", "KeptSource", "TeacherAnswer", "TeacherRequest"]
 
 
 class Failed(NamedTuple):
@@ -25,8 +26,12 @@ class Failed(NamedTuple):
     reason: str
 
 
-class Teacher(Protocol):
-    """Answers questions; only its text is ever needed."""
+class AnswerSource(Protocol):
+    """Answers questions; only its text is ever needed.
+
+    Attributes:
+        name: The name under which its answers are kept.
+    """
 
     name: str
 
@@ -38,16 +43,12 @@ class Teacher(Protocol):
         """One answer a request, or why there is none, in order; waits for them."""
         ...
 
-    def close(self) -> None:
-        """Stops asking."""
-        ...
 
-
-class EndpointTeacher:
+class EndpointSource:
     """A model behind an OpenAI-compatible endpoint.
 
     Args:
-        client: Asks the endpoint; closed with the teacher.
+        client: Asks the endpoint.
 
     Attributes:
         name: Under which its answers are kept.
@@ -57,12 +58,12 @@ class EndpointTeacher:
     def __init__(self, client: EndpointClient):
         self.name = client.name
         self.client = client
-        self._asked: dict[str, Future[TeacherAnswer]] = {}
+        self._under_way: dict[str, Future[TeacherAnswer]] = {}
 
     def prefetch(self, requests: Sequence[TeacherRequest]) -> None:
         """Starts asking and returns at once; failures show in `answers`."""
-        fresh = {key: request for request in requests if (key := self.client.key(request)) not in self._asked}
-        self._asked.update(zip(fresh, self.client.submit(list(fresh.values())), strict=True))
+        fresh = {key: request for request in requests if (key := self.client.key(request)) not in self._under_way}
+        self._under_way.update(zip(fresh, self.client.submit(list(fresh.values())), strict=True))
 
     def answers(self, requests: Sequence[TeacherRequest]) -> list[TeacherAnswer | Failed]:
         """One answer a request, or why there is none, in order.
@@ -75,21 +76,52 @@ class EndpointTeacher:
         """
         self.prefetch(requests)
         keys = [self.client.key(request) for request in requests]
-        futures = [self._asked[key] for key in keys]
+        futures = [self._under_way[key] for key in keys]
         unfinished = set(futures)
         while unfinished:
             # In short spells, so that Ctrl-C is seen on every platform.
             unfinished = wait(unfinished, timeout=0.5).not_done
         for key in keys:
-            self._asked.pop(key, None)
+            self._under_way.pop(key, None)
         return [_outcome(future, request.row) for future, request in zip(futures, requests, strict=True)]
 
-    def close(self) -> None:
-        """Stops asking; what is under way is dropped."""
-        self.client.close()
+
+class KeptSource:
+    """Answers that are in a store already: of an earlier run, or brought by batches. Asks nobody.
+
+    Args:
+        kept: The endpoint's answers in the store.
+        reason: Why a request has no usable answer there.
+        is_new: Whether an answer came since this run began, and so cost a call.
+        on_answer: Called for each answer given.
+    """
+
+    def __init__(
+        self,
+        kept: KeptAnswers,
+        reason: Callable[[TeacherRequest], str | None] = lambda request: None,
+        is_new: Callable[[TeacherRequest], bool] = lambda request: False,
+        on_answer: Callable[[], None] = lambda: None,
+    ):
+        self.name = kept.name
+        self._kept, self._reason, self._is_new, self._on_answer = kept, reason, is_new, on_answer
+
+    def prefetch(self, requests: Sequence[TeacherRequest]) -> None:
+        """Does nothing: what there is is here."""
+
+    def answers(self, requests: Sequence[TeacherRequest]) -> list[TeacherAnswer | Failed]:
+        """One answer a request, or why there is none, in order."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: TeacherRequest) -> TeacherAnswer | Failed:
+        kept = self._kept.kept(request)
+        if kept is None:
+            return Failed(request.row, self._reason(request) or "not asked")
+        self._on_answer()
+        return kept._replace(cached=not self._is_new(request))
 
 
-class ColumnTeacher:
+class ColumnSource:
     """Answers that stand in the data already.
 
     Args:
@@ -117,15 +149,12 @@ class ColumnTeacher:
             for request in requests
         ]
 
-    def close(self) -> None:
-        """Does nothing: nothing is open."""
-
     def _text(self, row: str) -> str:
         text = self._answers.get(row)
         if not text:
             raise DataError(
                 f"row {row}: {self._column} is empty",
-                hint="fill the column, drop the row, or give an endpoint: --teacher-endpoint URL",
+                "fill the column, drop the row, or take a teacher that answers (teacher.endpoint)",
             )
         return text
 

@@ -1,20 +1,30 @@
-"""How a row is put to a teacher: with which instruction and examples, with its pictures or what is told of them."""
+"""Prompting: how a row is put to a teacher, with which instruction, examples, pictures or caption."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from prism_cli.assembly.response import FROM_PARTS
-from prism_cli.data.images import image_bytes
+from prism_cli.endpoint.pictures import image_bytes
+from prism_cli.endpoint.requests import EndpointRequest
 from prism_cli.errors import RecipeError
-from prism_cli.recipes.teachers import DatasetTeacher, OpenAITeacher, Teacher
 from prism_cli.responses import Grammar
-from prism_cli.teacher.teachers import TeacherRequest
 
 PERCEPTION = "perception"
 _SHOWS, _BREAK = "The picture shows: ", "\n\n"
 
 
-class Asking(NamedTuple):
+class Example(NamedTuple):
+    """A worked example that a teacher is shown before the question.
+
+    Attributes:
+        question: What is asked.
+        blocks: Tag → the block's text.
+    """
+
+    question: str
+    blocks: Mapping[str, str]
+
+
+class Prompting(NamedTuple):
     """Turns rows into requests.
 
     Attributes:
@@ -31,7 +41,7 @@ class Asking(NamedTuple):
     examples: tuple[dict[str, str], ...] = ()
     sees: bool = True
 
-    def request(self, row: Mapping[str, Any], sample: int = 0) -> TeacherRequest:
+    def request(self, row: Mapping[str, Any], sample: int = 0) -> EndpointRequest:
         """The question of a row: `prompt` (messages), `images` ({"bytes", "path"}), `caption`, `id`."""
         system, turns = self._split(row["prompt"])
         before = [{"role": "system", "content": system}] if system else []
@@ -40,9 +50,9 @@ class Asking(NamedTuple):
         if not self.sees:
             if caption := row.get("caption"):
                 messages[first] = {**messages[first], "content": with_caption(caption, messages[first]["content"])}
-            return TeacherRequest(messages, sample=sample, row=row["id"])
+            return EndpointRequest(messages, sample=sample, row=row["id"])
         images = tuple(image_bytes(image) for image in row["images"])
-        return TeacherRequest(messages, images, sample=sample, row=row["id"], images_at=first)
+        return EndpointRequest(messages, images, sample=sample, row=row["id"], images_at=first)
 
     def problem(self, text: str) -> str | None:
         """What is wrong with an answer's form, or None."""
@@ -56,63 +66,39 @@ class Asking(NamedTuple):
         return (self.system if own["content"] == self.policy_instruction else own["content"]), turns
 
 
-def asking(section: Teacher, grammar: Grammar, instruction: str | None) -> Asking:
-    """How the teacher of a section is asked.
-
-    Args:
-        section: The recipe's teacher.
-        grammar: The policy's parts.
-        instruction: The policy's instruction, as it stands before the rows' turns.
-
-    Raises:
-        RecipeError: nothing is left for a text-only teacher to write, or an example that lacks a tag.
-    """
-    if isinstance(section, DatasetTeacher):
-        return Asking(grammar, instruction, instruction)
-    taught = taught_grammar(section, grammar)
-    examples: tuple[dict[str, str], ...] = ()
-    # The embedded teacher reads rows as they are, but for an instruction that asks for what it can't write.
-    wanted = FROM_PARTS if section.modality == "text" else None
-    if isinstance(section, OpenAITeacher):
-        wanted, examples = section.instruction, example_messages(section, taught)
-    # Parts without tags ask for nothing, and then the policy's own instruction says what there is to say.
-    system = {None: instruction, FROM_PARTS: taught.instruction() or instruction}.get(wanted, wanted)
-    return Asking(taught, instruction, system, examples, section.modality == "image")
-
-
-def taught_grammar(section: Teacher, grammar: Grammar) -> Grammar:
-    """The parts a teacher writes: all of the policy's, but perception if it is text-only.
+def taught_grammar(grammar: Grammar, sees: bool) -> Grammar:
+    """The parts a teacher writes: all of the policy's, but perception if it sees no picture.
 
     Raises:
         RecipeError: nothing is left.
     """
-    if isinstance(section, DatasetTeacher) or section.modality == "image":
+    if sees:
         return grammar
     try:
         return grammar.without(PERCEPTION)
     except ValueError:
         raise RecipeError(
-            "teacher.modality is text and perception is the only part, so it has nothing to teach",
+            "modality is text and perception is the only part, so it has nothing to teach",
             "declare a part that needs no picture, or take a teacher that sees",
         ) from None
 
 
-def example_messages(section: OpenAITeacher, grammar: Grammar) -> tuple[dict[str, str], ...]:
-    """A section's worked examples as turns, in the form of the grammar.
+def example_messages(examples: Sequence[Example], grammar: Grammar) -> tuple[dict[str, str], ...]:
+    """Worked examples as turns, in the form of the grammar.
 
     Raises:
         RecipeError: an example's tags are not the grammar's, or a block is empty.
     """
     turns = []
-    for number, example in enumerate(section.examples):
-        if set(example.response) != set(grammar.tags):
+    for number, example in enumerate(examples):
+        if set(example.blocks) != set(grammar.tags):
             raise RecipeError(
-                f"teacher.examples.{number}.response has {', '.join(sorted(example.response)) or 'no tags'}",
+                f"examples.{number}.response has {', '.join(sorted(example.blocks)) or 'no tags'}",
                 f"give exactly the teacher's tags: {', '.join(grammar.tags) or 'none, so leave out the examples'}",
             )
-        text = grammar.render(example.response)
+        text = grammar.render(example.blocks)
         if problem := grammar.parse(text).problem:
-            raise RecipeError(f"teacher.examples.{number}.response: {problem}", "write every block out")
+            raise RecipeError(f"examples.{number}.response: {problem}", "write every block out")
         turns += [{"role": "user", "content": example.question}, {"role": "assistant", "content": text}]
     return tuple(turns)
 

@@ -7,18 +7,15 @@ import time
 import pytest
 from tests.faulty_endpoint import FaultyEndpoint, answer
 
-from prism_cli.assembly.asking import Asking
-from prism_cli.assembly.desk import TeacherAnswers
-from prism_cli.assembly.teacher import open_teacher
-from prism_cli.data.rows import dataset, row
+from prism_cli.assembly.teacher import TeacherQuestions, open_teacher, resolve_teacher
+from prism_cli.data.rows import dataset, row, rows_by_id
 from prism_cli.endpoint import pace
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import BudgetError, DataError, TeacherError
 from prism_cli.recipes.identity import differences
 from prism_cli.recipes.teachers import OpenAITeacher
-from prism_cli.responses import Grammar, Part
+from prism_cli.responses import Grammar, Part, ResponseSettings
 from prism_cli.runs.folder import open_run
-from prism_cli.teacher.teachers import ColumnTeacher
 
 # One part without tags: any text is well-formed.
 GRAMMAR = Grammar({"whole": Part((), 1.0)}, None)
@@ -48,9 +45,13 @@ def ids(rows):
     return [{"id": id} for id in rows]
 
 
+def opened(section, run, data=ROWS, grammar=GRAMMAR):
+    return open_teacher(resolve_teacher(section), run, TeacherQuestions((data,), ResponseSettings(grammar, None)))
+
+
 def ask(run, url, rows, data=ROWS, grammar=GRAMMAR, **settings):
-    with open_teacher(section(run, url, **settings), grammar, run, data) as desk:
-        return desk.answers(ids(rows))
+    with opened(section(run, url, **settings), run, data, grammar) as teacher:
+        return teacher.answers(ids(rows))
 
 
 def usage(run):
@@ -78,8 +79,8 @@ def test_an_endpoint_without_a_list_of_models_is_fine_when_the_model_is_named(ru
 
 
 def test_usage_is_on_disk_after_each_batch_and_counted_on_by_the_next_start(run, endpoint):
-    with open_teacher(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
-        desk.answers(ids("ab"))
+    with opened(section(run, endpoint.url), run, ROWS) as teacher:
+        teacher.answers(ids("ab"))
         assert usage(run)["calls"] == 2, "a kill from here on must not forget them"
     ask(run, endpoint.url, "bc")
     # a and b, then c; b was kept. Each answer of this endpoint is 10 + 5 tokens.
@@ -87,24 +88,23 @@ def test_usage_is_on_disk_after_each_batch_and_counted_on_by_the_next_start(run,
 
 
 def test_two_rows_of_one_id_are_told_apart_or_refused():
-    teacher, how = ColumnTeacher({}), Asking(GRAMMAR)
-    TeacherAnswers(teacher, how, ROWS, dataset([row("a", "question a", [])]))
+    assert rows_by_id(ROWS, dataset([row("a", "question a", [])]))("a")["prompt"][0]["content"] == "question a"
     with pytest.raises(DataError, match="two rows have the id a"):
-        TeacherAnswers(teacher, how, ROWS, dataset([row("a", "another question", [])]))
+        rows_by_id(ROWS, dataset([row("a", "another question", [])]))
 
 
 def test_several_samples_of_a_question_are_several_calls(run, endpoint):
-    with open_teacher(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
-        assert [desk.answers(ids("a"), sample) for sample in (0, 1, 0)] == [["answer to question a"]] * 3
+    with opened(section(run, endpoint.url), run, ROWS) as teacher:
+        assert [teacher.answers(ids("a"), sample) for sample in (0, 1, 0)] == [["answer to question a"]] * 3
     assert endpoint.asked == {"question a": 2}
 
 
 def test_more_rows_than_are_under_way_at_a_time_come_in_order(run, endpoint, monkeypatch):
-    monkeypatch.setattr("prism_cli.assembly.desk.WINDOW", 6)
-    monkeypatch.setattr("prism_cli.assembly.desk.AT_ONCE", 4)
+    monkeypatch.setattr("prism_cli.teacher.answers.WINDOW", 6)
+    monkeypatch.setattr("prism_cli.teacher.answers.CHUNK", 4)
     done = []
-    with open_teacher(section(run, endpoint.url), GRAMMAR, run, MANY) as desk:
-        given = desk.answers(ids(MANY["id"]), on_progress=done.append)
+    with opened(section(run, endpoint.url), run, MANY) as teacher:
+        given = teacher.answers(ids(MANY["id"]), on_progress=done.append)
     assert given == [f"answer to question {i}" for i in range(40)]
     assert done == list(range(4, 41, 4))
     assert set(endpoint.asked.values()) == {1}
@@ -115,11 +115,12 @@ def test_more_rows_than_are_under_way_at_a_time_come_in_order(run, endpoint, mon
 
 def test_a_row_the_teacher_fails_on_has_no_answer_and_is_counted(run, endpoint, capsys):
     endpoint.plan["question b"] = [answer(None, refusal="no")]
-    with open_teacher(section(run, endpoint.url, max_failed=0.3), GRAMMAR, run, ROWS) as desk:
-        assert desk.teachable(ids("ab")) == [True, False]
-        assert desk.answers(ids("abcd")) == ["answer to question a", None, *(f"answer to question {i}" for i in "cd")]
-        assert desk.failures == {"refused": 1}
-        assert (desk.reason("a"), desk.reason("b")) == (None, "refused")
+    with opened(section(run, endpoint.url, max_failed=0.3), run, ROWS) as teacher:
+        assert teacher.teachable(ids("ab")) == [True, False]
+        texts = ["answer to question a", None, *(f"answer to question {i}" for i in "cd")]
+        assert teacher.answers(ids("abcd")) == texts
+        assert teacher.failures == {"refused": 1}
+        assert (teacher.reason("a"), teacher.reason("b")) == (None, "refused")
     assert "teacher: 3 answers, 0 from the store, 1 rows failed (1 refused)" in capsys.readouterr().out
 
 
@@ -150,8 +151,8 @@ def test_chance_among_the_first_rows_ends_nothing_but_a_clear_excess_does(run, e
     done = []
 
     def stage():
-        with open_teacher(section(run, endpoint.url, max_failed=0.05), GRAMMAR, run, MANY) as desk:
-            desk.answers(ids(MANY["id"]), on_progress=done.append)
+        with opened(section(run, endpoint.url, max_failed=0.05), run, MANY) as teacher:
+            teacher.answers(ids(MANY["id"]), on_progress=done.append)
             pytest.fail("a fifth of the rows failed")
 
     with pytest.raises(TeacherError, match="8 of 40 rows"):
@@ -160,11 +161,11 @@ def test_chance_among_the_first_rows_ends_nothing_but_a_clear_excess_does(run, e
 
 
 def test_teachable_rows_are_not_asked_for_again(run, endpoint, capsys):
-    with open_teacher(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
-        desk.teachable(ids("abc"))
-        desk.answers(ids("abc"))
-        desk.prefetch(ids("d"))
-        desk.answers(ids("d"))
+    with opened(section(run, endpoint.url), run, ROWS) as teacher:
+        teacher.teachable(ids("abc"))
+        teacher.answers(ids("abc"))
+        teacher.prefetch(ids("d"))
+        teacher.answers(ids("d"))
     assert set(endpoint.asked.values()) == {1}
     assert "teacher: 4 answers, 0 from the store" in capsys.readouterr().out
 
@@ -194,8 +195,8 @@ def test_a_cap_on_dollars_holds_and_what_was_spent_is_told(run, endpoint, capsys
 
 def test_a_cap_holds_over_a_kill_that_left_the_summary_behind(run, endpoint):
     """A kill comes between two writes of teacher.json, and many calls ahead of what it counts."""
-    with open_teacher(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
-        desk.answers(ids("ab"))
+    with opened(section(run, endpoint.url), run, ROWS) as teacher:
+        teacher.answers(ids("ab"))
     (run.folder / "teacher.json").write_text('{"calls": 0, "cached": 0, "usd": null}')
     with pytest.raises(BudgetError, match="2 calls"):
         ask(run, endpoint.url, "c", max_calls=2)
@@ -205,15 +206,15 @@ def test_a_cap_holds_over_a_kill_that_left_the_summary_behind(run, endpoint):
 
 def test_a_run_that_starts_over_has_spent_nothing(run, endpoint, tmp_path):
     shared = OpenAITeacher(endpoint=endpoint.url, model="m", store=str(tmp_path / "shared.sqlite"), max_calls=2)
-    with open_teacher(shared, GRAMMAR, run, ROWS) as desk:
-        desk.answers(ids("ab"))
+    with opened(shared, run, ROWS) as teacher:
+        teacher.answers(ids("ab"))
     anew = open_run(run.folder, "align", {}, "", differences, fresh=True)
-    with open_teacher(shared, GRAMMAR, anew, ROWS) as desk:
-        desk.answers(ids("abcd"))
+    with opened(shared, anew, ROWS) as teacher:
+        teacher.answers(ids("abcd"))
     assert (usage(anew)["calls"], usage(anew)["cached"]) == (2, 2)
 
 
-def test_calls_counted_before_the_store_knew_runs_still_count(run, endpoint):
+def test_calls_whose_answers_are_in_another_store_still_count(run, endpoint):
     (run.folder / "teacher.json").write_text('{"calls": 3, "cached": 7, "usd": null}')
     ask(run, endpoint.url, "a", max_calls=4)
     assert (usage(run)["calls"], usage(run)["cached"]) == (4, 7)
@@ -228,8 +229,8 @@ def test_what_is_under_way_when_a_stage_ends_is_kept_unless_someone_waits_at_the
     endpoint.delay = 1.0
 
     def stage():
-        with open_teacher(section(run, endpoint.url), GRAMMAR, run, ROWS) as desk:
-            desk.prefetch(ids("abcd"))
+        with opened(section(run, endpoint.url), run, ROWS) as teacher:
+            teacher.prefetch(ids("abcd"))
             while endpoint.asked.total() < 4:
                 time.sleep(0.01)
             if ends_with is not None:

@@ -1,36 +1,30 @@
-"""Answers to every row as they come, asked one by one or in batches; the same to whoever collects them."""
+"""Answers in bulk: to every row, several a row, asked one by one or through batches; what is here when it stops too."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from prism_cli.assembly.endpoint import at_batch_price, price_of
-from prism_cli.assembly.teacher import TeacherAnswers
-from prism_cli.endpoint.batch import BatchAsker
-from prism_cli.endpoint.batch_terms import Terms
-from prism_cli.endpoint.client import EndpointClient
+from prism_cli.endpoint.batches.client import BatchAsker
+from prism_cli.endpoint.kept import KeptAnswers
 from prism_cli.endpoint.requests import EndpointRequest
 from prism_cli.errors import BudgetError, TeacherError
 from prism_cli.progress import progress, say
-from prism_cli.recipes.stages import CollectRecipe
-from prism_cli.recipes.teachers import OpenAITeacher
-from prism_cli.teacher.batch_teacher import BatchTeacher
-from prism_cli.teacher.teachers import EndpointTeacher
+from prism_cli.teacher.answers import TeacherAnswers
+from prism_cli.teacher.sources import KeptSource
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Answers are taken in small lots, so that the bar moves, while so many questions are put ahead.
-LOT, AHEAD = 16, 256
-# A teacher that failed on so many questions and on no other is asked no more.
-ENOUGH_FAILED = 100
+# Rows are answered in small chunks, so that the bar moves, while so many questions are put ahead.
+CHUNK, AHEAD = 16, 256
+# A teacher that failed on so many questions and answered none is asked no more.
+MIN_FAILED_TO_STOP = 100
 Stopped = BudgetError | TeacherError | KeyboardInterrupt
 
 
 class Answer(NamedTuple):
-    """What a row got.
+    """The teacher's answer to a row.
 
     Attributes:
         row: The row's id.
@@ -45,7 +39,7 @@ class Answer(NamedTuple):
     problem: str | None
 
 
-class Answers(Protocol):
+class BulkAnswers(Protocol):
     """Answers by row.
 
     Attributes:
@@ -63,28 +57,29 @@ class DirectAnswers:
     """Answers asked one by one.
 
     Args:
-        desk: The teacher's.
+        answers: The teacher's, by row.
+        kept: Those in the store.
         samples: Answers a row.
+        stops_when_useless: Whether it ends once a teacher has failed on all of many questions.
     """
 
-    def __init__(self, desk: TeacherAnswers, samples: int):
-        assert isinstance(desk.teacher, EndpointTeacher | BatchTeacher), "check refuses teachers that can't be asked"
-        self._desk, self._samples, self._client = desk, samples, desk.teacher.client
-        self._asking = isinstance(desk.teacher, EndpointTeacher)
-        self._asked = self._failed = 0
+    def __init__(self, answers: TeacherAnswers, kept: KeptAnswers, samples: int, stops_when_useless: bool = True):
+        self._answers, self._store, self._samples = answers, kept, samples
+        self._stops_when_useless = stops_when_useless
+        self._questions = self._failed = 0
         self.stopped: Stopped | None = None
 
     def of(self, rows: "Dataset") -> Iterator[tuple[dict[str, Any], list[Answer]]]:
-        """See `Answers`."""
+        """See `BulkAnswers`."""
         ids = [{"id": id} for id in rows["id"]]
-        ahead = max(LOT, AHEAD // self._samples)
+        ahead = max(CHUNK, AHEAD // self._samples)
         with progress("collecting", len(ids) * self._samples) as on_progress:
             self._prefetch(ids[:ahead])
-            for start in range(0, len(ids), LOT):
+            for start in range(0, len(ids), CHUNK):
                 if self.stopped is None:
-                    self._prefetch(ids[start + ahead : start + ahead + LOT])
-                answered = self._lot(ids[start : start + LOT])
-                on_progress(min(start + LOT, len(ids)) * self._samples)
+                    self._prefetch(ids[start + ahead : start + ahead + CHUNK])
+                answered = self._chunk(ids[start : start + CHUNK])
+                on_progress(min(start + CHUNK, len(ids)) * self._samples)
                 for index, given in enumerate(answered):
                     if given:
                         yield rows[start + index], given
@@ -92,7 +87,7 @@ class DirectAnswers:
                     return
                 self._refuse_useless(answered)
 
-    def _lot(self, lot: Sequence[dict[str, str]]) -> list[list[Answer]]:
+    def _chunk(self, chunk: Sequence[dict[str, str]]) -> list[list[Answer]]:
         """The answers of some rows; once stopped, those that came all the same."""
         texts = []
         for sample in range(self._samples):
@@ -100,110 +95,99 @@ class DirectAnswers:
             if isinstance(self.stopped, TeacherError | KeyboardInterrupt):
                 break
             try:
-                texts.append(self._desk.answers(lot, sample))
+                texts.append(self._answers.answers(chunk, sample))
             except (BudgetError, TeacherError) as error:
                 self.stopped = self.stopped or error
             except KeyboardInterrupt as interrupt:
                 self.stopped = interrupt
         if self.stopped is not None:
-            return [self._kept(row["id"]) for row in lot]
+            return [self._kept(row["id"]) for row in chunk]
         return [
             [self._answer(row["id"], *one) for one in enumerate(given)]
-            for row, given in zip(lot, zip(*texts, strict=True), strict=True)
+            for row, given in zip(chunk, zip(*texts, strict=True), strict=True)
         ]
 
     def _refuse_useless(self, answered: Sequence[Sequence[Answer]]) -> None:
         problems = [answer.problem is not None for given in answered for answer in given]
-        self._asked, self._failed = self._asked + len(problems), self._failed + sum(problems)
-        if self._asking and self.stopped is None and self._asked == self._failed >= ENOUGH_FAILED:
-            self.stopped = useless(self._asked, self._desk)
+        self._questions, self._failed = self._questions + len(problems), self._failed + sum(problems)
+        if self._stops_when_useless and self.stopped is None and self._questions == self._failed >= MIN_FAILED_TO_STOP:
+            self.stopped = useless(self._questions, self._answers)
 
     def _kept(self, id: str) -> list[Answer]:
-        kept = [self._client.kept(self._desk.request(id, sample)) for sample in range(self._samples)]
+        kept = [self._store.kept(self._answers.request(id, sample)) for sample in range(self._samples)]
         return [Answer(id, sample, answer.text, None) for sample, answer in enumerate(kept) if answer is not None]
 
     def _prefetch(self, rows: Sequence[dict[str, str]]) -> None:
         for sample in range(self._samples):
-            self._desk.prefetch(rows, sample)
+            self._answers.prefetch(rows, sample)
 
     def _answer(self, id: str, sample: int, text: str | None) -> Answer:
-        return Answer(id, sample, text or "", self._desk.reason(id, sample) if text is None else None)
+        return Answer(id, sample, text or "", self._answers.reason(id, sample) if text is None else None)
 
 
 class BatchAnswers:
-    """Answers asked in batches, then read.
+    """Answers asked in batches, then read from the store.
 
     Args:
-        desk: The teacher's; it reads what the batches brought, and asks nobody from then on.
-        recipe: The stage's, its teacher an endpoint.
-        folder: Where batches are written down.
+        answers: The teacher's, by row; they come from the store from then on.
+        kept: Those in the store.
+        asker: Submits batches and collects them; closed once all is asked.
+        samples: Answers a row.
     """
 
-    def __init__(self, desk: TeacherAnswers, recipe: CollectRecipe, folder: Path):
-        self._desk, self._samples = desk, recipe.samples
-        self._asker, client = _asker(desk, recipe, folder)
-        desk.teacher = BatchTeacher(client, self._asker)
+    def __init__(self, answers: TeacherAnswers, kept: KeptAnswers, asker: BatchAsker, samples: int):
+        self._answers, self._store, self._asker, self._samples = answers, kept, asker, samples
+        answers.source = KeptSource(kept, asker.reason, asker.was_answered_now)
         self.stopped: Stopped | None = None
 
     def of(self, rows: "Dataset") -> Iterator[tuple[dict[str, Any], list[Answer]]]:
-        """See `Answers`."""
+        """See `BulkAnswers`."""
         ids = rows["id"]
         with closing(self._asker):
             self._ask(ids)
         if self.stopped is not None:
             rows = rows.select([index for index, id in enumerate(ids) if all(map(self._asker.was_asked, self._of(id)))])
-        yield from DirectAnswers(self._desk, self._samples).of(rows)
+        yield from DirectAnswers(self._answers, self._store, self._samples, stops_when_useless=False).of(rows)
 
     def _ask(self, ids: Sequence[str]) -> None:
         requests = lambda: (request for id in ids for request in self._of(id))  # noqa: E731
         try:
-            _wait(self._asker, lambda moved: self._asker.run(requests, moved))
+            _wait(self._asker, lambda on_progress: self._asker.run(requests, on_progress))
         except (BudgetError, TeacherError) as error:
             self.stopped = error
 
     def _of(self, id: str) -> Iterator[EndpointRequest]:
-        return (self._desk.request(id, sample) for sample in range(self._samples))
+        return (self._answers.request(id, sample) for sample in range(self._samples))
 
 
-def collect_open(desk: TeacherAnswers, recipe: CollectRecipe, folder: Path) -> None:
+def collect_under_way(asker: BatchAsker) -> None:
     """Brings in the batches that earlier starts submitted: they are paid for, whoever asks the rest.
 
     Args:
-        desk: The teacher's.
-        recipe: The stage's.
-        folder: Where batches are written down.
+        asker: Knows them; closed in the end.
 
     Raises:
         TeacherError: they can't be had.
     """
-    asker, _ = _asker(desk, recipe, folder)
     with closing(asker):
         _wait(asker, asker.collect)
 
 
-def useless(asked: int, desk: TeacherAnswers) -> TeacherError:
+def useless(questions: int, answers: TeacherAnswers) -> TeacherError:
     """The error over a teacher without one usable answer."""
     kinds: Counter[str] = Counter()
-    for reason, count in desk.failures.items():
+    for reason, count in answers.failures.items():
         kinds[reason.partition(":")[0]] += count
     reasons = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     return TeacherError(
-        f"{desk.teacher.name} gave no usable answer to any of {asked} questions ({reasons})",
-        "see what it writes (prism teacher log); raise teacher.max_tokens if answers are cut off, or ask another",
+        f"{answers.source.name} gave no usable answer to any of {questions} questions ({reasons})",
+        "see what it writes (prism teacher log); raise {max_tokens} if answers are cut off, or ask another",
+        ("max_tokens",),
     )
 
 
-def _asker(desk: TeacherAnswers, recipe: CollectRecipe, folder: Path) -> tuple[BatchAsker, EndpointClient]:
-    section = recipe.teacher
-    assert isinstance(section, OpenAITeacher), "check refuses batches of another teacher"
-    assert isinstance(desk.teacher, EndpointTeacher), "an endpoint's desk has an endpoint's teacher"
-    client, price = desk.teacher.client, price_of(at_batch_price(section))
-    url, terms = section.endpoint or "", Terms(price, section.max_calls, section.max_usd)
-    return BatchAsker(client, folder, base_url=url, api_key_env=section.api_key_env, terms=terms), client
-
-
 def _wait(asker: BatchAsker, work: Callable[[Callable[[int, int], None]], None]) -> None:
-    """Works with batches under a progress bar; says what goes on without us."""
+    """Works with batches under a progress bar; names what goes on at the endpoint when it is interrupted."""
     with progress("waiting for batches", 0) as on_progress:
         try:
             work(on_progress)

@@ -1,4 +1,4 @@
-"""Asking through OpenAI's batch endpoint: cheaper, answered within a day, paid once however often it is interrupted."""
+"""Client of OpenAI's batch endpoint: submits, waits and collects, and pays once however often it is interrupted."""
 
 import json
 import time
@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 import httpx2
 import openai
 
-from prism_cli.endpoint.batch_ledger import Asked, Draft, Ledger, Submission
-from prism_cli.endpoint.batch_results import NEW_LIMIT_NAME, Results
-from prism_cli.endpoint.batch_terms import Room, Terms
+from prism_cli.endpoint.batches.ledger import Draft, Ledger, Noted, Submission
+from prism_cli.endpoint.batches.results import NEW_LIMIT_NAME, Results
+from prism_cli.endpoint.batches.terms import Room, most_usd
 from prism_cli.endpoint.client import EndpointClient
+from prism_cli.endpoint.endpoint import Endpoint
 from prism_cli.endpoint.failures import api_key, explain, passing, shown_url
 from prism_cli.endpoint.requests import EndpointRequest
 from prism_cli.errors import BudgetError, DataError, TeacherError
@@ -43,10 +44,8 @@ class BatchAsker:
 
     Args:
         client: Knows the requests' form and keys, what is kept and which answers can be used; asks nothing itself.
+        endpoint: Where, at what price and up to which caps.
         folder: Where batches are written down.
-        base_url: The endpoint.
-        api_key_env: Name of the environment variable that holds the key.
-        terms: What it may cost.
         max_requests: Most requests a batch.
         max_bytes: Largest upload.
 
@@ -57,21 +56,20 @@ class BatchAsker:
     def __init__(
         self,
         client: EndpointClient,
+        endpoint: Endpoint,
         folder: Path,
         *,
-        base_url: str,
-        api_key_env: str,
-        terms: Terms = Terms(),  # noqa: B008  (immutable)
         max_requests: int = MAX_REQUESTS,
         max_bytes: int = MAX_BYTES,
     ):
-        self._client, self._terms = client, terms
+        self._client, self._endpoint = client, endpoint
         self._max_requests, self._max_bytes = max_requests, max_bytes
         self._ledger = Ledger(folder)
+        base_url, api_key_env = endpoint.url or "", endpoint.key_env
         self._url, self._api_key_env = shown_url(base_url), api_key_env
         self._openai = openai.OpenAI(base_url=base_url, api_key=api_key(base_url, api_key_env), max_retries=3)
         self._unreadable: dict[str, str] = {}
-        self._results = Results(client, self._ledger, terms.price, self._download)
+        self._results = Results(client, self._ledger, endpoint.price, self._download)
 
     @property
     def waiting(self) -> list[str]:
@@ -131,21 +129,23 @@ class BatchAsker:
     def _submit(self, requests: Callable[[], Iterable[EndpointRequest]], on_progress: Callable[[int], None]) -> int:
         """Submits what is still to be asked and may be afforded; gives how many requests that are."""
         submitted, draft = 0, None
-        room = Room(self._terms, self._client.budget)
-        for key, asked, line in self._wanted(requests(), room):
+        room = Room(self._endpoint.caps, self._client.budget)
+        for key, noted, line in self._wanted(requests(), room):
             if draft is not None and not draft.fits(line, self._max_requests, self._max_bytes):
                 self._send(draft.finish())
                 draft = None
             draft = draft or Draft(self._ledger)
-            draft.add(key, asked, line)
+            draft.add(key, noted, line)
             on_progress(submitted := submitted + 1)
         if draft is not None:
             self._send(draft.finish())
         elif room.refused:
-            raise BudgetError(room.refused, "raise it and run the same command again: the answers paid for are kept")
+            message, cap = room.refused
+            hint = f"raise {{{cap}}} and run the same command again: the answers paid for are kept"
+            raise BudgetError(message, hint, (cap,))
         return submitted
 
-    def _wanted(self, requests: Iterable[EndpointRequest], room: Room) -> Iterator[tuple[str, Asked, bytes]]:
+    def _wanted(self, requests: Iterable[EndpointRequest], room: Room) -> Iterator[tuple[str, Noted, bytes]]:
         """The requests to submit now, equal ones once, up to what may be afforded: key, note and line."""
         seen: set[str] = set()
         for request in requests:
@@ -153,19 +153,19 @@ class BatchAsker:
                 continue
             seen.add(key)
             try:
-                most_usd, line = self._terms.most_usd(request, self._client.settings), self._line(request)
+                usd, line = most_usd(request, self._endpoint), self._line(request)
             except DataError as error:  # this row's alone
                 self._unreadable[key] = f"unreadable picture: {error}"
                 continue
-            if not room.take(most_usd):
+            if not room.take(usd):
                 return
             known = len(self._client.store.answers(key))
-            yield key, Asked(request.row, self._client.description(request), known, most_usd), line
+            yield key, Noted(request.row, self._client.description(request), known, usd), line
 
     def _to_ask(self, request: EndpointRequest, key: str) -> bool:
         if self._client.kept(request) is not None or self._ledger.is_rejected(key):
             return False
-        return len(self._client.store.answers(key)) + self._ledger.tries(key) < self._client.attempts
+        return len(self._client.store.answers(key)) + self._ledger.tries(key) < self._client.endpoint.limits.attempts
 
     def _line(self, request: EndpointRequest) -> bytes:
         body = self._client.body(request)
@@ -203,10 +203,10 @@ class BatchAsker:
             self._ledger.drop(submission)
             raise
         except TeacherError:
-            if (found := self._find(submission)) is None:
+            if (batch := self._find(submission)) is None:
                 self._ledger.drop(submission)
                 raise
-            return found
+            return batch
 
     # Collecting -------------------------------------------------------------------------------------------------------
 
@@ -243,12 +243,12 @@ class BatchAsker:
             f"look for it in the account; if it is not there, delete {self._ledger.file(submission)}",
         )
 
-        def found() -> str | None:
+        def marked() -> str | None:
             # Among all of them, however old: clocks differ, and are set.
             listed = self._openai.batches.list(limit=100)
             return next((batch.id for batch in listed if (batch.metadata or {}).get(MARK) == submission.mark), None)
 
-        return self._guarded(found, unlisted)
+        return self._guarded(marked, unlisted)
 
     def _look(self, submission: Submission) -> Any:
         """The batch as it stands; an endpoint that is away for a while is waited for."""
@@ -284,10 +284,12 @@ class BatchAsker:
             return call()
         except openai.NotFoundError:
             failure = unknown or _RefusedError(
-                f"{self._url} has no batches (404)", "ask it directly: batch=false (or check --teacher-endpoint)"
+                f"{self._url} has no batches (404)",
+                "ask it directly: batch=false (or check {endpoint})",
+                ("endpoint",),
             )
         except (openai.OpenAIError, httpx2.RequestError, ValueError) as error:
             failure = explain(error, self._url, self._client.model, self._api_key_env)
             if isinstance(error, openai.APIStatusError) and passing(error, 1) is None:
-                failure = _RefusedError(str(failure), failure.hint)
+                failure = _RefusedError(str(failure), *failure.cure)
         raise failure

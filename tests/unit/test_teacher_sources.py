@@ -7,24 +7,25 @@ import threading
 import time
 
 import pytest
-from tests.faulty_endpoint import answer, status
+from tests.faulty_endpoint import answer, endpoint_at, status
 
 from prism_cli.endpoint.budget import Budget
 from prism_cli.endpoint.client import EndpointClient
 from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import DataError, TeacherError
-from prism_cli.teacher.teachers import ColumnTeacher, EndpointTeacher, Failed, TeacherRequest
+from prism_cli.teacher.sources import ColumnSource, EndpointSource, Failed, TeacherRequest
 
 INTERRUPTED = """
 import sys, time
 from prism_cli.endpoint.client import EndpointClient
+from prism_cli.endpoint.endpoint import Endpoint
 from prism_cli.endpoint.store import AnswerStore
-from prism_cli.teacher.teachers import EndpointTeacher, TeacherRequest
-teacher = EndpointTeacher(EndpointClient(sys.argv[1], "m", store=AnswerStore(sys.argv[2])))
+from prism_cli.teacher.sources import EndpointSource, TeacherRequest
+teacher = EndpointSource(EndpointClient(Endpoint(sys.argv[1], "m"), AnswerStore(sys.argv[2])))
 try:
     teacher.answers([TeacherRequest([{"role": "user", "content": "q"}])])
 except KeyboardInterrupt:
-    teacher.close()
+    teacher.client.close()
     print("closed")
 """
 
@@ -37,14 +38,15 @@ def ask(question: str, row: str = "") -> TeacherRequest:
 def teach(endpoint, tmp_path):
     teachers = []
 
-    def teach(**settings) -> EndpointTeacher:
+    def teach(**settings) -> EndpointSource:
         store = AnswerStore(tmp_path / "answers.sqlite")
-        teachers.append(EndpointTeacher(EndpointClient(endpoint.url, "m", store=store, **settings)))
+        budget = settings.pop("budget", None)
+        teachers.append(EndpointSource(EndpointClient(endpoint_at(endpoint.url, **settings), store, budget)))
         return teachers[-1]
 
     yield teach
     for teacher in teachers:
-        teacher.close()
+        teacher.client.close()
 
 
 @pytest.mark.timeout(60)
@@ -113,12 +115,12 @@ def test_closing_leaves_no_thread(teach):
     before = threading.active_count()
     teacher = teach()
     assert threading.active_count() == before + 1
-    teacher.close()
+    teacher.client.close()
     assert threading.active_count() == before
 
 
 def test_a_column_answers_by_row():
-    teacher = ColumnTeacher({"1": "one", "2": "two"})
+    teacher = ColumnSource({"1": "one", "2": "two"})
     given = teacher.answers([ask("q", "2"), ask("q", "1")])
     assert [(one.text, one.model, one.cached) for one in given] == [("two", "dataset", True), ("one", "dataset", True)]
 
@@ -126,4 +128,4 @@ def test_a_column_answers_by_row():
 @pytest.mark.parametrize("answers", [{}, {"7": None}, {"7": ""}])
 def test_a_row_without_an_answer_is_named(answers):
     with pytest.raises(DataError, match="row 7: teacher_response is empty"):
-        ColumnTeacher(answers).answers([ask("q", "7")])
+        ColumnSource(answers).answers([ask("q", "7")])

@@ -1,4 +1,4 @@
-"""What was submitted to a batch endpoint, written down before it is sent, so that a killed command pays once."""
+"""Ledger of batches: what was submitted, written down before it is sent, so that a killed command pays once."""
 
 import json
 import time
@@ -35,7 +35,7 @@ class Submission:
     rejected: dict[str, str] = field(default_factory=dict)
 
 
-class Asked(NamedTuple):
+class Noted(NamedTuple):
     """A request of a batch, as it was when it was submitted.
 
     Attributes:
@@ -57,7 +57,7 @@ def under_way(folder: Path) -> list[str]:
     Raises:
         CheckpointError: a file can't be read.
     """
-    return [submission.batch or submission.mark for submission in _noted(folder) if submission.ended is None]
+    return [submission.batch or submission.mark for submission in _submissions(folder) if submission.ended is None]
 
 
 class Ledger:
@@ -73,7 +73,7 @@ class Ledger:
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self.submissions = sorted(_noted(folder), key=lambda submission: submission.created)
+        self.submissions = sorted(_submissions(folder), key=lambda submission: submission.created)
         known = {submission.mark for submission in self.submissions}
         for draft in folder.glob("*.jsonl"):
             if draft.name.partition(".")[0] not in known:
@@ -90,8 +90,8 @@ class Ledger:
 
     def reason(self, key: str) -> str | None:
         """Why a request got no answer the last time, or None."""
-        found = [s.rejected.get(key) or s.failed.get(key) for s in self.submissions]
-        return next((reason for reason in reversed(found) if reason), None)
+        reasons = [s.rejected.get(key) or s.failed.get(key) for s in self.submissions]
+        return next((reason for reason in reversed(reasons) if reason), None)
 
     def is_rejected(self, key: str) -> bool:
         """Whether asking again can't help."""
@@ -106,7 +106,7 @@ class Ledger:
         return self._folder / f"{submission.mark}.upload.jsonl"
 
     def requests(self, submission: Submission) -> Path:
-        """Where its requests are noted, a JSON list of key and `Asked` a line."""
+        """Where its requests are noted, a JSON list of key and `Noted` a line."""
         return self._folder / f"{submission.mark}.requests.jsonl"
 
     def results(self, submission: Submission) -> Path:
@@ -117,10 +117,10 @@ class Ledger:
         """Where it is written down."""
         return self._folder / f"{submission.mark}.json"
 
-    def asked(self, submission: Submission) -> dict[str, Asked]:
+    def noted(self, submission: Submission) -> dict[str, Noted]:
         """Its requests by key."""
         with open(self.requests(submission), encoding="utf-8") as file:
-            return {key: Asked(*asked) for key, *asked in map(json.loads, file)}
+            return {key: Noted(*noted) for key, *noted in map(json.loads, file)}
 
     def save(self, submission: Submission) -> None:
         """Writes it down."""
@@ -147,28 +147,28 @@ class Draft:
         self.submission, self._ledger, self._size = Submission(), ledger, 0
         # Closed in `finish`; what a kill leaves of them the ledger clears away.
         self._upload = open(ledger.upload(self.submission), "wb")  # noqa: SIM115
-        self._noted = open(ledger.requests(self.submission), "w", encoding="utf-8")  # noqa: SIM115
+        self._requests = open(ledger.requests(self.submission), "w", encoding="utf-8")  # noqa: SIM115
 
     def fits(self, line: bytes, max_requests: int, max_bytes: int) -> bool:
         """Whether one more request may go into this batch."""
         return self.submission.count < max_requests and self._size + len(line) <= max_bytes
 
-    def add(self, key: str, asked: Asked, line: bytes) -> None:
+    def add(self, key: str, noted: Noted, line: bytes) -> None:
         """Writes a request."""
         self._upload.write(line)
-        self._noted.write(f"{json.dumps([key, *asked])}\n")
+        self._requests.write(f"{json.dumps([key, *noted])}\n")
         self._size += len(line)
         self.submission.count += 1
 
     def finish(self) -> Submission:
         """Closes the files and writes the submission down."""
         self._upload.close()
-        self._noted.close()
+        self._requests.close()
         self._ledger.save(self.submission)
         return self.submission
 
 
-def _noted(folder: Path) -> Iterator[Submission]:
+def _submissions(folder: Path) -> Iterator[Submission]:
     for path in folder.glob("*.json"):
         try:
             yield Submission(**json.loads(path.read_text(encoding="utf-8")))

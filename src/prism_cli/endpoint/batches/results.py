@@ -1,4 +1,4 @@
-"""What an ended batch brought: answers for the store, and reasons where there is none."""
+"""Results of an ended batch: answers for the store, and reasons where there is none."""
 
 import json
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from prism_cli.endpoint.batch_ledger import Asked, Ledger, Submission
+from prism_cli.endpoint.batches.ledger import Ledger, Noted, Submission
 from prism_cli.endpoint.budget import Price
 from prism_cli.endpoint.client import EndpointClient
 from prism_cli.endpoint.replies import Reply, read_reply
@@ -15,7 +15,7 @@ from prism_cli.errors import TeacherError
 
 # OpenAI's newer models know max_tokens by this name only; a batch learns it from its failed lines.
 NEW_LIMIT_NAME = "max_completion_tokens"
-_AGAIN = (408, 409, 429)
+_RETRIED = (408, 409, 429)
 # How often result files are downloaded until they are whole, and the seconds between.
 DOWNLOADS, PAUSE = 4, 2.0
 
@@ -46,9 +46,9 @@ class Results:
             TeacherError: its results can't be had in full, and it stays open; or the endpoint refused the whole batch,
                 or someone cancelled it.
         """
-        asked = self._ledger.asked(submission)
-        told = self._whole(submission, batch, asked)
-        submission.failed |= dict.fromkeys(asked.keys() - told, f"unanswered: the batch is {batch.status}")
+        noted = self._ledger.noted(submission)
+        answered = self._complete(submission, batch, noted)
+        submission.failed |= dict.fromkeys(noted.keys() - answered, f"unanswered: the batch is {batch.status}")
         if batch.status == "failed":
             submission.failed = {}  # it was never begun: no request was tried
         submission.ended = batch.status
@@ -56,56 +56,56 @@ class Results:
         self._ledger.tidy(submission)
         _refuse(batch)
 
-    def _whole(self, submission: Submission, batch: Any, asked: dict[str, Asked]) -> set[str]:
-        """Reads the result files until they tell of as many requests as the batch says; gives the keys told of."""
-        counts, told = batch.request_counts, set[str]()
-        expected = min(len(asked), counts.completed + counts.failed) if counts else 0
+    def _complete(self, submission: Submission, batch: Any, noted: dict[str, Noted]) -> set[str]:
+        """Reads the result files until they tell of as many requests as the batch says; gives their keys."""
+        counts, seen = batch.request_counts, set[str]()
+        expected = min(len(noted), counts.completed + counts.failed) if counts else 0
         for left in reversed(range(DOWNLOADS)):
             try:
-                self._read(submission, batch, asked, told)
-                if len(told) >= expected:
-                    return told
+                self._read(submission, batch, noted, seen)
+                if len(seen) >= expected:
+                    return seen
             except TeacherError:
                 if not left:
                     raise
             if left:
                 time.sleep(PAUSE)
         raise TeacherError(
-            f"the results of batch {batch.id} tell of {len(told)} requests, the batch of {expected}; what came is kept",
+            f"the results of batch {batch.id} tell of {len(seen)} requests, the batch of {expected}; what came is kept",
             "run the same command again to download them anew; if it stays so, delete "
             f"{self._ledger.file(submission)}: then the rest is asked, and paid, again",
         )
 
-    def _read(self, submission: Submission, batch: Any, asked: dict[str, Asked], told: set[str]) -> None:
+    def _read(self, submission: Submission, batch: Any, noted: dict[str, Noted], seen: set[str]) -> None:
         for file in filter(None, (batch.output_file_id, batch.error_file_id)):
             for result in self._lines(submission, file):
                 key, response = result.get("custom_id"), result.get("response") or {}
-                if key not in asked or key in told:
+                if key not in noted or key in seen:
                     continue
                 if response.get("status_code") == 200:
-                    reason, final = self._keep(key, asked[key], response.get("body")), False
+                    reason, final = self._keep(key, noted[key], response.get("body")), False
                 else:
                     reason, final = _failure(result)
                 if reason is None:
                     self.fresh.add(key)
                 else:
                     (submission.rejected if final else submission.failed)[key] = reason
-                told.add(key)
+                seen.add(key)
 
-    def _keep(self, key: str, asked: Asked, body: Any) -> str | None:
+    def _keep(self, key: str, noted: Noted, body: Any) -> str | None:
         """Keeps an answer, once however often its batch is read; gives why there is none."""
         try:
             reply = read_reply(json.dumps(body))
         except ValueError as error:
             return f"unanswered: {error}"
         # Kept before a kill came between it and the end of its batch? Told by place, not by time: clocks are set back.
-        since = self._client.store.answers(key)[asked.known :]
+        since = self._client.store.answers(key)[noted.known :]
         if not any(kept.run == self._client.budget.run and _is_same(kept, reply) for kept in since):
             tokens = reply.prompt_tokens, reply.completion_tokens
             usd = self._price.usd(*tokens) if self._price else None
             # Who does not count tokens is booked at worst, as a cap must hold.
-            usd = asked.most_usd if usd is None else usd
-            self._client.keep(key, asked.request, asked.row, reply, usd=usd)
+            usd = noted.most_usd if usd is None else usd
+            self._client.keep(key, noted.request, noted.row, reply, usd=usd)
             self._client.budget.book(*tokens, usd)
         return None
 
@@ -135,7 +135,7 @@ def _failure(result: dict[str, Any]) -> tuple[str, bool]:
     status, body = response.get("status_code"), response.get("body")
     error = result.get("error") or (body.get("error") if isinstance(body, dict) else None) or {}
     message = str(error.get("message") or error.get("code") or "no reason given")[:300]
-    final = isinstance(status, int) and 400 <= status < 500 and status not in _AGAIN and NEW_LIMIT_NAME not in message
+    final = isinstance(status, int) and 400 <= status < 500 and status not in _RETRIED and NEW_LIMIT_NAME not in message
     return f"{'rejected' if final else 'unanswered'}: {f'{status} ' if status else ''}{message}", final
 
 
@@ -143,9 +143,10 @@ def _refuse(batch: Any) -> None:
     """Ends the command over a batch that says something about all its requests."""
     if batch.status == "failed":
         problems = [problem.message for problem in (batch.errors.data or [] if batch.errors else [])]
-        told = "; ".join(str(problem) for problem in problems[:3]) or "no reason given"
+        reasons = "; ".join(str(problem) for problem in problems[:3]) or "no reason given"
         raise TeacherError(
-            f"batch {batch.id} was refused: {told}", "when that is mended, run the same command again (or batch=false)"
+            f"batch {batch.id} was refused: {reasons}",
+            "when that is mended, run the same command again (or batch=false)",
         )
     if batch.status == "cancelled":
         raise TeacherError(

@@ -2,14 +2,15 @@
 
 import pytest
 
-from prism_cli.assembly.asking import asking, split_caption, with_caption
 from prism_cli.assembly.checks import check_teacher
 from prism_cli.assembly.response import grammar_of
+from prism_cli.assembly.teacher import prompting_of, resolve_teacher
 from prism_cli.data.rows import png
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.sections import ResponseSection
 from prism_cli.recipes.teachers import DatasetTeacher, EmbeddedTeacher, OpenAITeacher
-from prism_cli.responses import Grammar, Part
+from prism_cli.responses import Grammar, Part, ResponseSettings
+from prism_cli.teacher.prompting import split_caption, with_caption
 from prism_cli.worlds import world
 
 GRAMMAR = grammar_of(ResponseSection())
@@ -24,15 +25,19 @@ def row(*turns, system=POLICYS, caption=None):
     return {"id": "7", "prompt": prompt, "images": [{"bytes": PICTURE, "path": None}], "caption": caption}
 
 
+def prompting(section, grammar, instruction):
+    return prompting_of(resolve_teacher(section), ResponseSettings(grammar, instruction))
+
+
 def request(asked, section=None, instruction=POLICYS, **settings):
-    return asking(section or OpenAITeacher(**settings), GRAMMAR, instruction).request(asked)
+    return prompting(section or OpenAITeacher(**settings), GRAMMAR, instruction).request(asked)
 
 
 def systems(asked):
     return [message["content"] for message in asked.messages if message["role"] == "system"]
 
 
-def test_the_teacher_is_told_the_form_where_the_policy_has_an_instruction_of_its_own():
+def test_the_teacher_is_given_the_form_where_the_policy_has_an_instruction_of_its_own():
     assert systems(request(row("a1 ?"))) == [GRAMMAR.instruction()]
     assert systems(request(row("a1 ?", system=None), instruction=None)) == [GRAMMAR.instruction()]
 
@@ -49,7 +54,7 @@ def test_a_rows_own_system_message_wins():
 
 def test_parts_without_tags_ask_for_nothing_so_the_policys_instruction_is_sent():
     whole = Grammar({"whole": Part((), 1.0)}, None)
-    assert systems(asking(OpenAITeacher(), whole, POLICYS).request(row("a1 ?"))) == [POLICYS]
+    assert systems(prompting(OpenAITeacher(), whole, POLICYS).request(row("a1 ?"))) == [POLICYS]
 
 
 def test_the_embedded_teacher_reads_rows_as_they_are():
@@ -79,7 +84,7 @@ def test_examples_stand_between_system_and_question_in_the_grammars_form():
 @pytest.mark.parametrize("response", [{"think": "x", "answer": "7"}, {"caption": "c", "think": " ", "answer": "7"}])
 def test_an_example_in_another_form_is_refused_before_anything_is_asked(response):
     section = OpenAITeacher(endpoint="http://h/v1", examples=[{"question": "?", "response": response}])
-    with pytest.raises(RecipeError, match=r"teacher\.examples\.0\.response"):
+    with pytest.raises(RecipeError, match=r"teacher: examples\.0\.response"):
         check_teacher(section, "align", GRAMMAR)
 
 
@@ -100,10 +105,10 @@ def test_without_a_caption_it_gets_the_question_alone():
 
 
 def test_it_writes_every_part_but_perception_each_with_its_weight():
-    taught = asking(OpenAITeacher(modality="text"), GRAMMAR, None).grammar
+    taught = prompting(OpenAITeacher(modality="text"), GRAMMAR, None).grammar
     assert dict(taught.parts) == {"reasoning": Part(("think", "answer"), 0.5)}
     assert taught.answer_tag == "answer"
-    assert asking(DatasetTeacher(type="dataset"), GRAMMAR, None).grammar == GRAMMAR
+    assert prompting(DatasetTeacher(type="dataset"), GRAMMAR, None).grammar == GRAMMAR
 
 
 def test_what_it_can_not_teach_is_refused_by_name():

@@ -1,21 +1,23 @@
-"""What asking a teacher would take, and what it would be sent: told without asking."""
+"""What asking a teacher would take, and what it would be sent, by what is kept and without asking."""
 
 import pytest
 from PIL import Image
-from tests.faulty_endpoint import FaultyEndpoint
+from tests.faulty_endpoint import FaultyEndpoint, endpoint_at
 
-from prism_cli.assembly.asking import Asking
+from prism_cli.assembly.discriminator import questions_of_align
 from prism_cli.assembly.response import grammar_of
-from prism_cli.assembly.teacher_plan import Outlook, questions_at_most, teacher_lines, teacher_preview
+from prism_cli.assembly.teacher_plan import teacher_lines, teacher_preview
 from prism_cli.data.rows import dataset, has_pictures, png, row
 from prism_cli.endpoint.budget import Price
-from prism_cli.endpoint.estimate import Average, Rates, teacher_plan
+from prism_cli.endpoint.endpoint import Endpoint
+from prism_cli.endpoint.estimate import estimate
+from prism_cli.endpoint.kept import KeptAnswers
 from prism_cli.endpoint.requests import EndpointRequest
 from prism_cli.endpoint.store import AnswerStore, StoredAnswer
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.load import load_recipe
 from prism_cli.recipes.sections import ResponseSection
-from prism_cli.recipes.teachers import OpenAITeacher
+from prism_cli.teacher.prompting import Prompting
 
 GRAMMAR = grammar_of(ResponseSection())
 TINY = ["model={type: tiny}", "eval_data=null", "data.size=5"]
@@ -31,19 +33,30 @@ def request(text, *images):
     return EndpointRequest([{"role": "user", "content": text}], images)
 
 
-def plan(requests, kept=(), at_most=None, **rates):
-    def key(one):
-        return one.messages[0]["content"]
+@pytest.fixture
+def plan(tmp_path):
+    """The estimate of requests, some of them kept, by an empty store's endpoint with answers of at most 100 tokens."""
 
-    return teacher_plan(requests, key, lambda one: key(one) in kept, Rates(**{"max_tokens": 100, **rates}), at_most)
+    def plan(requests, kept=(), at_most=None, price=None, calls=(), **settings):
+        store = AnswerStore(tmp_path / "kept.sqlite")
+        answers = KeptAnswers(endpoint_at("http://h/v1", max_tokens=100, price=price, **settings), store)
+        for one in requests:
+            if one.messages[0]["content"] in kept and answers.kept(one) is None:
+                store.put(StoredAnswer(answers.key(one), "m", "m", "{}", "answer"))
+        for number, (prompt, completion) in enumerate(calls):
+            tokens = {"prompt_tokens": prompt, "completion_tokens": completion}
+            store.put(StoredAnswer(f"other {number}", "m", "m", "{}", "answer", **tokens))
+        return estimate(requests, answers, at_most)
+
+    return plan
 
 
-def test_equal_questions_are_asked_once_and_kept_ones_not_at_all():
+def test_equal_questions_are_asked_once_and_kept_ones_not_at_all(plan):
     found = plan([request("a"), request("b"), request("a"), request("c")], kept="b")
     assert (found.calls, found.kept) == (2, 1)
 
 
-def test_tokens_are_estimated_from_characters_and_pixels():
+def test_tokens_are_estimated_from_characters_and_pixels(plan):
     # 30 × 50 pixels are 2 tokens, 8 characters 2; a picture beyond the limit of 750 pixels is scaled down to 1 token.
     picture = png(Image.new("RGB", (30, 50)))
     found = plan([request("12345678", picture)])
@@ -51,12 +64,12 @@ def test_tokens_are_estimated_from_characters_and_pixels():
     assert plan([request("12345678", picture)], max_image_pixels=750).prompt_tokens == 3
 
 
-def test_what_is_known_of_the_model_goes_before_the_estimate():
-    found = plan([request("a"), request("b")], average=Average(310.5, 42.0))
+def test_what_is_known_of_the_model_goes_before_the_estimate(plan):
+    found = plan([request("a"), request("b")], calls=[(310, 42), (311, 42)] * 10)
     assert (found.prompt_tokens, found.completion_tokens, found.averaged) == (621, 84, True)
 
 
-def test_dollars_follow_from_tokens_and_price_or_are_not_told():
+def test_dollars_follow_from_tokens_and_price_or_are_not_told(plan):
     # 1000 tokens to read at $2 and 100 to write at $30 a million are $0.002 + $0.003.
     found = plan([request("x" * 4000)], price=Price(2.0, 30.0))
     assert found.usd == pytest.approx(0.005)
@@ -64,36 +77,34 @@ def test_dollars_follow_from_tokens_and_price_or_are_not_told():
     assert "dollars are not" in dict(plan([request("a")]).lines())["teacher cost"]
 
 
-def test_a_stage_that_asks_fewer_questions_than_there_are_rows_pays_for_those():
+def test_a_stage_that_asks_fewer_questions_than_there_are_rows_pays_for_those(plan):
     found = plan([request("abcd" * 10 + str(i)) for i in range(10)], at_most=5)
     assert (found.calls, found.prompt_tokens, found.completion_tokens) == (5, 55, 500)
 
 
-def test_when_all_is_kept_nothing_is_asked():
+def test_when_all_is_kept_nothing_is_asked(plan):
     assert plan([request("a")], kept="a").lines() == [("teacher calls", "none: all 1 answers are kept")]
 
 
 def test_align_asks_about_its_steps_prompts_and_its_warm_ups():
     recipe = load_recipe("align", "tiny", [*TINY, "max_steps=30", "discriminator.warmup={pairs: 100, held_out: 20}"])
-    assert questions_at_most(recipe) == 30 * 12 + 120
-    assert questions_at_most(load_recipe("sft", "tiny/sft_teacher", TINY)) is None
+    assert questions_of_align(recipe) == 30 * 12 + 120
+    assert questions_of_align(load_recipe("align", "tiny", [*TINY, "max_steps=null", "epochs=1"])) is None
 
 
 def test_kept_answers_are_recognised_and_averaged_from_twenty_on(tmp_path):
-    store, how = AnswerStore(tmp_path / "a.sqlite"), Asking(GRAMMAR)
-    section = OpenAITeacher(endpoint="http://h/v1", model="m")
+    store, prompting = AnswerStore(tmp_path / "a.sqlite"), Prompting(GRAMMAR)
+    answers = KeptAnswers(Endpoint("http://h/v1", "m"), store, prompting.problem)
     rows = [{"id": str(i), "prompt": [{"role": "user", "content": f"q{i}"}], "images": []} for i in range(30)]
-    requests = [how.request(one) for one in rows]
+    requests = [prompting.request(one) for one in rows]
     text = GRAMMAR.render({"caption": "c", "think": "t", "answer": "a"})
-    with Outlook(section, how, "m", store) as outlook:
-        for one in requests[:19]:
-            store.put(StoredAnswer(outlook._client.key(one), "m", "m", "{}", text, "stop", 100, 10))
-        assert outlook.plan(requests)[:2] == (11, 19)
-        assert not outlook.plan(requests).averaged
+    for one in requests[:19]:
+        store.put(StoredAnswer(answers.key(one), "m", "m", "{}", text, "stop", 100, 10))
+    assert estimate(requests, answers)[:2] == (11, 19)
+    assert not estimate(requests, answers).averaged
     store.put(StoredAnswer("other", "m", "m", "{}", "malformed", "stop", 300, 10))
-    with Outlook(section, how, "m", store) as outlook:
-        found = outlook.plan(requests)
-    assert (found.calls, found.averaged, found.prompt_tokens) == (11, True, 11 * 110)
+    ahead = estimate(requests, answers)
+    assert (ahead.calls, ahead.averaged, ahead.prompt_tokens) == (11, True, 11 * 110)
 
 
 def test_whether_rows_have_pictures_is_told_without_reading_one(tmp_path):

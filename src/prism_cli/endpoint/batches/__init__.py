@@ -1,0 +1,1 @@
+"""OpenAI's batch endpoint: half the price, answered within a day."""
