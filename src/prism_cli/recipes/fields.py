@@ -1,9 +1,11 @@
-"""Keys and sections as the recipe types declare them: the type of a key, the members of a union, the documentation."""
+"""Fields of recipe types: their keys, sections, unions, metadata and documentation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import compress
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin
+
+from pydantic.fields import FieldInfo
 
 from prism_cli.recipes.section import Section
 
@@ -11,12 +13,12 @@ T = TypeVar("T")
 
 
 def sections(annotation: Any) -> tuple[type[Section], ...]:
-    """The section types a value may be: several for a union on `type`, none for a plain value or a container."""
+    """The section types of a value: several for a union, none for a plain value or a container."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return (annotation,)
     if get_origin(annotation) in (dict, tuple):
         return ()
-    return tuple(found for inner in get_args(annotation) for found in sections(inner))
+    return tuple(section for inner in get_args(annotation) for section in sections(inner))
 
 
 def type_word(section: type[Section]) -> str | None:
@@ -26,13 +28,13 @@ def type_word(section: type[Section]) -> str | None:
 
 
 def is_usual(section: type[Section]) -> bool:
-    """Whether a section of a union is taken where `type` is left out."""
+    """True for the section of a union that is taken where `type` is left out."""
     field = section.model_fields.get("type")
     return field is not None and not field.is_required()
 
 
 def chosen(annotation: Any, value: Any) -> type[Section] | None:
-    """The section type that `value` is written as; where `type` is absent the usual one, None without one."""
+    """The section type of `value`; without `type` the usual one of the union, or None if it has no usual one."""
     options = sections(annotation)
     if len(options) < 2:
         return options[0] if options else None
@@ -42,12 +44,12 @@ def chosen(annotation: Any, value: Any) -> type[Section] | None:
 
 
 def keys(section: type[Section]) -> dict[str, str]:
-    """Key as users write it → name of the field."""
+    """Key in recipes → name of the field."""
     return {field.alias or name: name for name, field in section.model_fields.items()}
 
 
 def child(annotation: Any, value: Any, key: str | int) -> Any:
-    """The annotation of what stands under `key` in `value`; None where the recipe types say nothing."""
+    """The annotation of `key` in `value`; None for an unknown key."""
     section = chosen(annotation, value)
     if section is not None:
         name = keys(section).get(str(key))
@@ -61,7 +63,7 @@ def child(annotation: Any, value: Any, key: str | int) -> Any:
 
 
 def annotation_at(recipe: type[Section], values: Any, path: Sequence[str | int]) -> Any:
-    """The annotation of what stands at `path`, following the types that `values` chose."""
+    """The annotation at a path, given the types of sections in `values`."""
     annotation: Any = recipe
     for key in path:
         annotation = child(annotation, values, key)
@@ -70,7 +72,7 @@ def annotation_at(recipe: type[Section], values: Any, path: Sequence[str | int])
 
 
 def value_at(values: Any, path: Sequence[str | int]) -> Any:
-    """What stands at `path` in nested dicts and lists, or None."""
+    """The value at a path in nested dicts and lists, or None."""
     for key in path:
         if isinstance(values, dict):
             values = values.get(key)
@@ -82,20 +84,22 @@ def value_at(values: Any, path: Sequence[str | int]) -> Any:
 
 
 def may_be_null(annotation: Any) -> bool:
-    """Whether null is a value."""
+    """True if null is allowed."""
     return annotation is None or NoneType in get_args(annotation)
 
 
 def metadata(section: type[Section], name: str, kind: type[T]) -> T | None:
-    """What of a kind a field's `Annotated` type carries; a field that only changes a default has its base's."""
-    fields = (base.model_fields.get(name) for base in section.__mro__ if issubclass(base, Section))
-    return next((one for field in fields if field for one in field.metadata if isinstance(one, kind)), None)
+    """The metadata of a kind in a field's `Annotated` type, or None."""
+    return next((one for field in _declared(section, name) for one in field.metadata if isinstance(one, kind)), None)
 
 
 def description(section: type[Section], name: str) -> str:
-    """A field's documentation; a field that only changes a default has that of the section it inherits from."""
+    """A field's documentation."""
+    return next((" ".join(field.description.split()) for field in _declared(section, name) if field.description), "")
+
+
+def _declared(section: type[Section], name: str) -> Iterator[FieldInfo]:
+    """A field, then those of the same name in the base classes: a field that only changes a default repeats nothing."""
     for base in section.__mro__:
-        field = base.model_fields.get(name) if issubclass(base, Section) else None
-        if field is not None and field.description:
-            return " ".join(field.description.split())
-    return ""
+        if issubclass(base, Section) and name in base.model_fields:
+            yield base.model_fields[name]

@@ -1,9 +1,8 @@
-"""The resolved recipe as plain values and as YAML, and what makes two of them different runs."""
+"""Identity of a run: its resolved recipe as plain values and YAML, and the differences that make another run."""
 
 import io
 import re
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -11,64 +10,36 @@ from ruamel.yaml import YAML
 
 from prism_cli.recipes.section import Section
 
-# Keys that may change between two starts of one run: where it lies, how it is watched, what it may spend and keep.
+_ENDPOINT_KEYS = (
+    *("endpoint", "api_key_env", "concurrency", "timeout", "attempts"),
+    *("max_calls", "max_usd", "price", "store"),
+)
+# Keys, with all below them, that may change between two starts of a run: its folder, logging, budgets, addresses.
 FREE_KEYS = (
-    "output",
-    "log_every",
-    "checkpoint.keep",
-    "rollouts_every",
-    "rewards.max_wrong",
-    *(
-        f"{asked}.{key}"
-        for asked in ("teacher", "rewards.llm_judge", "llm_judge")
-        for key in (
-            "endpoint",
-            "api_key_env",
-            "concurrency",
-            "timeout",
-            "attempts",
-            "max_calls",
-            "max_usd",
-            "price",
-            "price.*",
-            "store",
-        )
-    ),
-    "teacher.check",
-    "teacher.max_failed",
-    "trainer.report_to",
-    "trainer.run_name",
-    "processes",
-    "batch",
-    "launch",
-    "launch.*",
-    "generation.memory",
-    "generation.sleep",
-    "generation.tensor_parallel",
-    "generation.server",
-    # A finished evaluation may be asked why answers are wrong, or for benchmarks: its samples stay.
-    "attribution",
-    "benchmarks",
-    "benchmarks.*",
-    # Which of the answers or prompts are kept: what was sampled for them stays.
-    "keep",
-    "band.*",
+    *("output", "log_every", "checkpoint.keep", "rollouts_every", "trainer.report_to", "trainer.run_name"),
+    *(f"{section}.{key}" for section in ("teacher", "rewards.llm_judge", "llm_judge") for key in _ENDPOINT_KEYS),
+    *("teacher.check", "teacher.max_failed", "rewards.max_wrong", "processes", "batch", "launch"),
+    *("generation.memory", "generation.sleep", "generation.tensor_parallel", "generation.server"),
+    # Added to a finished evaluation, whose samples stay.
+    *("attribution", "benchmarks"),
+    # Selects among the answers or prompts that were sampled.
+    *("keep", "band"),
 )
 ABSENT = object()
 
 
 def run_folder(stage: str, recipe: Any) -> Path:
-    """The folder a recipe's run lives in: its `output`, else runs/<stage>, for a pipeline or study runs/<name>."""
+    """The run folder of a recipe: its `output`, else runs/<stage>, for a pipeline or study runs/<name>."""
     return Path(recipe.output or f"runs/{recipe.name if stage in ('run', 'compare') else stage}")
 
 
 def to_dict(recipe: Section) -> dict[str, Any]:
-    """The whole recipe, defaults included, as JSON-able values under the keys users write."""
+    """The full recipe, defaults included, as JSON-able values by the keys of recipes."""
     return recipe.model_dump(mode="json", by_alias=True)
 
 
 def to_yaml(recipe: Section) -> str:
-    """The whole recipe as YAML that loads back to the same recipe."""
+    """The full recipe as YAML, which loads back to the same recipe."""
     stream = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
@@ -79,10 +50,9 @@ def to_yaml(recipe: Section) -> str:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], growing: Sequence[str] = ()) -> list[str]:
-    """The keys that make `new` another run than `old`, one line each: `seed: 0 there, 1 now`.
+    """The differences that make `new` another run than `old`, one line for each key: `seed: 0 there, 1 now`.
 
-    Keys in FREE_KEYS never count, nor does a larger `max_steps`, nor what a pipeline sets in a step: the step
-    compares it.
+    Not counted: FREE_KEYS, a larger `max_steps`, and a pipeline step's `set`, because the step's own run compares it.
 
     Args:
         old: The recipe of the run there, from `to_dict`.
@@ -116,7 +86,7 @@ def _free(key: str, old: Any, new: Any) -> bool:
         return True  # a step's own run folder compares what is set in it
     if key == "max_steps" and isinstance(old, int) and isinstance(new, int):
         return new > old
-    return any(fnmatchcase(key, pattern) for pattern in FREE_KEYS)
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
 
 
 def _show(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Problems of a recipe in words: which key, what was found, what belongs there."""
+"""Problems of a recipe in words: the key, the value, what is expected instead."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -34,12 +34,12 @@ BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 
 
 def validation_problems(error: ValidationError, recipe: type[Section], values: Any) -> Iterator[tuple[KeyPath, str]]:
-    """Every problem pydantic found, as (path of the key, what is wrong).
+    """Pydantic's problems as (path of the key, text).
 
     Args:
         error: From validating `values`.
         recipe: The type that was validated.
-        values: What the user wrote.
+        values: The user's values.
     """
     for problem in error.errors(include_url=False):
         path = _path(recipe, values, problem["loc"])
@@ -71,7 +71,7 @@ def validation_problems(error: ValidationError, recipe: type[Section], values: A
 
 
 def unknown_key(annotation: Any, values: Any, path: KeyPath) -> str:
-    """Why the last key of a path can't stand there, with the nearest name or the type of section that has it."""
+    """An unknown key in words, with the nearest name or the type of section that has the key."""
     key = str(path[-1])
     here = chosen(annotation, value_at(values, path[:-1]))
     owners = [str(type_word(section)) for section in sections(annotation) if key in keys(section)]
@@ -87,7 +87,7 @@ def nearest(word: str, names: Sequence[str] | Mapping[str, Any]) -> str:
 
 
 def describe(value: Any) -> str:
-    """A value as a person would name it."""
+    """A value in words."""
     match value:
         case None:
             return "nothing (null)"
@@ -106,7 +106,7 @@ def describe(value: Any) -> str:
 
 
 def _path(recipe: type[Section], values: Any, location: Sequence[str | int]) -> KeyPath:
-    """The path of keys a user wrote; pydantic also names the type it chose at every union."""
+    """The path of keys in the recipe; pydantic's location also contains the type at every union."""
     path: list[str | int] = []
     annotation: Any = recipe
     at_union = False

@@ -1,4 +1,4 @@
-"""Finds a recipe by file, folder or shipped name, and reads its YAML with the line of every key."""
+"""Recipe files: found by path, folder or shipped name, read with the line of every key."""
 
 import io
 import re
@@ -17,11 +17,11 @@ KeyPath = tuple[str | int, ...]
 
 
 class Source(NamedTuple):
-    """A recipe as it stands in a file.
+    """The content of a recipe file.
 
     Attributes:
-        name: The file, as messages name it.
-        values: Its content, nested plain values.
+        name: File name for messages.
+        values: Nested plain values.
         lines: Path of a key → its line, from 1.
     """
 
@@ -36,13 +36,13 @@ def file_name(stage: str) -> str:
 
 
 def command_of(stage: str) -> str:
-    """The words of a stage's command, after `prism`."""
+    """A stage's command without `prism`."""
     return {"warmup": "discriminator warmup", "curate": "data curate"}.get(stage, stage)
 
 
 def stage_of(path: Path) -> str | None:
-    """The stage a recipe file is for, by the word in its name: align.yaml, align_weak_teacher.yaml, pipeline.yaml,
-    study.yaml; in a folder `studies` each file is a study."""
+    """The stage of a recipe file, from a word in its name: align.yaml, align_weak_teacher.yaml, pipeline.yaml,
+    study.yaml; in a folder `studies` every file is a study."""
     if path.parent.name == "studies":
         return "compare"
     words = re.split(r"[^a-z]+", path.stem.lower())
@@ -50,7 +50,7 @@ def stage_of(path: Path) -> str | None:
 
 
 def shipped() -> dict[str, Path]:
-    """Name → file of the recipes that come with the package: `tiny/align`, `tiny/pipeline`, …"""
+    """Name → file of the shipped recipes: `tiny/align`, `tiny/pipeline`, …"""
     package = Path(__file__).parents[1]
     # An editable install has no copy in the package; its recipes lie beside src.
     folders = [package / "shipped_recipes", package.parents[1] / "recipes"]
@@ -60,7 +60,7 @@ def shipped() -> dict[str, Path]:
 
 
 def find_recipe(stage: str, source: str | Path | None) -> Path | None:
-    """The file that `source` means for a stage; None when nothing was named and nothing lies here.
+    """The recipe file that `source` names for a stage; None without a source and without a file here.
 
     Args:
         stage: One of STAGES.
@@ -130,7 +130,7 @@ def _yaml() -> YAML:
 
 
 def _locate(node: Node | None, path: KeyPath, lines: dict[KeyPath, int], seen: set[int]) -> Iterator[str]:
-    """Fills `lines` and yields a problem for every key that stands twice."""
+    """Fills `lines` and yields a problem for every duplicate key."""
     if id(node) in seen:  # an alias; its keys keep the lines of the anchor
         return
     seen.add(id(node))
@@ -156,6 +156,6 @@ def _explain(error: YAMLError) -> str:
     """`LINE: what is wrong`, on one line."""
     if isinstance(error, MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
-        said = ", ".join(part for part in (error.context, error.problem) if part)
-        return f"{mark.line + 1 if mark else 1}: {' '.join(said.split())}"
+        text = ", ".join(part for part in (error.context, error.problem) if part)
+        return f"{mark.line + 1 if mark else 1}: {' '.join(text.split())}"
     return f"1: {' '.join(str(error).split())}"

@@ -1,4 +1,4 @@
-"""The options of TRL's SFTConfig and GRPOConfig, read from the installed sources: importing them costs seconds."""
+"""Options of TRL's SFTConfig and GRPOConfig, read from the installed sources, because importing TRL takes seconds."""
 
 import ast
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ SOURCES = (
     ("trl", "trainer/grpo_config.py", "GRPOConfig"),
 )
 
-# What the stages set, and the recipe's key for it.
+# Options set by the stages → recipe key.
 _OWNED_BY_ALL = {
     "output_dir": "output",
     "seed": "seed",
@@ -89,7 +89,7 @@ OWNED = {
         "reward_weights": "rewards",
     },
 }
-# Set by the stages, and no recipe key changes them.
+# Options set by the stages that no recipe key changes → reason.
 FIXED = {
     "resume_from_checkpoint": "rerun the command to continue, --fresh to start over",
     "save_only_model": "checkpoints hold what resuming needs",
@@ -103,7 +103,7 @@ FIXED_IN_ALIGN = {"num_iterations": "policy and discriminator take one update ea
 
 
 def option_problems(stage: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is wrong in a recipe's `trainer` section, as (option, what is wrong).
+    """Problems in a recipe's `trainer` section, as (option, text).
 
     Args:
         stage: sft, align or rl.
@@ -125,7 +125,7 @@ def option_problems(stage: str, options: Mapping[str, Any]) -> Iterator[tuple[st
 
 @lru_cache(maxsize=2)
 def option_types(config: str) -> dict[str, frozenset[str]]:
-    """Name → the types an option takes (`int`, `float`, `bool`, `str`, `dict`, `list`, `None`; else any value).
+    """Name → types of an option (`int`, `float`, `bool`, `str`, `dict`, `list`, `None`; else any value).
 
     Args:
         config: SFTConfig or GRPOConfig.
@@ -180,7 +180,7 @@ NAMES = {
 
 
 def _mismatch(types: frozenset[str], value: Any) -> str | None:
-    """What was expected, or None when the value fits. Enumerations are left to TRL; they come with `str`."""
+    """The expected types in words, or None if the value fits. Enumerations, which include `str`, are left to TRL."""
     plain = types & NAMES.keys()
     if types - plain - {"str"} and "str" not in types:
         return None
