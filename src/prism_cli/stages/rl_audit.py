@@ -138,8 +138,9 @@ def _teachers(recipe: RLRecipe, rows: Sequence[dict[str, Any]], settings: Respon
 
 def _kept(start: str, rows: Sequence[dict[str, Any]], settings: ResponseSettings) -> Iterator[Response | None]:
     folder = Path(resolve_model(start)[1]["run"])
-    earlier = load_recipe(read_manifest(folder)["stage"], folder / "recipe.yaml")
-    section = earlier.teacher if "teacher" in type(earlier).model_fields else None
+    stage = read_manifest(folder)["stage"]
+    earlier = load_recipe(stage, folder / "recipe.yaml")
+    section = earlier.teacher if stage in ("sft", "align") else None  # of those a run starts from, they ask one
     teacher = None if section is None else resolve_teacher(section)
     if not isinstance(teacher, LiveTeacher) or teacher.endpoint.model is None:
         yield from [None] * len(rows)
