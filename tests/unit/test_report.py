@@ -691,7 +691,7 @@ def test_the_last_run_stands_in_large_with_its_gain_over_the_first():
     pair = {"a": "sft", "b": "rl", "metric": "accuracy/sampled", "difference": 0.22, "low": 0.195, "high": 0.245}
     first, *others = tiles(SUMMARY | {"pairs": [pair]})
     assert first == ("sampled accuracy", "60.0 %", "+22.0 ± 2.5", "better", "sft → rl")
-    assert [(tile.value, tile.change, tile.road) for tile in others] == [("73.0 %", "", "rl"), ("63.0 %", "", "rl")]
+    assert [(tile.value, tile.change, tile.runs) for tile in others] == [("73.0 %", "", "rl"), ("63.0 %", "", "rl")]
 
 
 ATTRIBUTION = [
@@ -708,7 +708,7 @@ def test_causes_are_bars_that_fill_their_width(tmp_path):
     found = causes("eval", ATTRIBUTION)
     assert found.names == ["perception", "reasoning"]
     assert [(piece.cause, piece.width) for piece in found.bars[0].pieces] == [("perception", 25.0), ("reasoning", 75.0)]
-    assert [bar.whole for bar in found.bars] == [True, False]
+    assert [bar.over_all for bar in found.bars] == [True, False]
     assert [entry[:2] for entry in found.legend] == [("perception", 0), ("reasoning", 1)]
     # A cause has its colour on every page, whatever else was found.
     only = causes("eval", [{"run": "rl", "wrong": 1, "causes": {"format": {"value": 1.0}}}])

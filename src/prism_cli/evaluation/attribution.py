@@ -60,7 +60,7 @@ class Tried(NamedTuple):
 
 
 class Reread(NamedTuple):
-    """What the teacher, who reasons well, answers from captions alone; None where it failed.
+    """The answers of the teacher, who reasons well, from captions alone; None where it failed.
 
     Attributes:
         own: From the response's caption.
@@ -85,7 +85,7 @@ _RETRIES: tuple[tuple[str, Picture], ...] = (
 
 
 def retry(wrong: Sequence[Wrong], answer: Answer) -> list[Tried]:
-    """What the policy answers when it goes on from its own caption or the true one, with and without the picture.
+    """The policy's answers when it goes on from its own caption or the true one, with and without the picture.
 
     Args:
         wrong: Responses found wrong; nothing is tried where a caption is missing.

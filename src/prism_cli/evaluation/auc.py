@@ -1,4 +1,4 @@
-"""The area under the ROC curve of cross-validated scores, with an interval that knows which texts share a prompt."""
+"""The area under the ROC curve of cross-validated scores, with an interval over prompts."""
 
 import math
 from collections.abc import Sequence

@@ -36,7 +36,7 @@ class VLLM(NamedTuple):
 
 
 class Backend(NamedTuple):
-    """What generates.
+    """The backend that generates.
 
     Attributes:
         vllm: vLLM's settings; None where transformers generates.

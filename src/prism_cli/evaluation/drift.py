@@ -26,7 +26,7 @@ _COMMA = re.compile(r",\s+|[，、]")
 
 
 class Counts(NamedTuple):
-    """How many of something a text has, on average over prompts.
+    """The mean number of some unit in a text, over prompts.
 
     Attributes:
         teacher: In the teacher's texts.
@@ -40,7 +40,7 @@ class Counts(NamedTuple):
 
 
 class Drift(NamedTuple):
-    """How far policy and teacher are apart in one part.
+    """The distance of policy and teacher in one part.
 
     Attributes:
         auc: Chance that the classifier finds the teacher's text the more teacher-like of two, on prompts it has not
@@ -77,7 +77,7 @@ class Separation(NamedTuple):
 
 
 def drift(teacher: Sequence[str], policy: Sequence[str], groups: Sequence[Hashable], seed: int = 0) -> Drift:
-    """How far apart paired texts of one part are.
+    """The distance of paired texts of one part.
 
     Args:
         teacher: (N,) texts of the teacher, one beside each of the policy's; repeated where a prompt has several.
@@ -97,7 +97,7 @@ def drift(teacher: Sequence[str], policy: Sequence[str], groups: Sequence[Hashab
 
 
 class RunDrift(NamedTuple):
-    """How far a run's responses are from the teacher's answers.
+    """The distance of a run's responses from the teacher's answers.
 
     Attributes:
         metrics: Metric → estimate with its interval: `well_formed`, and `room/part`.
@@ -168,8 +168,8 @@ def separate(teacher: Sequence[str], policy: Sequence[str], groups: Sequence[Has
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
 
-    if (found := len(set(groups))) < FEWEST_PROMPTS:
-        raise ValueError(f"{found} prompts; telling texts apart takes {FEWEST_PROMPTS} at least")
+    if (count := len(set(groups))) < FEWEST_PROMPTS:
+        raise ValueError(f"{count} prompts; telling texts apart takes {FEWEST_PROMPTS} at least")
     texts, prompts = [*teacher, *policy], _numbered(groups)
     is_teacher = np.repeat([1, 0], len(prompts))
     words = TfidfVectorizer(lowercase=False, token_pattern=_TOKEN, ngram_range=(1, 2), sublinear_tf=True)

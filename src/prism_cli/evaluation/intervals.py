@@ -1,4 +1,4 @@
-"""Intervals that know that the samples of one question are not independent."""
+"""Confidence intervals over questions; the samples of one question are not independent."""
 
 import math
 import statistics
@@ -60,7 +60,7 @@ def mean_interval(values_by_question: Sequence[Sequence[float]], level: float = 
 
 
 def paired_difference(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], level: float = 0.95) -> Interval:
-    """How much b's mean lies above a's on the same questions (b − a), with an interval over the questions' differences.
+    """The difference of means on the same questions (b − a), with an interval over the questions' differences.
 
     Args:
         a: Per question, the values of its samples.
@@ -92,7 +92,7 @@ def pass_at(k: int, right: Sequence[Sequence[float]]) -> list[list[float]]:
 
 
 def spread_of(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]] | None = None) -> Spread:
-    """How far questions scatter: of one run's means, or of two runs' paired differences.
+    """The scatter over questions: of one run's means, or of two runs' paired differences.
 
     Args:
         a: Per question, the values of its samples.

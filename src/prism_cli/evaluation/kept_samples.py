@@ -17,7 +17,7 @@ CHUNK = 128
 
 
 class SamplingPlan(NamedTuple):
-    """How responses are drawn.
+    """The draw of responses.
 
     Attributes:
         temperature: Sampling temperature.

@@ -56,7 +56,7 @@ class Score(NamedTuple):
 
 
 def llm_judge_environment(endpoint: str | None, model: str | None, key: str | None) -> dict[str, str]:
-    """What lmms-eval's tasks read of the model that judges; without one nothing is asked and no key handed on.
+    """Environment variables by which lmms-eval's tasks find the LLM judge; without one they ask nobody and get no key.
 
     Args:
         endpoint: Base URL, or None for no judge.
@@ -266,7 +266,7 @@ def _agrees(answer: str, accepted: Any) -> bool:
 
 
 def _line(task: str, sample: Mapping[str, Any], unanswered: set[tuple[str, int]]) -> dict[str, Any]:
-    """What is kept of a question: its answer and each metric's score."""
+    """The line of a question: its answer and each metric's score."""
     doc, said = sample["doc_id"], sample["filtered_resps"][0]
     text = said if isinstance(said, str) else next(iter(said), "")
     failed = "no response" if (task, doc) in unanswered else "no verdict" if sample.get(JUDGE_FAILED) else None

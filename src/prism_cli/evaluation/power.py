@@ -1,4 +1,4 @@
-"""How many questions it takes to see a difference."""
+"""Power: the questions that it takes to find a difference."""
 
 import math
 

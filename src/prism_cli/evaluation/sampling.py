@@ -106,14 +106,14 @@ def sample_responses(
 def _begun(inputs: Any, tokenizer: Any, prefills: Sequence[str]) -> Any:
     """The same inputs, each prompt followed by the beginning of its response, padded on the left again."""
     beginnings = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in prefills]
-    kept = inputs["attention_mask"].bool()
+    masks = inputs["attention_mask"].bool()
     for key, filler, addition in (
         ("input_ids", tokenizer.pad_token_id, beginnings),
         ("attention_mask", 0, [[1] * len(ids) for ids in beginnings]),
         ("mm_token_type_ids", 0, [[0] * len(ids) for ids in beginnings]),
     ):
         if key in inputs:
-            rows = [[*row[mask].tolist(), *more] for row, mask, more in zip(inputs[key], kept, addition, strict=True)]
+            rows = [[*row[mask].tolist(), *more] for row, mask, more in zip(inputs[key], masks, addition, strict=True)]
             longest = max(map(len, rows))
             inputs[key] = torch.tensor([[filler] * (longest - len(row)) + row for row in rows])
     return inputs
@@ -137,7 +137,7 @@ def log_likelihoods(
     texts: Sequence[str],
     batch_size: int,
 ) -> list[list[float]]:
-    """How likely the policy finds given texts: the log-probability of each token in nats, the end token's last.
+    """Likelihoods of given texts under the policy: the log-probability of each token in nats, the end token's last.
 
     Args:
         model: The policy.

@@ -200,7 +200,7 @@ def _prompts(
 
 
 def _expanded(processor: Any, prompts: Sequence[dict[str, Any]]) -> list[list[int]]:
-    """What the processor makes of each prompt: as many placeholders for an image as it has pieces."""
+    """Each prompt's tokens by the processor: as many placeholders for an image as it has pieces."""
     pictures = [prompt.get("multi_modal_data", {"image": []})["image"] for prompt in prompts]
     sizes = [(image.height, image.width) for images in pictures for image in images]
     counts = iter(processor._get_num_multimodal_tokens(image_sizes=sizes).num_image_tokens if sizes else [])

@@ -1,4 +1,4 @@
-"""What a run was and what came of it: one self-contained HTML page, and a table for the terminal."""
+"""Reports of runs: one self-contained HTML page, and tables for the terminal."""
 
 from prism_cli.report.page import write_report
 from prism_cli.report.summary_table import summary_table

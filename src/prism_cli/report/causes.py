@@ -43,7 +43,7 @@ class CauseBar(NamedTuple):
         wrong: How many.
         pieces: What they come from.
         cells: The same as a table's cells, a cause each.
-        whole: Whether it is over all sources.
+        over_all: Whether it is over all sources.
     """
 
     run: str
@@ -51,7 +51,7 @@ class CauseBar(NamedTuple):
     wrong: int
     pieces: list[Piece]
     cells: list[Cell]
-    whole: bool
+    over_all: bool
 
 
 class Causes(NamedTuple):
@@ -70,14 +70,14 @@ class Causes(NamedTuple):
     bars: list[CauseBar]
 
 
-def causes(id: str, found: Sequence[Any]) -> Causes | None:
+def causes(id: str, shares: Sequence[Any]) -> Causes | None:
     """The causes an evaluation found, a bar a run and decoding; causes that never occur are left out.
 
     Args:
         id: The evaluation's step.
-        found: `summary["attribution"]`.
+        shares: `summary["attribution"]`.
     """
-    measured = [one for one in found if isinstance(one, Mapping) and isinstance(one.get("causes"), Mapping)]
+    measured = [one for one in shares if isinstance(one, Mapping) and isinstance(one.get("causes"), Mapping)]
     every = dict.fromkeys(str(cause) for one in measured for cause in one["causes"])
     names = [cause for cause in every if any(_value(one, cause) for one in measured)]
     known = list(dict.fromkeys([*MEANING, *names]))
@@ -89,14 +89,16 @@ def causes(id: str, found: Sequence[Any]) -> Causes | None:
             for cause in names
             if (share := _value(one, cause))
         ]
-        told = str(one.get("decoding", "–")) + (f", {one['source']}" if one.get("source") else "")
+        decoding = str(one.get("decoding", "–")) + (f", {one['source']}" if one.get("source") else "")
         cells = [cell(SHARE, one["causes"].get(cause)) for cause in names]
-        bars.append(CauseBar(str(one.get("run", "–")), told, one.get("wrong", 0), pieces, cells, not one.get("source")))
+        bars.append(
+            CauseBar(str(one.get("run", "–")), decoding, one.get("wrong", 0), pieces, cells, not one.get("source"))
+        )
     legend = [(cause, colours[cause], MEANING.get(cause, "")) for cause in names]
     return Causes(id, names, legend, bars) if bars else None
 
 
 def _value(one: Mapping[str, Any], cause: str) -> float:
-    found = one["causes"].get(cause)
-    value = found.get("value") if isinstance(found, Mapping) else None
+    share = one["causes"].get(cause)
+    value = share.get("value") if isinstance(share, Mapping) else None
     return value if is_number(value) else 0.0

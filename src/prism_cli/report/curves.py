@@ -75,12 +75,12 @@ def plots(rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
 
 def _group(name: str) -> str:
     plain = re.sub(HELD_OUT, "", name)
-    found = next((title for title, pattern in _GROUPS.items() if re.fullmatch(pattern, plain)), None)
-    return found or (plain.split("/")[0] if "/" in plain else "other")
+    group = next((title for title, pattern in _GROUPS.items() if re.fullmatch(pattern, plain)), None)
+    return group or (plain.split("/")[0] if "/" in plain else "other")
 
 
 def _curve(name: str, rows: Sequence[Mapping[str, Any]]) -> Curve | None:
-    """What is not finite leaves a gap."""
+    """The values, with a gap for what is not finite."""
     points = [(row["step"], row[name]) for row in rows if name in row and is_number(row.get("step"))]
     if not points:
         return None
@@ -97,5 +97,7 @@ def _thinned(points: list[tuple[float, float | None]]) -> list[tuple[float, floa
     width = -(-len(points) // MOST_POINTS)
     if width == 1:
         return points
-    lots = [points[i : i + width] for i in range(0, len(points), width)]
-    return [(lot[-1][0], fmean(known) if (known := [y for _, y in lot if y is not None]) else None) for lot in lots]
+    chunks = [points[i : i + width] for i in range(0, len(points), width)]
+    return [
+        (chunk[-1][0], fmean(known) if (known := [y for _, y in chunk if y is not None]) else None) for chunk in chunks
+    ]

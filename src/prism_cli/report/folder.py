@@ -33,7 +33,7 @@ class Step:
         teacher: teacher.json, or {}.
         samples: Run → the lines of samples-<run>.jsonl.
         causes: Run → the lines of attribution-<run>.jsonl.
-        questions: questions.jsonl's lines: what was asked in an evaluation.
+        questions: questions.jsonl's lines: an evaluation's questions.
         notes: What could not be read, in words.
     """
 
@@ -76,7 +76,7 @@ def measured_elsewhere(folder: Path, steps: Sequence[Step]) -> list[Path]:
     """Evaluations and drift measurements beside a folder that are of its steps and of nothing else."""
     known = {(step.id, step.manifest.get(key)) for step in steps for key in ("finished", "created")}
     known -= {(step.id, None) for step in steps}
-    found = []
+    folders = []
     for path in sorted(folder.resolve().parent.glob("*/run.json")):
         manifest = read_object(path, [])
         source = manifest.get("from")
@@ -85,8 +85,8 @@ def measured_elsewhere(folder: Path, steps: Sequence[Step]) -> list[Path]:
             continue
         # A run that was done again since is another one, so what counts is when it was finished.
         if path.parent != folder.resolve() and all(isinstance(run, dict) and _when(run) in known for run in runs):
-            found.append(path.parent)
-    return found
+            folders.append(path.parent)
+    return folders
 
 
 def _when(source: dict[str, Any]) -> tuple[str, Any]:
@@ -104,9 +104,9 @@ def _read_step(folder: Path, id: str | None = None) -> Step:
     step.showcase = [_checked_image(card, step.notes) for card in _read_lines(folder / "showcase.jsonl", step.notes)]
     step.rollouts = [_checked_images(row, step.notes) for row in _read_lines(folder / "rollouts.jsonl", step.notes)]
     step.questions = [_inline_only(row, step.notes) for row in _read_lines(folder / "questions.jsonl", step.notes)]
-    for name, found in (("samples", step.samples), ("attribution", step.causes)):
+    for name, by_run in (("samples", step.samples), ("attribution", step.causes)):
         for path in sorted(folder.glob(f"{name}-*.jsonl")):
-            found[path.stem.removeprefix(f"{name}-")] = _read_lines(path, step.notes)
+            by_run[path.stem.removeprefix(f"{name}-")] = _read_lines(path, step.notes)
     if (folder / "recipe.yaml").is_file():
         step.recipe = (folder / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
     return step

@@ -22,20 +22,20 @@ def create_app(version: Callable[[], str], render: Callable[[str], str]) -> Star
         version: What the run's files are like now; another text once they have changed.
         render: Gives the page of a version.
     """
-    kept: dict[str, str] = {}
+    pages: dict[str, str] = {}
     one_at_a_time = threading.Lock()
 
     def page(request: Request) -> Response:
         with one_at_a_time:
             now = version()
-            if now not in kept:
+            if now not in pages:
                 try:
                     made = render(now)
                 except PrismError as error:
                     return PlainTextResponse(f"{error}\n", 503, FRESH)
-                kept.clear()
-                kept[now] = made
-            return HTMLResponse(kept[now], headers=FRESH)
+                pages.clear()
+                pages[now] = made
+            return HTMLResponse(pages[now], headers=FRESH)
 
     def current(request: Request) -> Response:
         return JSONResponse({"version": version()}, headers=FRESH)

@@ -41,8 +41,8 @@ def chosen(samples: Samples, most: int = MOST_QUESTIONS) -> list[str]:
     seen: dict[str, list[tuple]] = {}
     for lines in samples.values():
         for line in lines:
-            said = _said(line)
-            seen.setdefault(str(line.get("id")), []).append((said.get("accuracy"), said.get("well_formed")))
+            response = _response(line)
+            seen.setdefault(str(line.get("id")), []).append((response.get("accuracy"), response.get("well_formed")))
     kinds: dict[tuple, list[str]] = {}
     for id, kind in seen.items():
         kinds.setdefault(tuple(kind), []).append(id)
@@ -88,14 +88,14 @@ def gallery(step: Step, before: Mapping[str, str], parse: Callable[[str], Respon
     runs = [run for run in _order(step) if run in samples]
     if not runs:
         return None
-    asked = {str(row.get("id")): row for row in step.questions}
+    questions = {str(row.get("id")): row for row in step.questions}
     causes = {(run, str(line.get("id"))): line.get("cause") for run, line in _greedy_causes(step)}
     cards, size = [], 0
     for id in chosen({run: step.samples[run] for run in runs}):
         texts = {run: samples[run][id] for run in runs if id in samples[run]}
         sides = [_side(run, texts, run_before(run, runs, before), parse) for run in texts]
         sides = [side._replace(cause=str(causes.get((side.run, id)) or "")) for side in sides]
-        card = _card(id, asked.get(id, {}), [*_teachers(asked.get(id, {}), texts, parse), *sides])
+        card = _card(id, questions.get(id, {}), [*_teachers(questions.get(id, {}), texts, parse), *sides])
         size += len(card.question) + sum(map(len, card.images)) + sum(len(t) for s in sides for _, t in s.blocks)
         if size > MOST_CHARACTERS and cards:
             break
@@ -114,39 +114,39 @@ def _greedy_causes(step: Step) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield from ((run, line) for line in lines if line.get("decoding") == "greedy")
 
 
-def _said(line: Mapping[str, Any]) -> Mapping[str, Any]:
+def _response(line: Mapping[str, Any]) -> Mapping[str, Any]:
     """The greedy response, or the first sampled one."""
     samples = line.get("samples")
     first = samples[0] if isinstance(samples, list) and samples else None
-    found = line.get("greedy") or first
-    return found if isinstance(found, Mapping) else {}
+    response = line.get("greedy") or first
+    return response if isinstance(response, Mapping) else {}
 
 
 def _side(run: str, texts: Mapping[str, Mapping[str, Any]], before: str, parse: Callable | None) -> Side:
-    said = _said(texts[run])
-    if "failed" in said:
-        return Side(run, [], [(f"no response: {shortened(str(said['failed']), 400)}", "bad")], [], run)
-    blocks, marks = read(str(said.get("text") or ""), parse, None)
-    marks += [("cut off at the longest length", "bad")] if said.get("truncated") else []
-    if (right := said.get("accuracy")) is not None and not (marks and marks[0][0].startswith(MALFORMED)):
+    response = _response(texts[run])
+    if "failed" in response:
+        return Side(run, [], [(f"no response: {shortened(str(response['failed']), 400)}", "bad")], [], run)
+    blocks, marks = read(str(response.get("text") or ""), parse, None)
+    marks += [("cut off at the longest length", "bad")] if response.get("truncated") else []
+    if (right := response.get("accuracy")) is not None and not (marks and marks[0][0].startswith(MALFORMED)):
         marks.append(("right", "good") if right else ("wrong", "bad"))
-    shown = [(part, "right" if said[part] else "wrong") for part in ("perception", "reasoning") if part in said]
+    shown = [(part, "right" if response[part] else "wrong") for part in ("perception", "reasoning") if part in response]
     samples = texts[run].get("samples")
     known = [s for s in samples if isinstance(s, Mapping) and "accuracy" in s] if isinstance(samples, list) else []
     if known and "greedy" in texts[run]:
         shown.append(("sampled", f"{sum(bool(s['accuracy']) for s in known)} of {len(known)} right"))
-    then = _said(texts[before]).get("accuracy") if before in texts else None
+    then = _response(texts[before]).get("accuracy") if before in texts else None
     change = "" if then is None or right is None or then == right else "gained" if right > then else "lost"
     return Side(run, blocks, marks, shown, run, "", change, before)
 
 
 def _teachers(row: Mapping[str, Any], texts: Mapping[str, Mapping[str, Any]], parse: Callable | None) -> list[Side]:
-    told = next(
+    text = next(
         (line["teacher"] for line in texts.values() if isinstance(line.get("teacher"), str)), row.get("teacher")
     )
-    if not isinstance(told, str) or not told:
+    if not isinstance(text, str) or not text:
         return []
-    return [Side(TEACHER, read(told, parse, None)[0], [], [])]
+    return [Side(TEACHER, read(text, parse, None)[0], [], [])]
 
 
 def _card(id: str, row: Mapping[str, Any], sides: list[Side]) -> Card:

@@ -1,4 +1,4 @@
-"""What was done: the steps with where they came from, their time and their cost."""
+"""The history: steps with where they came from, their time and their cost."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -39,10 +39,10 @@ def lineage(step: Step) -> dict[str, Any]:
 def overview(folder: Path, steps: Sequence[Step]) -> dict[str, Any]:
     """The page's first line: how it stands, when it was begun, what it took; and whether the steps' versions differ."""
     try:
-        whole = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        whole = {}
-    own = whole if isinstance(whole, Mapping) else {}
+        manifest = {}
+    own = manifest if isinstance(manifest, Mapping) else {}
     states = [str(step.manifest.get("status", "unknown")) for step in steps]
     worst = next((state for state in ("running", "failed", "interrupted", "unknown") if state in states), "finished")
     seconds = [step.manifest.get("seconds") for step in steps]
@@ -89,7 +89,7 @@ def _source(source: Any) -> str:
     if isinstance(runs := source.get("runs"), list):
         return ", ".join(map(_source, runs))
     checkpoint = source.get("checkpoint")
-    # The whole path would show the machine it was made on.
+    # The full path would show the machine it was made on.
     run = Path(str(source.get("run")))
     return f"{run.parent.name}/{run.name}".lstrip("/") + (f" @ step {checkpoint}" if checkpoint is not None else "")
 

@@ -1,6 +1,6 @@
 // Follows a run: asks whether its files have changed, and if so takes over the new page without leaving this one.
 const follow = async () => {
-  const told = document.querySelector(".live");
+  const line = document.querySelector(".live");
   try {
     const version = (await (await fetch("/version")).json()).version;
     if (version !== document.body.dataset.version) {
@@ -18,9 +18,9 @@ const follow = async () => {
       show();
       window.scrollTo(0, scroll);
       if (typing) document.getElementById(typing[0])?.querySelector(`[name="${CSS.escape(typing[1])}"]`)?.focus();
-    } else if (told) told.textContent = told.dataset.said;
+    } else if (line) line.textContent = line.dataset.shown;
   } catch {
-    if (told) told.textContent = "prism view has ended; this is how the run stood.";
+    if (line) line.textContent = "prism view has ended; this is how the run stood.";
   }
   setTimeout(follow, 2000);
 };

@@ -45,7 +45,8 @@ def write_report(
             progress shows what there is.
         title: The page's heading; the folder's name if not given.
         parse: Splits a response into its parts (`Grammar.parse`); without it responses are shown as raw text.
-        is_correct: Judges (answer, accepted answers, question); without it or `parse` nothing is marked right or wrong.
+        is_correct: Verdict on (answer, accepted answers, question); without it or `parse` nothing is marked right or
+            wrong.
 
     Raises:
         CheckpointError: the folder holds no run, or can't be written.
@@ -128,7 +129,7 @@ def _measured(steps: Sequence[Step], parse: Parse | None) -> dict[str, Any]:
             drawn = drift_picture(step.summary)
             distances.append((table, [drawn] if drawn else []))
             drift = drift or drawn is not None
-    told, untold = _verdicts(steps, before)
+    first, more = _verdicts(steps, before)
     galleries = [made for step in steps if (made := gallery(step, before, parse))]
     return {
         "tiles": next((made for step in reversed(steps) if (made := tiles(step.summary))), []),
@@ -137,17 +138,17 @@ def _measured(steps: Sequence[Step], parse: Parse | None) -> dict[str, Any]:
         "drift_measured": drift,
         "causes": [made for s in steps if (made := causes(s.id, s.summary.get("attribution") or ()))],
         "benchmarks": [made for s in steps if (made := benchmarks(s.id, s.summary.get("benchmarks") or ()))],
-        "verdicts": told,
-        "more_verdicts": untold,
+        "verdicts": first,
+        "more_verdicts": more,
         "galleries": [(made, filters(made.cards)) for made in galleries],
     }
 
 
 def _verdicts(steps: Sequence[Step], before: Mapping[str, str]) -> tuple[list[Verdict], list[Verdict]]:
-    """What is said first, and what stands behind "more"."""
+    """The verdicts that stand first, and those behind "more"."""
     of_steps = [(step, list(verdicts(step.summary))) for step in steps]
-    first = [verdict for step, found in of_steps for verdict in headlines(step.summary, before, found)]
-    every = [verdict for _, found in of_steps for verdict in found]
+    first = [verdict for step, verdicts in of_steps for verdict in headlines(step.summary, before, verdicts)]
+    every = [verdict for _, verdicts in of_steps for verdict in verdicts]
     first = first or every[:MOST_HEADLINES]
     return first, [verdict for verdict in every if verdict not in first]
 
@@ -161,12 +162,12 @@ def _is_pictured(shown: Metric) -> bool:
 
 
 def _rollouts(steps: Sequence[Step], parse: Parse | None, is_correct: IsCorrect | None) -> list[tuple]:
-    kept = [step for step in steps if step.rollouts]
+    logged = [step for step in steps if step.rollouts]
     made = []
-    for step in kept:
-        turned = frames(thinned(step.rollouts, ROLLOUT_CHARACTERS // len(kept)), parse, is_correct)
-        found = filters([card for frame in turned for card in frame.cards])
-        made.append((step.id, turned, found, len(step.rollouts)))
+    for step in logged:
+        turned = frames(thinned(step.rollouts, ROLLOUT_CHARACTERS // len(logged)), parse, is_correct)
+        choices = filters([card for frame in turned for card in frame.cards])
+        made.append((step.id, turned, choices, len(step.rollouts)))
     return made
 
 
@@ -175,14 +176,14 @@ def _shown(id: str, made: list[Card]) -> tuple:
 
 
 def filters(shown: Sequence[Card]) -> dict[str, list[str]]:
-    """What cards can be filtered by; where there is no choice, the filter is left out."""
+    """The filters of cards; one without a choice is left out."""
     sides = [side for card in shown for side in card.sides if side.run]
     runs = list(dict.fromkeys(side.run for side in sides))
     sources = sorted({card.source for card in shown})
-    found = {verdict for side in sides for verdict in side.verdicts}
+    verdicts = {verdict for side in sides for verdict in side.verdicts}
     return {
         "runs": runs if len(runs) > 1 else [],
-        "verdicts": [one for one in ("right", "wrong", "malformed", "gained", "lost") if one in found],
+        "verdicts": [one for one in ("right", "wrong", "malformed", "gained", "lost") if one in verdicts],
         "causes": sorted({side.cause for side in sides if side.cause}),
         "sources": sources if len(sources) > 1 else [],
     }

@@ -13,7 +13,7 @@ class Bar(NamedTuple):
 
     Attributes:
         label: Whose.
-        told: The value in words.
+        cell: The value in words.
         at: Where the value lies.
         low: Where its interval begins.
         high: Where it ends.
@@ -21,7 +21,7 @@ class Bar(NamedTuple):
     """
 
     label: str
-    told: Cell
+    cell: Cell
     at: float
     low: float
     high: float
@@ -58,23 +58,25 @@ def forest(
     known = [row for row in rows if is_number(row[1].get("value"))]
     if not known:
         return None
-    spans = [_span(found) for _, found, _ in known]
-    low, high = _scale([found["value"] for _, found, _ in known] + ([] if line is None else [line]), spans)
+    spans = [_span(interval) for _, interval, _ in known]
+    low, high = _scale([interval["value"] for _, interval, _ in known] + ([] if line is None else [line]), spans)
     space = (high - low) * 0.04 or 0.01
 
     def place(value: float) -> float:
         return round(100 * (value - low + space) / (high - low + 2 * space), 2)
 
     bars = []
-    for (label, found, told), (begin, end) in zip(known, spans, strict=True):
+    for (label, interval, shown_cell), (begin, end) in zip(known, spans, strict=True):
         cut = " ".join(side for side, is_cut in (("left", begin < low), ("right", end > high)) if is_cut)
-        bars.append(Bar(label, told, place(found["value"]), place(max(begin, low)), place(min(end, high)), cut))
+        bars.append(
+            Bar(label, shown_cell, place(interval["value"]), place(max(begin, low)), place(min(end, high)), cut)
+        )
     return Forest(title, bars, None if line is None else place(line), (shown.number(low), shown.number(high)))
 
 
-def _span(found: Mapping[str, Any]) -> tuple[float, float]:
-    sure = is_number(found.get("low")) and is_number(found.get("high"))
-    return (found["low"], found["high"]) if sure else (found["value"], found["value"])
+def _span(interval: Mapping[str, Any]) -> tuple[float, float]:
+    sure = is_number(interval.get("low")) and is_number(interval.get("high"))
+    return (interval["low"], interval["high"]) if sure else (interval["value"], interval["value"])
 
 
 def _scale(values: Sequence[float], spans: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -95,24 +97,24 @@ def pictures(summary: Mapping[str, Any], wanted: Callable[[Metric], bool]) -> li
     runs = [run for run in summary.get("runs") or () if isinstance(run, Mapping)]
     made = []
     for shown in filter(wanted, metrics_of({"runs": runs})):
-        found = [(str(run.get("id", "–")), measured(run, shown)) for run in runs]
-        rows = [(name, one, cell(shown, one)) for name, one in found if one]
+        value = [(str(run.get("id", "–")), measured(run, shown)) for run in runs]
+        rows = [(name, one, cell(shown, one)) for name, one in value if one]
         title = f"{shown.words}, {shown.unit}" if shown.unit else shown.words
         made.append(forest(shown, title, rows))
     return [one for one in made if one and len(one.bars) > 1]
 
 
 def drift_picture(summary: Mapping[str, Any]) -> Forest | None:
-    """How far each part of each run can be told from the teacher's, beside 0.5, which is not at all.
+    """The picture of drift, part by part and run by run, beside 0.5, where nothing tells policy from teacher.
 
     Args:
         summary: What drift.json holds.
     """
     rows, shown = [], metric("drift")
     for run in summary.get("runs") or ():
-        for name, found in (run.get("metrics") or {}).items() if isinstance(run, Mapping) else ():
-            if name.startswith("drift/") and isinstance(found, Mapping):
-                rows.append((f"{run.get('id')}, {name.removeprefix('drift/')}", found, cell(shown, found)))
+        for name, value in (run.get("metrics") or {}).items() if isinstance(run, Mapping) else ():
+            if name.startswith("drift/") and isinstance(value, Mapping):
+                rows.append((f"{run.get('id')}, {name.removeprefix('drift/')}", value, cell(shown, value)))
     return forest(shown, "Drift from the teacher; the line: can't be told apart", rows, 0.5)
 
 
@@ -123,25 +125,25 @@ class Tile(NamedTuple):
     value: str
     change: str
     kind: str
-    road: str
+    runs: str
 
 
 TILES = ("accuracy/sampled", "accuracy/greedy", "perception/sampled", "reasoning/sampled")
 
 
 def tiles(summary: Mapping[str, Any]) -> list[Tile]:
-    """What the last run is beside the first one, in up to four numbers."""
+    """The last run beside the first one, in up to four numbers."""
     runs = [run for run in summary.get("runs") or () if isinstance(run, Mapping)]
     made = []
     for name in TILES:
         shown = metric(name)
-        found = measured(runs[-1], shown) if runs else None
-        if found is None or not is_number(found.get("value")):
+        value = measured(runs[-1], shown) if runs else None
+        if value is None or not is_number(value.get("value")):
             continue
         first, last = str(runs[0].get("id")), str(runs[-1].get("id"))
         pairs = {(p.get("a"), p.get("b"), p.get("metric")): p for p in summary.get("pairs") or ()}
         gain, kind = change(shown, pairs, Column(last, first))
-        road = f"{first} → {last}" if gain else last
+        names = f"{first} → {last}" if gain else last
         percent = " %" if shown.unit == "points" else ""
-        made.append(Tile(shown.words, f"{shown.number(found['value'])}{percent}", gain, kind, road))
+        made.append(Tile(shown.words, f"{shown.number(value['value'])}{percent}", gain, kind, names))
     return made

@@ -1,4 +1,4 @@
-"""How far a study is: every arm of every seed, what it does now or how it ended."""
+"""Progress of a study: every arm of every seed, what it does now or how it ended."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +14,13 @@ class Progress(NamedTuple):
         seeds: The columns.
         arms: (arm, its state and step a seed); the state is "" for one not begun.
         rest: What to say of one not begun.
-        told: How many are done.
+        caption: How many are done.
     """
 
     seeds: list[str]
     arms: list[tuple[str, list[tuple[str, str]]]]
     rest: str
-    told: str
+    caption: str
 
 
 def progress(step: Step) -> Progress | None:
@@ -45,9 +45,9 @@ def progress(step: Step) -> Progress | None:
     if done == len(arms) * len(seeds):
         return None
     shared = [_state(step.place / f"seed-{seed}", _count(recipe.get("shared"))) for seed in seeds]
-    told = f"{done} of {len(arms) * len(seeds)} are done: {len(arms)} arms, {len(seeds)} seeds."
+    caption = f"{done} of {len(arms) * len(seeds)} are done: {len(arms)} arms, {len(seeds)} seeds."
     rest = "waiting" if step.manifest.get("status") == "running" else "not run"
-    return Progress(seeds, [*([("shared steps", shared)] if any(s for s, _ in shared) else []), *arms], rest, told)
+    return Progress(seeds, [*([("shared steps", shared)] if any(s for s, _ in shared) else []), *arms], rest, caption)
 
 
 def _count(steps: Any) -> int:
@@ -56,11 +56,11 @@ def _count(steps: Any) -> int:
 
 def _state(folder: Path, wanted: int) -> tuple[str, str]:
     """The state of what has so many steps, and what to say of it."""
-    found: list[dict[str, Any]] = [read_object(path, []) for path in folder.glob("*/run.json")]
-    if not found:
+    manifests: list[dict[str, Any]] = [read_object(path, []) for path in folder.glob("*/run.json")]
+    if not manifests:
         return "", ""
-    last = max(found, key=lambda manifest: str(manifest.get("created", "")))
+    last = max(manifests, key=lambda manifest: str(manifest.get("created", "")))
     state, name = str(last.get("status", "unknown")), str(last.get("id", "–"))
     if state != "finished":
         return state, f"{name} {state}"
-    return ("finished", "done") if len(found) >= wanted else ("between", f"{name} done")
+    return ("finished", "done") if len(manifests) >= wanted else ("between", f"{name} done")

@@ -1,4 +1,4 @@
-"""How evaluation metrics are called, scaled and written for people."""
+"""Evaluation metrics as people read them: names, scales, digits."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ _SHARES = ("accuracy", "well_formed", "perception", "reasoning")
 
 
 class Metric(NamedTuple):
-    """How one metric of summary.json is shown.
+    """One metric of summary.json, as it is shown.
 
     Attributes:
         name: Its name there ("accuracy/sampled").
@@ -62,9 +62,9 @@ def metric(name: str) -> Metric:
 def metrics_of(summary: Mapping[str, Any]) -> list[Metric]:
     """The metrics any of the runs has, in order of appearance, each quantity's greedy beside its sampled."""
     names = dict.fromkeys(name for run in summary.get("runs", ()) for name in run.get("metrics", ()))
-    found = [metric(name) for name in names]
-    order = {quantity: i for i, quantity in enumerate(dict.fromkeys(m.quantity for m in found))}
-    return sorted(found, key=lambda m: (order[m.quantity], m.decoding))
+    metrics = [metric(name) for name in names]
+    order = {quantity: i for i, quantity in enumerate(dict.fromkeys(m.quantity for m in metrics))}
+    return sorted(metrics, key=lambda m: (order[m.quantity], m.decoding))
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -82,7 +82,7 @@ def spread(shown: Metric, cell: Mapping[str, Any]) -> str:
 
 
 def clear_winner(shown: Metric, cells: Sequence[Mapping[str, Any] | None]) -> int | None:
-    """Which of the cells is best beyond doubt: its interval lies apart from every other's; else None."""
+    """The cell that is best beyond doubt, its interval apart from every other's; else None."""
     known = [
         (i, cell) for i, cell in enumerate(cells) if cell and is_number(cell.get("low")) and is_number(cell.get("high"))
     ]

@@ -1,4 +1,4 @@
-"""Rollouts of the steps that were kept, a card a prompt: what was asked, what was said, what it was worth."""
+"""Rollouts of logged steps, a card a prompt: the question, the responses, their rewards or scores."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from prism_cli.responses import Response
 
 
 class Frame(NamedTuple):
-    """What was kept of one training step.
+    """The rollouts of one logged step.
 
     Attributes:
         step: Which one.
@@ -47,28 +47,28 @@ def frames(
 def _card(prompt: Mapping[str, Any], parse: Callable | None, is_correct: Callable | None) -> Card:
     question = shortened(str(prompt.get("question") or ""))
     answers = [str(answer) for answer in _list(prompt.get("answers"))]
-    judge = is_right(is_correct, answers, question)
+    verdict = is_right(is_correct, answers, question)
     sides = [
-        _rollout(number, rollout, parse, judge)
+        _rollout(number, rollout, parse, verdict)
         for number, rollout in enumerate(_objects(prompt.get("rollouts")), 1)
         if isinstance(rollout.get("text"), str)
     ]
     if isinstance(taught := prompt.get("teacher"), str):
-        blocks, marks = read(taught, parse, judge)
+        blocks, marks = read(taught, parse, verdict)
         sides.insert(0, Side(TEACHER, blocks, marks, []))
     images = [image for image in _list(prompt.get("images")) if isinstance(image, str)]
     right = shortened(" or ".join(answers))
     return Card(question, right, images, bool(prompt.get("image_dropped")), sides, str(prompt.get("source") or ""))
 
 
-def _rollout(number: int, rollout: Mapping[str, Any], parse: Callable | None, judge: Callable | None) -> Side:
+def _rollout(number: int, rollout: Mapping[str, Any], parse: Callable | None, verdict: Callable | None) -> Side:
     rewards = rollout.get("rewards")
     rewards = rewards if isinstance(rewards, Mapping) else {}
     # Judging takes time where answers are formulas: only where no reward says it.
-    told = "problem" in rollout and "accuracy" in rewards
-    blocks, marks = read(rollout["text"], parse, None if told else judge)
+    is_known = "problem" in rollout and "accuracy" in rewards
+    blocks, marks = read(rollout["text"], parse, None if is_known else verdict)
     if "problem" in rollout:
-        # What the policy was told counts, whatever one would say today, or of a text that was cut to be kept.
+        # The policy's reward counts, whatever one would say today, or of a text that was cut to be kept.
         marks = _marks(rollout["problem"], rewards, marks)
     shown = [(str(name), _worth(value)) for name, value in rewards.items()]
     if is_number(length := rollout.get("length")):

@@ -8,7 +8,7 @@ from prism_cli.responses import Response
 
 TEACHER = "Teacher"
 MALFORMED = "not well-formed"
-# A text is shown whole up to here, beyond it by its two ends.
+# A text is shown in full up to here, beyond it by its two ends.
 MOST_CHARACTERS = 8000
 
 
@@ -21,7 +21,7 @@ class Side(NamedTuple):
         marks: (words, "good" | "bad") such as ("well-formed", "good").
         scores: (part, score as text): the discriminator's.
         run: By which the page's filter names it; "" for a text that is no response of a policy.
-        cause: Why it is wrong, where that was found out.
+        cause: Of a wrong answer, where it is known.
         change: "gained" or "lost" beside the run before, else "".
         before: That run.
     """
@@ -39,9 +39,9 @@ class Side(NamedTuple):
     def verdicts(self) -> list[str]:
         """What it can be filtered by: right, wrong, malformed; gained, lost."""
         words = [word for word, _ in self.marks]
-        found = [word for word in ("right", "wrong") if word in words]
-        found += ["malformed"] if any(word.startswith(MALFORMED) for word in words) else []
-        return [*found, *([self.change] if self.change else [])]
+        verdicts = [word for word in ("right", "wrong") if word in words]
+        verdicts += ["malformed"] if any(word.startswith(MALFORMED) for word in words) else []
+        return [*verdicts, *([self.change] if self.change else [])]
 
 
 class Card(NamedTuple):
@@ -91,7 +91,7 @@ def cards(
 def is_right(
     is_correct: Callable[[str, Sequence[str], str], bool] | None, answers: Sequence[str], question: str
 ) -> Callable[[str], bool] | None:
-    """Judges what was answered to one question; None where nothing can."""
+    """A function that gives verdicts on answers to one question; None without answers or rules."""
     if is_correct is None or not answers:
         return None
     return lambda given: is_correct(given, answers, question)

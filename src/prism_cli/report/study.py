@@ -40,7 +40,7 @@ class Study(NamedTuple):
         cost: Whether any of them cost money.
         failed: (arm and seed, error).
         pictures: Gains with their intervals.
-        told: What explains the table.
+        caption: Of the table.
     """
 
     id: str
@@ -49,12 +49,12 @@ class Study(NamedTuple):
     cost: bool
     failed: list[tuple[str, str]]
     pictures: list[Forest]
-    told: str
+    caption: str
 
 
 def study_of(id: str, study: Mapping[str, Any]) -> Study | None:
-    """What study.json says, as far as it is there; None where it is no study."""
-    arms = {str(name): found for name, found in _mapping(study.get("arms")).items() if isinstance(found, Mapping)}
+    """The study of study.json, as far as it is done; None where it is no study."""
+    arms = {str(name): arm for name, arm in _mapping(study.get("arms")).items() if isinstance(arm, Mapping)}
     failed = [(str(name), str(error)) for name, error in _mapping(study.get("failed")).items()]
     if not arms and not failed:
         return None
@@ -65,40 +65,40 @@ def study_of(id: str, study: Mapping[str, Any]) -> Study | None:
     rows = [
         Arm(
             name,
-            _note(name == baseline, found, count),
-            _seconds(found),
-            _usd(found),
-            [_cell(c, found, name == baseline) for c in columns],
+            _note(name == baseline, arm, count),
+            _seconds(arm),
+            _usd(arm),
+            [_cell(c, arm, name == baseline) for c in columns],
         )
-        for name, found in arms.items()
+        for name, arm in arms.items()
     ]
     made = [_picture(shown, arms, baseline) for name in PICTURED if (shown := metric(name)) in columns]
     cost = any(arm.usd != "–" for arm in rows)
-    told = (
+    caption = (
         f"Means over {count} seed{'s' if count != 1 else ''}. Below a value: the difference from {baseline}, seed by "
         "seed, ± its 95 % interval over seeds; ✓ where every seed agrees beyond its own interval over questions. Time "
         "is an arm's own training, a seed"
     )
-    told += "; cost is its teacher's, over all seeds." if cost else "."
-    return Study(id, columns, rows, cost, failed, [one for one in made if one and one.bars], told)
+    caption += "; cost is its teacher's, over all seeds." if cost else "."
+    return Study(id, columns, rows, cost, failed, [one for one in made if one and one.bars], caption)
 
 
 def _cell(shown: Metric, arm: Mapping[str, Any], is_baseline: bool) -> Cell:
-    found = _mapping(_mapping(arm.get("metrics")).get(shown.name))
-    if not found:
+    values = _mapping(_mapping(arm.get("metrics")).get(shown.name))
+    if not values:
         return Cell("–")
-    plain = cell(shown, {"value": _mapping(found.get("mean")).get("value")})
+    plain = cell(shown, {"value": _mapping(values.get("mean")).get("value")})
     if is_baseline:
         return plain
-    text, kind = difference(shown, _mapping(found.get("over_seeds")))
-    return plain._replace(change=f"{text}{' ✓' if found.get('agree') else ''}", kind=kind)
+    text, kind = difference(shown, _mapping(values.get("over_seeds")))
+    return plain._replace(change=f"{text}{' ✓' if values.get('agree') else ''}", kind=kind)
 
 
 def _picture(shown: Metric, arms: Mapping[str, Mapping[str, Any]], baseline: str) -> Forest | None:
     rows = []
     for name, arm in arms.items():
-        found = _mapping(_mapping(arm.get("metrics")).get(shown.name))
-        if name != baseline and (over := _mapping(found.get("over_seeds"))):
+        values = _mapping(_mapping(arm.get("metrics")).get(shown.name))
+        if name != baseline and (over := _mapping(values.get("over_seeds"))):
             text, kind = difference(shown, over)
             rows.append((name, over, Cell(text, kind=kind)))
     return forest(shown, f"Gain in {shown.words} over {baseline}, {shown.unit or 'its own unit'}", rows, 0.0)

@@ -37,14 +37,14 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
 
 
 def differences_table(summary: Mapping[str, Any]) -> Table:
-    """How far each run lies from the first, question by question; says where that is within noise.
+    """The table of each run's difference from the first, question by question, and where it is within noise.
 
     Args:
         summary: What summary.json holds.
     """
     first = summary["runs"][0]["id"]
-    told = [pair for pair in summary["pairs"] if pair["a"] == first and pair["metric"] != REPEATED]
-    pairs = {(pair["b"], pair["metric"]): pair for pair in told}
+    compared = [pair for pair in summary["pairs"] if pair["a"] == first and pair["metric"] != REPEATED]
+    pairs = {(pair["b"], pair["metric"]): pair for pair in compared}
     others = list(dict.fromkeys(b for b, _ in pairs))
     count = len(pairs)
     by_chance = f"; of {count} comparisons about {count / 20:.0f} look clear by chance" if count >= 20 else ""
@@ -58,16 +58,16 @@ def differences_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def benchmarks_table(found: Sequence[Mapping[str, Any]]) -> Table:
+def benchmarks_table(scores: Sequence[Mapping[str, Any]]) -> Table:
     """One column a run, one row a benchmark's metric; shares in points with their interval.
 
     Args:
-        found: The summary's `benchmarks`.
+        scores: The summary's `benchmarks`.
     """
-    runs = list(dict.fromkeys(one["run"] for one in found))
+    runs = list(dict.fromkeys(one["run"] for one in scores))
     table = _table("benchmark", runs, "shares in points, with the 95 % interval over questions")
-    cells = {(one["task"], one["metric"], one["run"]): one for one in found}
-    for task, name in dict.fromkeys((one["task"], one["metric"]) for one in found):
+    cells = {(one["task"], one["metric"], one["run"]): one for one in scores}
+    for task, name in dict.fromkeys((one["task"], one["metric"]) for one in scores):
         shown = Metric(name, name, "", 100.0, "points", 1, 1)
         table.add_row(
             f"{escape(task)}[dim], {escape(name)}[/dim]",
@@ -77,7 +77,7 @@ def benchmarks_table(found: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def power_rows(rows: Sequence[tuple[str, Sequence[str], int, float, int, float]], points: float) -> Table:
-    """How many questions a difference takes.
+    """The table of the questions that a difference takes.
 
     Args:
         rows: Metric, the runs it was measured on (one or two), questions, deviation of a question's difference,
@@ -106,17 +106,17 @@ def power_rows(rows: Sequence[tuple[str, Sequence[str], int, float, int, float]]
     return table
 
 
-def causes_table(found: Sequence[Mapping[str, Any]]) -> Table:
+def causes_table(shares: Sequence[Mapping[str, Any]]) -> Table:
     """Causes as shares of wrong answers: a column a run, or a data source of it.
 
     Args:
-        found: The summary's `attribution`.
+        shares: The summary's `attribution`.
     """
-    heads = [f"{one['run']}, {one['source'] or one['decoding']}" for one in found]
+    heads = [f"{one['run']}, {one['source'] or one['decoding']}" for one in shares]
     table = _table("wrong because of", heads, "share of wrong answers in points, with the 95 % interval")
-    table.add_row("[dim]wrong answers[/dim]", *(str(one["wrong"]) for one in found))
-    for cause in found[0]["causes"] if found else ():
-        cells = [one["causes"][cause] for one in found]
+    table.add_row("[dim]wrong answers[/dim]", *(str(one["wrong"]) for one in shares))
+    for cause in shares[0]["causes"] if shares else ():
+        cells = [one["causes"][cause] for one in shares]
         if any(cell["value"] for cell in cells):
             shown = Metric(cause, cause, "", 100.0, "points", 1, 0)
             table.add_row(cause, *(_cell(shown, cell) for cell in cells))

@@ -47,19 +47,19 @@ class Table(NamedTuple):
         id: The step that measured.
         columns: The runs.
         lines: The metrics.
-        told: What explains it.
+        caption: Below it.
     """
 
     id: str
     columns: list[Column]
     lines: list[Line]
-    told: str
+    caption: str
 
 
 def comparison(
     id: str, summary: Mapping[str, Any], before: Mapping[str, str], wanted: Callable[[Metric], bool]
 ) -> Table | None:
-    """What one evaluation measured of each run; None where it has none of the wanted metrics.
+    """The table of one evaluation's runs; None where it has none of the wanted metrics.
 
     Args:
         id: Its step.
@@ -77,17 +77,19 @@ def comparison(
     columns = [Column(name, run_before(name, names, before)) for name in names]
     lines = []
     for one in shown:
-        found = [measured(run, one) for run in runs]
-        winner = clear_winner(one, found)
+        values = [measured(run, one) for run in runs]
+        winner = clear_winner(one, values)
         changes = [change(one, pairs, column) for column in columns]
-        lines.append(Line(one, [cell(one, f, i == winner, *changes[i]) for i, f in enumerate(found)]))
+        lines.append(Line(one, [cell(one, f, i == winner, *changes[i]) for i, f in enumerate(values)]))
     settings = summary.get("settings") or {}
-    told = "Bold: its interval lies apart from every other run's." if len(names) > 1 else ""
+    caption = "Bold: its interval lies apart from every other run's." if len(names) > 1 else ""
     if pairs:
-        told += " Below a value: the difference from the run named above it, question by question, with its interval."
+        caption += (
+            " Below a value: the difference from the run named above it, question by question, with its interval."
+        )
     if plain := [f"{k.replace('_', ' ')} {v}" for k, v in settings.items() if isinstance(v, int | float | str)]:
-        told += f" Settings: {', '.join(plain)}."
-    return Table(id, columns, lines, told.strip())
+        caption += f" Settings: {', '.join(plain)}."
+    return Table(id, columns, lines, caption.strip())
 
 
 def run_before(name: str, names: Sequence[str], before: Mapping[str, str]) -> str:
@@ -109,22 +111,22 @@ def run_before(name: str, names: Sequence[str], before: Mapping[str, str]) -> st
     return names[place - 1] if place and not before else ""
 
 
-def cell(shown: Metric, found: Mapping[str, Any] | None, best: bool = False, change: str = "", kind: str = "") -> Cell:
+def cell(shown: Metric, result: Mapping[str, Any] | None, best: bool = False, change: str = "", kind: str = "") -> Cell:
     """A value with its interval, or a dash."""
-    if not found or not is_number(found.get("value")):
+    if not result or not is_number(result.get("value")):
         return Cell("–")
-    return Cell(shown.number(found["value"]), spread(shown, found), found.get("n"), best, change, kind)
+    return Cell(shown.number(result["value"]), spread(shown, result), result.get("n"), best, change, kind)
 
 
-def difference(shown: Metric, found: Mapping[str, Any]) -> tuple[str, str]:
+def difference(shown: Metric, result: Mapping[str, Any]) -> tuple[str, str]:
     """A difference with its interval in words, and what it says: better, worse, changed or noise.
 
     Args:
         shown: Of which metric.
-        found: `value` (or `difference`), `low`, `high`.
+        result: `value` (or `difference`), `low`, `high`.
     """
-    value = found.get("difference", found.get("value"))
-    low, high = found.get("low"), found.get("high")
+    value = result.get("difference", result.get("value"))
+    low, high = result.get("low"), result.get("high")
     if not is_number(value):
         return "", ""
     number = shown.number(value)
@@ -147,21 +149,21 @@ def change(shown: Metric, pairs: Mapping[tuple, Mapping[str, Any]], column: Colu
 
 
 def measured(run: Mapping[str, Any], shown: Metric) -> Mapping[str, Any] | None:
-    found = (run.get("metrics") or {}).get(shown.name)
-    return found if isinstance(found, Mapping) else None
+    result = (run.get("metrics") or {}).get(shown.name)
+    return result if isinstance(result, Mapping) else None
 
 
 # Benchmarks -----------------------------------------------------------------------------------------------------------
 
 
-def benchmarks(id: str, found: Sequence[Any]) -> Table | None:
+def benchmarks(id: str, scores: Sequence[Any]) -> Table | None:
     """Published benchmarks, a row a task and metric, a column a run.
 
     Args:
         id: The step that measured.
-        found: `summary["benchmarks"]`.
+        scores: `summary["benchmarks"]`.
     """
-    measured = [one for one in found if isinstance(one, Mapping)]
+    measured = [one for one in scores if isinstance(one, Mapping)]
     names = list(dict.fromkeys(str(one.get("run", "–")) for one in measured))
     rows: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for one in measured:
@@ -171,14 +173,14 @@ def benchmarks(id: str, found: Sequence[Any]) -> Table | None:
         shown = Metric(f"{task}/{name}", task, name, 100.0, "points", 1, 1)
         cells = [by_run.get(run) for run in names]
         winner = clear_winner(shown, cells)
-        lines.append(Line(shown, [_scored(shown, found, i == winner) for i, found in enumerate(cells)]))
-    told = "Each with its 95 % interval over questions. Bold: it lies apart from every other run's."
-    return Table(id, [Column(name, "") for name in names], lines, told) if lines else None
+        lines.append(Line(shown, [_scored(shown, score, i == winner) for i, score in enumerate(cells)]))
+    caption = "Each with its 95 % interval over questions. Bold: it lies apart from every other run's."
+    return Table(id, [Column(name, "") for name in names], lines, caption) if lines else None
 
 
-def _scored(shown: Metric, found: Mapping[str, Any] | None, best: bool) -> Cell:
-    if found is None:
+def _scored(shown: Metric, score: Mapping[str, Any] | None, best: bool) -> Cell:
+    if score is None:
         return Cell("–")
-    scored = cell(shown, {**found, "n": found.get("questions")}, best)
-    failed = found.get("failed")
+    scored = cell(shown, {**score, "n": score.get("questions")}, best)
+    failed = score.get("failed")
     return scored._replace(change=f"{failed} failed", kind="worse") if failed else scored

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from prism_cli.report.quantities import is_number, metric
 from prism_cli.report.tables import run_before
 
-# What is said first, most telling first; a headline comparison more than that, and nobody reads them.
+# The metrics of the headlines, the most important first.
 HEADLINES = ("accuracy/sampled", "accuracy/greedy", "caption_distance/sampled", "caption_distance/greedy")
 MOST_HEADLINES = 12
 
@@ -35,24 +35,24 @@ def verdicts(summary: Mapping[str, Any]) -> Iterator[Verdict]:
         yield _verdict(pair, percent)
 
 
-def headlines(summary: Mapping[str, Any], before: Mapping[str, str], found: Sequence[Verdict]) -> list[Verdict]:
+def headlines(summary: Mapping[str, Any], before: Mapping[str, str], verdicts: Sequence[Verdict]) -> list[Verdict]:
     """Those that say what each run did to the one it started from: of accuracy, then of closeness to captions.
 
     Args:
         summary: Of which they are.
         before: Run → the run it started from, as far as is known.
-        found: All.
+        verdicts: All.
     """
     names = [str(run.get("id")) for run in summary.get("runs") or () if isinstance(run, Mapping)]
     steps = {frozenset((run_before(name, names, before), name)) for name in names}
     # In the order of the runs; pairs stand by the run they are compared with.
-    found = sorted(found, key=lambda one: max(names.index(run) if run in names else 0 for run in one.runs))
-    said: list[Verdict] = []
+    ordered = sorted(verdicts, key=lambda one: max(names.index(run) if run in names else 0 for run in one.runs))
+    headlines: list[Verdict] = []
     for wanted in HEADLINES:
-        of_it = [one for one in found if one.metric == wanted and frozenset(one.runs) in steps]
-        if not said or len(said) + len(of_it) <= MOST_HEADLINES:
-            said += of_it[:MOST_HEADLINES]
-    return said
+        of_it = [one for one in ordered if one.metric == wanted and frozenset(one.runs) in steps]
+        if not headlines or len(headlines) + len(of_it) <= MOST_HEADLINES:
+            headlines += of_it[:MOST_HEADLINES]
+    return headlines
 
 
 def _verdict(pair: Mapping[str, Any], percent: str) -> Verdict:

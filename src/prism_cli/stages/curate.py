@@ -36,7 +36,7 @@ HISTOGRAM_LINES, BAR_WIDTH = 20, 32
 
 
 def check(recipe: CurateRecipe) -> Plan:
-    """What would be done; finds what is wrong without a model.
+    """The plan of a curation; refuses what can be seen to be wrong without a model.
 
     Raises:
         PrismError: see the `check_…` functions; no run to sample.
@@ -54,7 +54,7 @@ def _run(recipe: CurateRecipe) -> str:
 
 
 def kept_in_words(recipe: CurateRecipe) -> str:
-    """Which prompts are kept: `2 to 6 of 8 right (pass rate 0.2 to 0.8)`."""
+    """The prompts that are kept: `2 to 6 of 8 right (pass rate 0.2 to 0.8)`."""
     if recipe.keep == "hard":
         return f"prompts with none of {recipe.samples} right"
     (first, last), (low, high) = (recipe.kept_counts[0], recipe.kept_counts[-1]), recipe.band
@@ -212,7 +212,7 @@ def histogram(summary: Mapping[str, Any]) -> Table:
 
 
 def _steps(summary: Mapping[str, Any]) -> str:
-    """How coarse these rates are."""
+    """The precision of the rates, as a caption."""
     from prism_cli.evaluation.intervals import mean_interval
 
     samples, right = summary["samples"], summary["kept_right"][0]

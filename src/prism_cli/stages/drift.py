@@ -25,7 +25,7 @@ RESULT = "drift.json"
 
 
 def check(recipe: DriftRecipe) -> Plan:
-    """What would be done; finds what is wrong without a model.
+    """The plan of a measurement; refuses what can be seen to be wrong without a model.
 
     Raises:
         PrismError: see the `check_…` functions.
@@ -57,8 +57,8 @@ def run(recipe: DriftRecipe, fresh: bool = False, command: Sequence[str] = ()) -
             write_atomically(run.folder / RESULT, json.dumps(result, indent=2))
     from prism_cli.report.summary_table import side_by_side, summary_table
 
-    console, found = get_console(), json.loads((run.folder / RESULT).read_text(encoding="utf-8"))
-    console.print(side_by_side(summary_table(found), console.width))
+    console, result = get_console(), json.loads((run.folder / RESULT).read_text(encoding="utf-8"))
+    console.print(side_by_side(summary_table(result), console.width))
     return run.folder
 
 
@@ -75,7 +75,7 @@ def _teacher_answers(recipe: DriftRecipe, run: Run) -> tuple[Grammar, list[str |
 
 
 def _settings(references: Sequence[str]) -> ResponseSettings:
-    """What the runs' policies write.
+    """The response settings of the runs' policies.
 
     Raises:
         RecipeError: they differ in their parts.

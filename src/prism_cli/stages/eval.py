@@ -42,7 +42,7 @@ GROWING = ("runs", "samples")
 
 
 def check(recipe: EvalRecipe, pending: bool = False) -> Plan:
-    """What would be done; finds what is wrong without a model.
+    """The plan of an evaluation; refuses what can be seen to be wrong without a model.
 
     Args:
         recipe: The resolved recipe.

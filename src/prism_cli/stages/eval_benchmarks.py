@@ -110,7 +110,7 @@ def measured(section: BenchmarksSection, names: Mapping[str, str], folder: Path)
 
 
 def _settings(section: BenchmarksSection) -> dict[str, Any]:
-    """What a benchmark's result depends on beside the model."""
+    """The settings that a benchmark's result depends on beside the model."""
     llm_judge = section.llm_judge
     return {
         "limit": section.limit,
