@@ -19,9 +19,10 @@ from prism_cli.assembly.endpoint import world_app
 from prism_cli.assembly.response import grammar_of
 from prism_cli.assembly.teacher import TeacherAnswers
 from prism_cli.endpoint.store import AnswerStore
+from prism_cli.evaluation import showcase
 from prism_cli.recipes.load import load_recipe
 from prism_cli.recipes.sections import ResponseSection
-from prism_cli.stages import align, align_showcase, sft
+from prism_cli.stages import align, sft
 from prism_cli.teacher.server import ServedEndpoint
 from prism_cli.trainers import on_policy_distill
 from prism_cli.trainers.on_policy_distill import _firsts
@@ -101,7 +102,7 @@ class WhenNeeded(Ahead):
 
 def main() -> None:
     """Trains briefly, times a rollout, and prints each way's waits beside the teacher's time."""
-    align_showcase.write_showcase = lambda *args: None  # the same for all
+    showcase.write_showcase = lambda *args: None  # the same for all
     for name in ("prefetch", "teachable", "answers"):
         setattr(TeacherAnswers, name, watched(getattr(TeacherAnswers, name)))
     logging.disable(logging.WARNING)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich import get_console
 
@@ -18,9 +19,15 @@ from prism_cli.errors import DataError, RecipeError
 from prism_cli.evaluation.backend import Backend
 from prism_cli.recipes.stages import AlignRecipe
 from prism_cli.responses import ResponseSettings
+from prism_cli.runs.folder import Run
+from prism_cli.runs.references import DISCRIMINATOR
 from prism_cli.teacher.teacher import RecordedTeacher
 
-DISCRIMINATOR = "discriminator"
+if TYPE_CHECKING:  # torch and datasets cost seconds to import
+    from datasets import Dataset
+
+    from prism_cli.models import Policy
+    from prism_cli.teacher.answers import TeacherAnswers
 
 
 def check(recipe: AlignRecipe, pending: bool = False) -> Plan:
@@ -98,12 +105,27 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
     return run.folder
 
 
-def _show(recipe: AlignRecipe, run, rows, teacher) -> None:
+def _show(recipe: AlignRecipe, run: Run, rows: "Dataset", teacher: "TeacherAnswers") -> None:
+    """Writes the showcase: rollouts before and after, scored by the final discriminator."""
+    from prism_cli.assembly.policy import start_policy
     from prism_cli.discriminator.model import Discriminator
-    from prism_cli.models import device
-    from prism_cli.stages.align_showcase import write_showcase
+    from prism_cli.discriminator.reader import PartReader
+    from prism_cli.discriminator.scoring import part_scores
+    from prism_cli.evaluation.showcase import MAX_PROMPTS, Policies, Prompt, Sampling, write_showcase
+    from prism_cli.models import device, load_policy
 
-    write_showcase(recipe, run, Discriminator.from_pretrained(run.folder / DISCRIMINATOR).to(device()), rows, teacher)
+    first = [rows[i] for i in range(min(MAX_PROMPTS, len(rows)))]
+    answered = [(row, text) for row, text in zip(first, teacher.answers(first), strict=True) if text is not None]
+    prompts = [Prompt(row, text, teacher.image_url(row["id"])) for row, text in answered]
+    discriminator = Discriminator.from_pretrained(run.folder / DISCRIMINATOR).to(device())
+
+    def score(policy: "Policy", conversations: Any, responses: list[list[int]]) -> list[dict[str, float | None]]:
+        reader = PartReader(policy.processor, policy.grammar, teacher.grammar)
+        return part_scores(discriminator, reader, conversations, [text for _, text in answered], responses)
+
+    policies = Policies(before=lambda: start_policy(recipe), after=lambda: load_policy(run.model))
+    sampling = Sampling(recipe.max_response_tokens, recipe.temperature, recipe.seed)
+    write_showcase(run.folder, policies, sampling, score, prompts)
 
 
 def _check_weights(recipe: AlignRecipe) -> None:
