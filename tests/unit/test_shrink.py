@@ -10,7 +10,7 @@ from prism_cli.recipes.identity import to_dict
 from prism_cli.recipes.load import load_recipe, load_step
 from prism_cli.recipes.sources import shipped
 from prism_cli.runs.references import newest_finished
-from prism_cli.stages.shrink import scaled_down, vocabulary
+from prism_cli.stages.shrink import scaled_down, scaled_down_pipeline, vocabulary
 
 LARGE = "Qwen/Qwen3-VL-8B-Instruct"
 
@@ -99,7 +99,7 @@ def test_transformers_generates_and_that_is_said():
 
 def test_later_steps_of_a_pipeline_start_from_earlier_ones():
     path = shipped()["qwen3_vl_8b/1gpu/pipeline"]
-    small = scaled_down("run", load_recipe("run", path), path.parent)
+    small = scaled_down_pipeline(load_recipe("run", path), path.parent)
     first, *later = small.recipe.steps
     assert first.set["model"]["path"].startswith("runs/scaled_down_models/Qwen3-VL-8B")
     assert not any("model" in step.set or "from" in step.set for step in later)

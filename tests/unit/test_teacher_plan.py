@@ -146,4 +146,4 @@ def test_the_plan_before_a_run_writes_nothing_and_says_what_it_can_not_tell(fold
     assert dict(teacher_lines("align", recipe))["teacher calls"].startswith("5, with 5 pictures; 0 answers are kept")
     assert list(folder.iterdir()) == []
     missing = load_recipe("align", "tiny", ["eval_data=null"], {"from": "runs/none"})
-    assert "can't be told yet" in dict(teacher_lines("align", missing))["teacher calls"]
+    assert "not known yet" in dict(teacher_lines("align", missing))["teacher calls"]

@@ -35,10 +35,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SECTION, USAGE = "teacher", "teacher.json"
-# The longest answer of a picture world's oracle.
-WORLD_MAX_TOKENS = 256
-# Shown until the oracle is served.
-WORLD_URL = "http://127.0.0.1:PORT/v1"
+WORLD_MAX_TOKENS = 256  # the longest answer of a picture world's oracle
+WORLD_URL = "http://127.0.0.1:PORT/v1"  # shown until the oracle is served
 
 
 class TeacherQuestions(NamedTuple):

@@ -1,8 +1,10 @@
 """`prism run`."""
 
+from pathlib import Path
+
 from prism_cli.cli import options
 from prism_cli.cli.conduct import conduct
-from prism_cli.cli.shrink import scaled_down
+from prism_cli.cli.shrink import scaled_down_pipeline
 from prism_cli.cli.words import sort_words
 
 
@@ -27,5 +29,5 @@ def run(
     file = find_recipe("run", sorted_words.recipe)
     base = file.parent if file else None
     if shrink:
-        recipe = scaled_down("run", recipe, write=not dry_run, base=base)
+        recipe = scaled_down_pipeline(recipe, base or Path(), write=not dry_run)
     conduct("run", recipe, dry_run, resume, base=base, sbatch=sbatch)

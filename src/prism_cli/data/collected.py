@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
 
 from prism_cli.endpoint.pictures import image_bytes
+from prism_cli.responses import Response
 
 _MESSAGES = List({"role": Value("string"), "content": Value("string")})
 DEMONSTRATION = Features(
@@ -27,6 +28,9 @@ DEMONSTRATION = Features(
 # Pictures of so many rows are in memory at a time.
 ROWS_A_GROUP = 64
 SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp"}
+
+# The columns of published pairs, for the grammar they are published in.
+PUBLISHED = {"perception": "caption", "reasoning": "cot"}
 
 
 class DemonstrationsFile:
@@ -170,3 +174,15 @@ class PairsFile(PromptsFile):
 def _prompt(turns: Sequence[Mapping[str, str]]) -> Any:
     """A question alone as published, a text; a conversation as its turns."""
     return turns[0]["content"] if len(turns) == 1 else [dict(turn) for turn in turns]
+
+
+def pair_columns(text: str, response: Response) -> dict[str, str]:
+    """One side's columns of a row of pairs.
+
+    Args:
+        text: The response as it was written, which is what a discriminator must read.
+        response: The same parsed; where its parts are those of the published pairs, their columns are added, without
+            the white space beside tags.
+    """
+    parts = response.parts if response.parts.keys() == PUBLISHED.keys() else {}
+    return {"response": text.strip(), **{PUBLISHED[name]: part for name, part in parts.items()}}

@@ -305,3 +305,16 @@ RECIPES: dict[str, type[Section]] = {
     "run": PipelineRecipe,
     "compare": StudyRecipe,
 }
+
+Recipe = (
+    SFTRecipe
+    | AlignRecipe
+    | RLRecipe
+    | EvalRecipe
+    | DriftRecipe
+    | CollectRecipe
+    | CurateRecipe
+    | WarmupRecipe
+    | PipelineRecipe
+    | StudyRecipe
+)

@@ -1,17 +1,15 @@
 """`prism collect`: demonstrations distilled from a teacher, or pairs to warm a discriminator up on."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from rich import get_console
+from typing import TYPE_CHECKING, Any
 
 from prism_cli.assembly import checks
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data, resolve_data
+from prism_cli.assembly.endpoint import OpenEndpoint
 from prism_cli.assembly.generation import sampler
 from prism_cli.assembly.response import grammar_ahead, response_settings
 from prism_cli.assembly.run_folder import stage_run
@@ -30,6 +28,7 @@ from prism_cli.rewards.accuracy import is_correct
 from prism_cli.runs.files import write_atomically
 from prism_cli.runs.folder import Run
 from prism_cli.runs.references import resolve_model
+from prism_cli.teacher.answers import TeacherAnswers
 from prism_cli.teacher.bulk import (
     Answer,
     BatchAnswers,
@@ -39,38 +38,15 @@ from prism_cli.teacher.bulk import (
     collect_under_way,
     useless,
 )
+from prism_cli.teacher.tally import REJECTED, Collected, Tally
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 DATA, DEMONSTRATIONS, PAIRS = "data", "demonstrations.parquet", "pairs.jsonl"
-REJECTED, SUMMARY, BATCHES = "rejected.jsonl", "summary.json", "batches"
+SUMMARY, BATCHES = "summary.json", "batches"
 # Of the policy's responses: as many as align's default rollouts, so that what it fits on fits here.
 GENERATED_AT_ONCE = 16
-# The columns of published pairs, for the grammar they are published in.
-PUBLISHED = {"perception": "caption", "reasoning": "cot"}
-
-
-class Collected(NamedTuple):
-    """What came of a collection.
-
-    Attributes:
-        file: Where it stands.
-        prompts: Rows asked about.
-        answers: Answers looked at, those that failed included.
-        failed: Of these, those that the teacher failed to give.
-        kept: Written to the file.
-        unverified: Of these, those of rows without an answer to verify against.
-        rejected: Reason → how many.
-    """
-
-    file: Path
-    prompts: int
-    answers: int
-    failed: int
-    kept: int
-    unverified: int
-    rejected: dict[str, int]
 
 
 def check(recipe: CollectRecipe, pending: bool = False) -> Plan:
@@ -139,14 +115,11 @@ def _collect(
     write, notes = _pairs if recipe.from_ else _demonstrations, run.folder / BATCHES
     with open_live_teacher(teacher, run, questions, recipe.batch) as (by_row, opened):
         kept = opened.kept(by_row.problem)
-        if recipe.batch or under_way(notes):
-            asker = BatchAsker(opened.client(by_row.problem), at_batch_price(opened.endpoint), notes)
-            if recipe.batch:
-                answers: BulkAnswers = BatchAnswers(by_row, kept, asker, recipe.samples)
-            else:
-                collect_under_way(asker)
-                answers = DirectAnswers(by_row, kept, recipe.samples)
+        if recipe.batch:
+            answers: BulkAnswers = BatchAnswers(by_row, kept, _asker(opened, by_row, notes), recipe.samples)
         else:
+            if under_way(notes):
+                collect_under_way(_asker(opened, by_row, notes))
             answers = DirectAnswers(by_row, kept, recipe.samples)
         collected, stopped = write(recipe, run, settings, rows, answers), answers.stopped
     _write_account(recipe, run, collected, by_row.source.name, complete=stopped is None)
@@ -155,7 +128,8 @@ def _collect(
     return collected, stopped
 
 
-# Demonstrations ------------------------------------------------------------------------------------------------------
+def _asker(opened: OpenEndpoint, by_row: TeacherAnswers, notes: Path) -> BatchAsker:
+    return BatchAsker(opened.client(by_row.problem), at_batch_price(opened.endpoint), notes)
 
 
 def _demonstrations(
@@ -166,7 +140,7 @@ def _demonstrations(
     from prism_cli.data.rows import undecoded, without_instruction
 
     path = run.folder / DATA / DEMONSTRATIONS
-    tally = _Tally(run.folder / REJECTED)
+    tally = Tally(run.folder / REJECTED)
     with tally, DemonstrationsFile(path) as file:
         for row, given in answers.of(undecoded(rows)):
             seen: set[str] = set()
@@ -174,7 +148,7 @@ def _demonstrations(
                 reason = answer.problem or _unfit(recipe, settings, row, answer, seen)
                 if tally.is_kept(answer, reason, verified=bool(row["answers"])):
                     seen.add(answer.text)
-                    file.add(_own_id(answer), without_instruction(row, settings.instruction), answer.text)
+                    file.add(answer.row_id, without_instruction(row, settings.instruction), answer.text)
     return tally.collected(path)
 
 
@@ -191,19 +165,16 @@ def _unfit(
     return "duplicate: an earlier answer to this prompt says the same" if answer.text in seen else None
 
 
-# Pairs ---------------------------------------------------------------------------------------------------------------
-
-
 def _pairs(
     recipe: CollectRecipe, run: Run, settings: ResponseSettings, rows: "Dataset", answers: BulkAnswers
 ) -> Collected:
     """Writes teacher answers beside the policy's own; right or wrong, since it is the manner that is compared."""
-    from prism_cli.data.collected import PairsFile
+    from prism_cli.data.collected import PairsFile, pair_columns
     from prism_cli.data.rows import undecoded, without_instruction
 
     own = _policy_texts(recipe, run, rows)
     path = run.folder / DATA / PAIRS
-    tally = _Tally(run.folder / REJECTED)
+    tally = Tally(run.folder / REJECTED)
     with tally, PairsFile(path) as file:
         for row, given in answers.of(undecoded(rows)):
             for answer in given:
@@ -211,8 +182,8 @@ def _pairs(
                 student = settings.grammar.parse(text := own[answer.row, answer.sample])
                 reason = answer.problem or _malformed("", teacher.problem) or _malformed("policy ", student.problem)
                 if tally.is_kept(answer, reason, verified=True):
-                    columns = [_columns(settings, *both) for both in ((answer.text, teacher), (text, student))]
-                    file.add(_own_id(answer), without_instruction(row, settings.instruction), *columns)
+                    columns = [pair_columns(*both) for both in ((answer.text, teacher), (text, student))]
+                    file.add(answer.row_id, without_instruction(row, settings.instruction), *columns)
     return tally.collected(path)
 
 
@@ -233,56 +204,8 @@ def _policy_texts(recipe: CollectRecipe, run: Run, rows: "Dataset") -> dict[tupl
     return dict(zip(((id, sample) for id in rows["id"] for sample in range(recipe.samples)), texts, strict=True))
 
 
-def _columns(settings: ResponseSettings, text: str, response: Any) -> dict[str, str]:
-    """A text as it was written, which is what a discriminator must read, and by the columns of published pairs where it
-    has their two parts; those lose the blanks beside tags."""
-    parts = response.parts if settings.grammar.parts.keys() == PUBLISHED.keys() else {}
-    return {"response": text.strip(), **{PUBLISHED[name]: part for name, part in parts.items()}}
-
-
 def _malformed(whose: str, problem: str | None) -> str | None:
     return f"{whose}malformed: {problem}" if problem else None
-
-
-# The account ---------------------------------------------------------------------------------------------------------
-
-
-class _Tally:
-    """A context that counts what is kept and writes down what is not, with its reason."""
-
-    def __init__(self, path: Path):
-        self._path, self._rows = path, set()
-        self._answers = self._failed = self._kept = self._unverified = 0
-        self._rejected: Counter[str] = Counter()
-
-    def __enter__(self) -> None:
-        self._file = open(self._path, "w", encoding="utf-8")
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-    def is_kept(self, answer: Answer, reason: str | None, verified: bool) -> bool:
-        """Counts an answer; the reason is `kind: details`."""
-        self._rows.add(answer.row)
-        self._answers += 1
-        self._failed += answer.problem is not None
-        if reason is not None:
-            self._rejected[reason.partition(":")[0]] += 1
-            line = {"row": answer.row, "sample": answer.sample, "reason": reason}
-            self._file.write(f"{json.dumps(line, ensure_ascii=False)}\n")
-            return False
-        self._kept += 1
-        self._unverified += not verified
-        return True
-
-    def collected(self, path: Path) -> Collected:
-        """The counts."""
-        counts = self._answers, self._failed, self._kept, self._unverified
-        return Collected(path, len(self._rows), *counts, dict(self._rejected))
-
-
-def _own_id(answer: Answer) -> str:
-    return answer.row if answer.sample == 0 else f"{answer.row}#{answer.sample}"
 
 
 def _write_account(recipe: CollectRecipe, run: Run, collected: Collected, model: str, complete: bool) -> None:
@@ -319,12 +242,7 @@ def _say_stopped(collected: Collected, stopped: Stopped) -> None:
 
 
 def _say(collected: Collected, recipe: CollectRecipe) -> None:
-    rejected = ", ".join(f"{count} {reason}" for reason, count in collected.rejected.items())
-    reasons = f" ({rejected})" if rejected else ""
-    print_line = get_console().print
-    print_line(f"kept {collected.kept:,} of {collected.answers:,} answers{reasons}: {collected.file}", markup=False)
-    if collected.failed:
-        share = f"{collected.failed:,} of {collected.answers:,} questions ({collected.failed / collected.answers:.1%})"
-        print_line(f"the teacher failed on {share}; {REJECTED} says why", markup=False, soft_wrap=True)
+    for line in collected.describe():
+        say(line)
     if recipe.from_ is None and collected.kept:
-        print_line(f"next     prism sft --data {collected.file} …", markup=False, highlight=False)
+        say(f"next     prism sft --data {collected.file} …")

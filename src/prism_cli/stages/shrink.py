@@ -16,6 +16,7 @@ from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.pipelines import PipelineRecipe
 from prism_cli.recipes.scaled_down import Models, changed, describe, scaled_down_values
 from prism_cli.recipes.sections import ResponseSection
+from prism_cli.recipes.stages import Recipe
 from prism_cli.runs.references import SCALED_DOWN, resolve_model
 from prism_cli.worlds import WORLD_BLOCKS, world
 
@@ -46,46 +47,55 @@ class ScaledDownRecipe(NamedTuple):
         changes: A line for each stage: what was changed.
     """
 
-    recipe: Any
+    recipe: Recipe
     models: list[SmallModel]
     changes: list[str]
 
 
-def scaled_down(stage: str, recipe: Any, base: Path | None = None) -> ScaledDownRecipe:
-    """The recipe with everything that makes it large scaled down.
+def scaled_down(stage: str, recipe: Recipe) -> ScaledDownRecipe:
+    """A stage's recipe with everything that makes it large scaled down.
 
     Args:
         stage: Its stage.
         recipe: The resolved recipe.
-        base: Folder of a pipeline's file.
 
     Raises:
         RecipeError: a model without a config here; a large run to evaluate or sample.
     """
-    folder = str(run_folder(stage, recipe)) + ("" if recipe.output else SCALED_DOWN)
-    written: dict[Path, SmallModel] = {}
-    # Steps of a pipeline start from earlier ones, which are small by then.
-    models = Models(
-        lambda reference: Path(reference).is_relative_to(folder) or _is_small(reference),
-        lambda reference, tags: _stand_in(reference, tags, written),
-    )
-    if stage == "run":
-        small, changes = _pipeline(recipe, base or Path(), folder, models)
-    else:
-        values = scaled_down_values(recipe, models)
-        small, changes = changed(recipe, values | {"output": folder}), [describe(recipe, values)]
-    return ScaledDownRecipe(small, list(written.values()), changes)
+    folder, written = _folder(stage, recipe), {}
+    values = scaled_down_values(recipe, _models(folder, written))
+    small = changed(recipe, values | {"output": folder})
+    return ScaledDownRecipe(small, list(written.values()), [describe(recipe, values)])
 
 
-def _pipeline(recipe: PipelineRecipe, base: Path, folder: str, models: Models) -> tuple[PipelineRecipe, list[str]]:
+def scaled_down_pipeline(recipe: PipelineRecipe, base: Path) -> ScaledDownRecipe:
+    """A pipeline's recipe with every step scaled down; `base` is the folder of its file.
+
+    Raises:
+        RecipeError: see `scaled_down`.
+    """
     from prism_cli.recipes.steps import resolve_steps
 
-    steps, changes = [], []
+    folder, written = _folder("run", recipe), {}
+    models, steps, changes = _models(folder, written), [], []
     for step, resolved in resolve_steps(recipe.steps, base, Path(folder), recipe.seed):
         values = scaled_down_values(resolved, models)
         steps.append(step.model_copy(update={"set": {**step.set, **values}}))
         changes.append(f"{step.id or step.stage}: {describe(resolved, values)}")
-    return recipe.model_copy(update={"steps": tuple(steps), "output": folder}), changes
+    small = recipe.model_copy(update={"steps": tuple(steps), "output": folder})
+    return ScaledDownRecipe(small, list(written.values()), changes)
+
+
+def _folder(stage: str, recipe: Recipe) -> str:
+    return str(run_folder(stage, recipe)) + ("" if recipe.output else SCALED_DOWN)
+
+
+def _models(folder: str, written: dict[Path, SmallModel]) -> Models:
+    # Steps of a pipeline start from earlier ones, which are small by then.
+    return Models(
+        lambda reference: Path(reference).is_relative_to(folder) or _is_small(reference),
+        lambda reference, tags: _stand_in(reference, tags, written),
+    )
 
 
 def write_models(models: list[SmallModel]) -> None:

@@ -10,6 +10,7 @@ from prism_cli.assembly.teacher import probe_pairs, prompting_of, resolve_teache
 from prism_cli.endpoint.client import served_model
 from prism_cli.errors import RecipeError
 from prism_cli.recipes.identity import run_folder
+from prism_cli.recipes.stages import AlignRecipe, CollectRecipe, EvalRecipe, SFTRecipe
 from prism_cli.teacher.probe import ProbeResult, probe
 from prism_cli.teacher.teacher import LiveTeacher
 
@@ -43,7 +44,7 @@ class Checkup(NamedTuple):
         return {"passed": self.passed, **plain, **probes}
 
 
-def run(stage: str, recipe: Any) -> Checkup:
+def run(stage: str, recipe: SFTRecipe | AlignRecipe | EvalRecipe | CollectRecipe) -> Checkup:
     """Asks the teacher of a recipe about a few pictures whose right answers are known.
 
     Raises:

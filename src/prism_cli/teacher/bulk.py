@@ -38,6 +38,11 @@ class Answer(NamedTuple):
     text: str
     problem: str | None
 
+    @property
+    def row_id(self) -> str:
+        """Id of the answer's own row in a collection."""
+        return self.row if self.sample == 0 else f"{self.row}#{self.sample}"
+
 
 class BulkAnswers(Protocol):
     """Answers by row.
