@@ -63,8 +63,8 @@ def check(
 ) -> None:
     """Test a teacher on a few pictures: is it reachable, does it see, does it keep the format, what does a call cost.
 
-    Exit code 1 if it can't teach. Its answers are kept, so that a second check costs nothing. RECIPE is read as an
-    align recipe unless its name says otherwise.
+    Exit code 1 if it can't teach. It asks again every time, whatever answers are kept. RECIPE is read as an align
+    recipe unless its name says otherwise.
     """
     from prism_cli.recipes.load import load_recipe
     from prism_cli.recipes.sources import stage_of
