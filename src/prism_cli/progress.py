@@ -41,23 +41,25 @@ class OnProgress(Protocol):
 
 
 @contextmanager
-def progress(label: str, total: int | None = None) -> Iterator[OnProgress]:
-    """A progress bar on stderr with the time left, which goes when the work is done.
+def progress(label: str, total: int | None = None, lasting: bool = False) -> Iterator[OnProgress]:
+    """A progress bar on stderr with the time left; without a terminal, a line every half minute.
 
     Args:
         label: Text in front of it.
         total: Units of work, where they are known.
+        lasting: Shown from the start, and left standing at the end; else only long work shows a bar, until it is done.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         *(TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn()),
-        *(TimeRemainingColumn(), TextColumn("{task.fields[detail]}", markup=False)),
+        *(TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[detail]}", markup=False)),
     )
     console = Console(stderr=True)
-    bar = Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
+    bar = Progress(*columns, console=console, transient=not lasting, redirect_stdout=sys.stdout.isatty())
     task = bar.add_task(label, total=total, detail="")
-    due = time.monotonic() + (SILENT_SECONDS if console.is_terminal else LINE_SECONDS)
+    silent = 0.0 if lasting else SILENT_SECONDS
+    due = time.monotonic() + (silent if console.is_terminal else LINE_SECONDS)
 
     def on_progress(done: int, total: int | None = None, detail: str | None = None) -> None:
         nonlocal due
@@ -74,14 +76,20 @@ def progress(label: str, total: int | None = None) -> Iterator[OnProgress]:
     try:
         yield on_progress
     finally:
-        bar.stop()
+        if lasting and not console.is_terminal:
+            notice(_line(bar.tasks[task]))
+        elif bar.live.is_started:
+            bar.stop()
 
 
 def _line(task: Any) -> str:
     """`12:30:05 warm-up: 40 of 100, 0:01:30 left`."""
     total = "" if task.total is None else f" of {task.total:,.0f}"
     left = "" if task.time_remaining is None else f", {_clock(task.time_remaining)} left"
-    text = f"{time.strftime('%H:%M:%S')} {task.description}: {task.completed:,.0f}{total}{left} {task.fields['detail']}"
+    time_ = f", took {_clock(task.elapsed or 0)}" if task.finished else left
+    text = (
+        f"{time.strftime('%H:%M:%S')} {task.description}: {task.completed:,.0f}{total}{time_} {task.fields['detail']}"
+    )
     return text.rstrip()
 
 

@@ -178,7 +178,7 @@ def test_the_manifest_says_how_it_was_launched(runs):
 
 def test_shards_of_two_processes_are_refused_on_one(runs, tmp_path):
     from prism_cli.errors import CheckpointError
-    from prism_cli.trainers.callbacks import Shards, refuse_other_shards
+    from prism_cli.trainers.checkpoints import Shards, refuse_other_shards
 
     checkpoint = runs / "sft-zero3" / "checkpoints" / "checkpoint-2"
     refuse_other_shards(checkpoint, Shards(2, 3))

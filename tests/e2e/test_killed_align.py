@@ -88,14 +88,14 @@ CHAINS = {
     "a checkpoint": [
         ("transformers.trainer:Trainer._save_optimizer_and_scheduler", 1),  # weights are there, nothing else
         (f"{LEARNER}:DiscriminatorLearner.save", 1),  # all of the trainer's is there, nothing of ours
-        ("prism_cli.trainers.callbacks:write_atomically", 1),  # all but the marker
-        ("prism_cli.trainers.callbacks:write_atomically", 2),  # the same at step 4, on top of a whole one at step 2
-        ("prism_cli.trainers.callbacks:shutil.rmtree", 1),  # between the old one's marker and its files
+        ("prism_cli.trainers.checkpoints:write_atomically", 1),  # all but the marker
+        ("prism_cli.trainers.checkpoints:write_atomically", 2),  # the same at step 4, on top of a whole one at step 2
+        ("prism_cli.trainers.checkpoints:shutil.rmtree", 1),  # between the old one's marker and its files
     ],
     "the end": [
-        ("prism_cli.assembly.training:_save_final", 1),  # the last step is done and saved
+        ("prism_cli.trainers.full_training:_save_final", 1),  # the last step is done and saved
         ("prism_cli.models:Policy.save", 1),
-        ("prism_cli.assembly.training:model_card", 1),
+        ("prism_cli.trainers.full_training:model_card", 1),
         ("prism_cli.assembly.endpoint:write_atomically", 1),
     ],
 }

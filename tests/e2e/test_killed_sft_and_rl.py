@@ -18,9 +18,9 @@ RL = (
 KILLS = [
     ("transformers.trainer:Trainer.training_step", 2),
     ("transformers.trainer:Trainer.evaluate", 1),
-    ("prism_cli.trainers.callbacks:write_atomically", 1),
+    ("prism_cli.trainers.checkpoints:write_atomically", 1),
     ("transformers.trainer:Trainer._save_optimizer_and_scheduler", 2),
-    ("prism_cli.assembly.training:_save_final", 1),
+    ("prism_cli.trainers.full_training:_save_final", 1),
     ("prism_cli.models:Policy.save", 1),
 ]
 TIMES = ("seconds", "step_time", "eval/runtime", "eval/samples_per_second", "eval/steps_per_second")

@@ -12,8 +12,10 @@ from prism_cli.assembly.data import load_data
 from prism_cli.models import Policy
 from prism_cli.recipes.sections import WorldData
 from prism_cli.responses import Grammar, Part
+from prism_cli.trainers.algorithms import TOKEN_LEVEL, Resampling
 from prism_cli.trainers.arguments import RolloutBatch
-from prism_cli.trainers.grpo import PRESETS, GRPOTrainer, Resampling
+from prism_cli.trainers.dapo import DAPOTrainer
+from prism_cli.trainers.setup import TrainerSetup
 from prism_cli.trainers.verified_reward import VerifiedReward
 from tests.tiny import tiny_policy
 
@@ -42,10 +44,10 @@ def main(folder: Path) -> None:
         call = next(calls)
         return OUTCOMES[rank][call // GROUP][call % GROUP]
 
-    arguments = {**cut, **common, **PRESETS["dapo"], "learning_rate": 1e-2}
-    rules = VerifiedReward({"accuracy": accuracy})
+    arguments = {**cut, **common, **TOKEN_LEVEL, "learning_rate": 1e-2}
+    rules = VerifiedReward({"accuracy": accuracy}, {"accuracy": 1.0})
     how = Resampling(oversample=2, max_rounds=2)
-    trainer = GRPOTrainer(policy, rules, {"accuracy": 1.0}, arguments, rows, None, [], resampling=how)
+    trainer = DAPOTrainer(policy, rules, TrainerSetup(arguments, rows), how)
     before = sum(p.double().sum().item() for p in model.parameters())
     trainer.train()
     masks = torch.cat([part["completion_mask"] for part in trainer._buffered_inputs])

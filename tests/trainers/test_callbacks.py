@@ -2,19 +2,12 @@ import json
 import os
 
 import pytest
-from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from prism_cli.errors import PrismError
 from prism_cli.runs.references import COMPLETE
-from prism_cli.trainers.callbacks import (
-    AlreadyTrainedError,
-    CompleteCheckpoints,
-    MetricsLog,
-    NoExtraStep,
-    RichProgress,
-    StopOnNonFinite,
-)
+from prism_cli.trainers.callbacks import MetricsLog, ProgressBar, StepStart, StopOnNonFinite
+from prism_cli.trainers.checkpoints import UNSHARDED, AlreadyTrainedError, CompleteCheckpoints
 
 
 @pytest.fixture
@@ -37,7 +30,8 @@ def complete(folder):
 
 def test_the_marker_is_written_after_everything_else(arguments, tmp_path):
     seen = []
-    save(CompleteCheckpoints([lambda folder: seen.append((folder.name, complete(tmp_path)))], 2), arguments, 3)
+    watch = CompleteCheckpoints(2, UNSHARDED, lambda folder: seen.append((folder.name, complete(tmp_path))))
+    save(watch, arguments, 3)
     assert seen == [("checkpoint-3", [])]
     assert complete(tmp_path) == ["checkpoint-3"]
 
@@ -46,16 +40,16 @@ def test_a_failed_save_leaves_the_older_checkpoints(arguments, tmp_path):
     def fail(folder):
         raise OSError("disk full")
 
-    save(CompleteCheckpoints([], 1), arguments, 1)
+    save(CompleteCheckpoints(1), arguments, 1)
     with pytest.raises(OSError, match="disk full"):
-        save(CompleteCheckpoints([fail], 1), arguments, 2)
+        save(CompleteCheckpoints(1, UNSHARDED, fail), arguments, 2)
     assert complete(tmp_path) == ["checkpoint-1"]
 
 
 def test_the_newest_and_the_best_are_kept(arguments, tmp_path):
     best = str(tmp_path / "checkpoint-2")
     for step in (2, 4, 6, 10):
-        save(CompleteCheckpoints([], keep=2), arguments, step, best_model_checkpoint=best)
+        save(CompleteCheckpoints(keep=2), arguments, step, best_model_checkpoint=best)
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-6", "checkpoint-10"}
 
 
@@ -101,20 +95,28 @@ def test_what_will_be_saved_is_looked_at_first(arguments, save, stop, log):
 @pytest.mark.parametrize(("step", "over"), [(9, False), (10, True), (11, True)])
 def test_no_step_is_taken_after_the_last(arguments, step, over):
     try:
-        NoExtraStep().on_train_begin(arguments, state(step), TrainerControl())
+        StepStart().on_train_begin(arguments, state(step), TrainerControl())
         assert not over
     except AlreadyTrainedError:
         assert over
 
 
-def test_progress_shows_the_numbers_that_matter(arguments):
-    console = Console(record=True, width=80, force_terminal=True)
-    progress = RichProgress("SFT", {"loss": "loss", "absent": "never"}, console)
+def test_progress_shows_the_numbers_that_matter(arguments, capsys):
+    progress = ProgressBar("SFT", {"loss": "loss", "absent": "never"})
     progress.on_train_begin(arguments, state(0), TrainerControl())
     progress.on_step_end(arguments, state(10), TrainerControl())
     progress.on_log(arguments, state(10), TrainerControl(), logs={"loss": 0.12345, "other": 1})
     progress.on_train_end(arguments, state(10), TrainerControl())
-    text = console.export_text()
-    assert "10/10" in text
-    assert "loss 0.123" in text
-    assert "never" not in text
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "SFT: 10 of 10, took 0:00:00" in line
+    assert line.endswith("loss 0.123")
+
+
+def test_a_training_that_fails_leaves_the_bar_where_it_stood_once(arguments, capsys):
+    progress = ProgressBar("SFT", {})
+    progress.on_train_begin(arguments, state(2), TrainerControl())
+    progress.on_step_end(arguments, state(3), TrainerControl())
+    progress.close()
+    progress.close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "SFT: 3 of 10" in line

@@ -20,11 +20,14 @@ from prism_cli.errors import PrismError, RecipeError
 from prism_cli.models import Policy
 from prism_cli.recipes.sections import WorldData
 from prism_cli.responses import Grammar, Part
+from prism_cli.trainers.algorithms import TOKEN_LEVEL, Resampling
 from prism_cli.trainers.arguments import RolloutBatch
 from prism_cli.trainers.columns import batch, columns
+from prism_cli.trainers.dapo import DAPOTrainer
 from prism_cli.trainers.dynamic_sampling import DynamicSampling, choose, filled_up
-from prism_cli.trainers.grpo import PRESETS, GRPOTrainer, Resampling, fill_unscored
+from prism_cli.trainers.grpo import GRPOTrainer, fill_unscored
 from prism_cli.trainers.prompts import PromptCursor
+from prism_cli.trainers.setup import TrainerSetup
 from prism_cli.trainers.verified_reward import VerifiedReward
 from tests.tiny import tiny_policy
 
@@ -59,9 +62,8 @@ def output_of(indices, group=2):
 def sampling(accuracies, count=100, process=(0, 1), prompts=2, oversample=2, max_rounds=3):
     """Sampling over rows in their order, whose groups of two have these accuracies; and what it asked to roll out."""
     asked = []
-    one = DynamicSampling(
-        oversample, max_rounds, prompts, 2, PromptCursor(count, lambda epoch: list(range(count))), 0, process
-    )
+    cursor = PromptCursor(count, lambda epoch: list(range(count)))
+    one = DynamicSampling(Resampling(oversample, max_rounds), prompts, 2, cursor, 0, process)
 
     def roll_out(indices):
         asked.append(indices)
@@ -242,21 +244,24 @@ class Outcomes:
             group = self.groups[call // GROUP] if call // GROUP < len(self.groups) else [0] * GROUP
             return group[call % GROUP]
 
-        return VerifiedReward({"accuracy": accuracy, "long": lambda response, row, length: float(length % 2)})
+        rules = {"accuracy": accuracy, "long": lambda response, row, length: float(length % 2)}
+        return VerifiedReward(rules, {"accuracy": 0.8, "long": 0.2})
 
 
 GOOD, ALL_RIGHT, ALL_WRONG = [1, 0, 1, 0], [1] * GROUP, [0] * GROUP
 
 
-def trainer_of(random_policy, rows, folder, outcomes, micro_batch=4, callbacks=(), rounds=2, **more):
-    policy = random_policy.with_model(copy.deepcopy(random_policy.model))
+def setup_of(rows, folder, micro_batch=4, callbacks=(), **more):
     cut = RolloutBatch(PROMPTS, GROUP, micro_batch, 1, 12, temperature=1.0).arguments()
     common = {"output_dir": str(folder), "report_to": "none", "use_cpu": True, "bf16": False, "save_strategy": "no"}
     common |= {"gradient_checkpointing": False, "remove_unused_columns": False, "logging_steps": 1}
-    arguments = {**cut, **common, **PRESETS["dapo"], "weight_decay": 0.1, "learning_rate": 1e-3, **more}
-    weights = {"accuracy": 0.8, "long": 0.2}
-    how = Resampling(oversample=1, max_rounds=rounds)
-    return GRPOTrainer(policy, outcomes.reward(), weights, arguments, rows, None, list(callbacks), resampling=how)
+    arguments = {**cut, **common, **TOKEN_LEVEL, "weight_decay": 0.1, "learning_rate": 1e-3, **more}
+    return TrainerSetup(arguments, rows, callbacks=callbacks)
+
+
+def trainer_of(random_policy, rows, folder, outcomes, rounds=2, **more):
+    policy = random_policy.with_model(copy.deepcopy(random_policy.model))
+    return DAPOTrainer(policy, outcomes.reward(), setup_of(rows, folder, **more), Resampling(1, rounds))
 
 
 def test_the_gradient_is_that_of_the_kept_groups_alone(random_policy, rows, tmp_path):
@@ -346,9 +351,9 @@ def test_an_unscored_reward_becomes_its_groups_mean():
 
 def test_unscored_rollouts_get_no_advantage_and_are_counted(random_policy, rows, tmp_path):
     outcomes = Outcomes([1, None, 0, None], [None] * 4, GOOD, GOOD)
-    trainer = trainer_of(random_policy, rows, tmp_path, outcomes, micro_batch=16)
+    policy = random_policy.with_model(copy.deepcopy(random_policy.model))
+    trainer = GRPOTrainer(policy, outcomes.reward(), setup_of(rows, tmp_path, micro_batch=16))
     trainer.rewards.rules["long"] = lambda response, row, length: 0.0
-    trainer.sampling = None
     trainer.model.train()
     found = trainer._generate_and_score_completions([rows[i] for i in range(PROMPTS) for _ in range(GROUP)])
     # Rewards 0.8 · (1, ½, 0, ½): the first group's mean is 0.4, its deviation 0.8 · √(½ / 3).

@@ -7,7 +7,7 @@ from prism_cli.assembly.data import load_data
 from prism_cli.errors import BudgetError
 from prism_cli.models import load_policy
 from prism_cli.recipes.sections import WorldData
-from prism_cli.trainers.callbacks import CompleteCheckpoints
+from prism_cli.trainers.checkpoints import CompleteCheckpoints
 from prism_cli.trainers.last_step import LastStep
 from tests.trainers.test_rollouts import Align
 
@@ -28,7 +28,7 @@ class Run(Align):
 
         self.trainer.teacher = given._replace(answers=answers)
         self.trainer.add_callback(self.last)
-        self.trainer.add_callback(CompleteCheckpoints([lambda folder: self.learner.save(folder / "discriminator")], 2))
+        self.trainer.add_callback(CompleteCheckpoints(2))
 
     def everything(self):
         return {**self.weights(), **{f"policy.{name}": w for name, w in self.trainer.model.state_dict().items()}}
@@ -56,7 +56,6 @@ def test_a_run_that_failed_in_a_step_ends_like_one_that_did_not(start, tmp_path)
     (checkpoint,) = (tmp_path / "failing").glob("checkpoint-*")
     assert {"complete.json", "discriminator", "optimizer.pt"} <= {path.name for path in checkpoint.iterdir()}
     again = start("failing")
-    again.learner.load(checkpoint / "discriminator")
     again.trainer.train(resume_from_checkpoint=str(checkpoint))
     assert again.calls == 1
     ours, theirs = again.everything(), whole.everything()

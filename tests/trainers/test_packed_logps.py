@@ -13,8 +13,9 @@ from prism_cli.data.rows import dataset, row
 from prism_cli.models import Policy
 from prism_cli.responses import Grammar, Part
 from prism_cli.trainers.arguments import RolloutBatch
-from prism_cli.trainers.packed_logps import PackedLogps, whole_groups
+from prism_cli.trainers.packed_logps import PackedLogps, prompts_together
 from prism_cli.trainers.rollout import RolloutTrainer
+from prism_cli.trainers.setup import TrainerSetup
 from tests.tiny import tiny_policy
 
 GROUP, PROMPTS = 4, 3
@@ -52,7 +53,7 @@ def trainer(policy, rows, folder, lora=None, micro_batch=PROMPTS * GROUP, **more
     batch = RolloutBatch(PROMPTS, GROUP, micro_batch, 1, 24, temperature=1.0).arguments()
     common = {"output_dir": str(folder), "report_to": "none", "use_cpu": True, "bf16": False, "num_generations_eval": 2}
     more = {"gradient_checkpointing": False, "remove_unused_columns": False, "disable_tqdm": True, **more}
-    one = RolloutTrainer(policy, [reward], {**batch, **common, **more}, rows, None, [], lora)
+    one = RolloutTrainer(policy, [reward], TrainerSetup({**batch, **common, **more}, rows, lora=lora))
     one.current_gradient_accumulation_steps = one.args.gradient_accumulation_steps  # set when training begins
     return one
 
@@ -194,7 +195,7 @@ def test_rollouts_of_a_prompt_lie_in_one_micro_batch_and_nothing_else_changes(po
     torch.manual_seed(0)
     GRPOTrainer._prepare_inputs(one, batch)
     shuffled = one._buffered_inputs
-    ordered = whole_groups(shuffled)
+    ordered = prompts_together(shuffled)
     assert [set(micro) for micro in ordered] == [set(micro) for micro in shuffled]
 
     def facts(micro):

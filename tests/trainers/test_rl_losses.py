@@ -9,7 +9,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer as PlainGRPO
 
 from prism_cli.assembly.data import load_data
 from prism_cli.assembly.response import grammar_of
-from prism_cli.assembly.rewards import reward_rules
+from prism_cli.assembly.rewards import algorithm_of, reward_rules
 from prism_cli.errors import RecipeError
 from prism_cli.models import Policy, load_policy
 from prism_cli.recipes.sections import ResponseSection, WorldData
@@ -17,7 +17,8 @@ from prism_cli.recipes.stages import RLRecipe
 from prism_cli.responses import Grammar, Part
 from prism_cli.stages import rl
 from prism_cli.trainers.arguments import RolloutBatch
-from prism_cli.trainers.grpo import PRESETS, GRPOTrainer
+from prism_cli.trainers.grpo import GRPOTrainer
+from prism_cli.trainers.setup import TrainerSetup
 from prism_cli.trainers.verified_reward import VerifiedReward
 from tests.tiny import tiny_policy
 
@@ -32,13 +33,14 @@ def options(kind, folder, **more):
     batch = RolloutBatch(PROMPTS, GROUP, PROMPTS * GROUP, 1, 32, temperature=1.0)
     common = {"output_dir": str(folder), "report_to": "none", "use_cpu": True, "bf16": False, "logging_steps": 1}
     common |= {"gradient_checkpointing": False, "remove_unused_columns": False, "save_strategy": "no"}
-    return {**batch.arguments(), **common, **PRESETS[kind], **rl._clips(recipe), **more}
+    return {**batch.arguments(), **common, **algorithm_of(recipe.algorithm).loss, **more}
 
 
 def in_turn(*values):
     """A rule that gives these values over and over, whatever the response."""
     given = iter(range(10**6))
-    return VerifiedReward({"accuracy": lambda response, row, length: values[next(given) % len(values)]})
+    rules = {"accuracy": lambda response, row, length: values[next(given) % len(values)]}
+    return VerifiedReward(rules, {"accuracy": 1.0})
 
 
 def rows_of(policy, size=8):
@@ -64,7 +66,7 @@ def losses(tmp_path_factory):
 
     def loss(kind, ratios, advantages):
         arguments = options(kind, tmp_path_factory.mktemp("loss"))
-        trainer = Fixed(policy, in_turn(0.0, 1.0), {"accuracy": 1.0}, arguments, rows, None, [])
+        trainer = Fixed(policy, in_turn(0.0, 1.0), TrainerSetup(arguments, rows))
         trainer.model.train()
         trainer.current_gradient_accumulation_steps = 1
         width = max(map(len, ratios))
@@ -130,11 +132,11 @@ def test_gspo_clips_whole_sequences_to_its_narrow_band(losses):
 
 def test_the_over_long_buffer_takes_a_reward_away_token_by_token():
     settings = {"algorithm": {"type": "dapo", "overlong_buffer": 16}, "max_response_tokens": 64}
-    rules, weights = reward_rules(RLRecipe.model_validate(settings))
+    rules = reward_rules(RLRecipe.model_validate(settings))
     response = grammar_of(ResponseSection()).parse("<caption> a </caption> <think> b </think> <answer> 7 </answer>")
     row = {"id": "0", "answers": ["7"], "prompt": [{"role": "user", "content": "how many ?"}]}
-    rules.judge([response] * 4, [row] * 4, [48, 56, 64, 1])
-    rewards = [sum(weights[name] * values[i] for name, values in rules.values.items()) for i in range(4)]
+    rules.score([response] * 4, [row] * 4, [48, 56, 64, 1])
+    rewards = [sum(rules.weights[name] * values[i] for name, values in rules.values.items()) for i in range(4)]
     assert rewards == pytest.approx([1.0, 0.5, 0.0, 1.0])
 
 
@@ -164,8 +166,7 @@ def test_the_packed_loss_and_its_gradient_are_trls(kind, saved, tmp_path):
     policy = saved.with_model(copy.deepcopy(saved.model))
     rows = rows_of(policy)
     ours, trls = (
-        one(policy, in_turn(0.0, 1.0, 1.0), {"accuracy": 1.0}, options(kind, tmp_path), rows, None, [])
-        for one in (GRPOTrainer, Plain)
+        one(policy, in_turn(0.0, 1.0, 1.0), TrainerSetup(options(kind, tmp_path), rows)) for one in (GRPOTrainer, Plain)
     )
     for trainer in (ours, trls):
         trainer.model.train()
@@ -189,7 +190,7 @@ def test_the_packed_loss_and_its_gradient_are_trls(kind, saved, tmp_path):
     worst = max((packed[1][name] - plain[1][name]).abs().max().item() for name in plain[1])
     largest = max(gradient.abs().max().item() for gradient in plain[1].values())
     assert worst < 1e-3 * largest
-    assert not ours.packed_logps.told, "it was packed"
+    assert not ours.packed_logps.reason_said, "it was packed"
     assert 0 < ours._metrics["train"]["clip_ratio/region_mean"][0] < 1
 
 
@@ -223,7 +224,7 @@ def test_the_second_update_of_a_batch_is_clipped(kind, saved, tmp_path):
     policy = saved.with_model(copy.deepcopy(saved.model))
     more = {"num_iterations": 2, "max_steps": 2, "learning_rate": 5e-3}
     rules = in_turn(0.0, 1.0, 1.0)
-    trainer = GRPOTrainer(policy, rules, {"accuracy": 1.0}, options(kind, tmp_path, **more), rows_of(policy), None, [])
+    trainer = GRPOTrainer(policy, rules, TrainerSetup(options(kind, tmp_path, **more), rows_of(policy)))
     trainer.train()
     first, second = trainer.state.log_history[:2]
     assert first["clip_ratio/region_mean"] == 0, "before the first update every ratio is 1"

@@ -13,10 +13,13 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from prism_cli.data.rows import dataset, row
 from prism_cli.models import Policy
 from prism_cli.responses import Grammar, Part
+from prism_cli.trainers.algorithms import Resampling
 from prism_cli.trainers.arguments import RolloutBatch
-from prism_cli.trainers.callbacks import CompleteCheckpoints
-from prism_cli.trainers.grpo import GRPOTrainer, Resampling
-from prism_cli.trainers.rollout_log import MOST_CHARACTERS, RolloutLog
+from prism_cli.trainers.checkpoints import CompleteCheckpoints
+from prism_cli.trainers.dapo import DAPOTrainer
+from prism_cli.trainers.grpo import GRPOTrainer
+from prism_cli.trainers.rollout_log import MOST_CHARACTERS, RolloutLog, Rollouts
+from prism_cli.trainers.setup import TrainerSetup
 from prism_cli.trainers.verified_reward import VerifiedReward
 from tests.tiny import tiny_policy
 
@@ -37,10 +40,14 @@ def asked(id, picture=None):
     }
 
 
-def keep(log, step, ids="aab", text="hello", **values):
-    rows = [asked(id) for id in ids]
-    values = {"accuracy": [1.0] * len(ids), **values}
-    log.keep(step, rows, [text] * len(ids), [None] * len(ids), values, [3] * len(ids))
+def keep(log, step, ids="aab", text="hello", teacher=None, **values):
+    rows, count = [asked(id) for id in ids], len(ids)
+    log.keep(
+        step,
+        Rollouts(
+            rows, [text] * count, [None] * count, values or {"accuracy": [1.0] * count}, [3] * count, teacher or {}
+        ),
+    )
 
 
 def begin(log, folder, step=0, max_steps=100):
@@ -111,7 +118,7 @@ def test_texts_and_pictures_are_bounded(tmp_path):
     log = RolloutLog(tmp_path, 1)
     noise = Image.effect_noise((3000, 1000), 90)
     text = "<caption>" + "x" * 100_000 + "</answer>"
-    log.keep(1, [asked("a", noise), asked("b", noise)], [text] * 2, [None] * 2, {}, [9] * 2)
+    log.keep(1, Rollouts([asked("a", noise), asked("b", noise)], [text] * 2, [None] * 2, {}, [9] * 2))
     (line,) = lines(tmp_path)
     prompt = line["prompts"][0]
     kept = prompt["rollouts"][0]["text"]
@@ -128,17 +135,15 @@ def test_texts_and_pictures_are_bounded(tmp_path):
 def test_a_small_drawing_is_kept_pixel_by_pixel(tmp_path):
     drawing = Image.effect_noise((48, 48), 90).convert("RGB")
     log = RolloutLog(tmp_path, 1)
-    log.keep(1, [asked("a", drawing)], ["hello"], [None], {}, [1])
+    log.keep(1, Rollouts([asked("a", drawing)], ["hello"], [None], {}, [1]))
     head, _, body = lines(tmp_path)[0]["prompts"][0]["images"][0].partition(",")
     assert head == "data:image/png;base64"
     assert Image.open(io.BytesIO(base64.b64decode(body))).tobytes() == drawing.tobytes()
 
 
-def test_a_teachers_answers_stand_beside_and_scores_take_the_place_of_rewards(tmp_path):
-    log = RolloutLog(tmp_path, 1, lambda: {"perception": [0.12345, -1.0, math.nan]})
-    taught = log.listening(lambda rows: [None if one["id"] == "b" else f"of {one['id']}" for one in rows])
-    assert taught([asked("a"), asked("b")]) == ["of a", None]
-    keep(log, 1, "aab")
+def test_a_teachers_answers_stand_beside_the_scores(tmp_path):
+    log = RolloutLog(tmp_path, 1)
+    keep(log, 1, "aab", teacher={"a": "of a", "b": None}, perception=[0.12345, -1.0, math.nan])
     first, second = lines(tmp_path)[0]["prompts"]
     assert (first["teacher"], second["teacher"]) == ("of a", None)
     assert [one["rewards"] for one in first["rollouts"]] == [{"perception": 0.1235}, {"perception": -1.0}]
@@ -164,7 +169,9 @@ def rules():
         return 1.0 if row["id"].startswith("a") else float(accuracy.calls % 2)
 
     accuracy.calls = 0
-    return VerifiedReward({"accuracy": accuracy, "custom": lambda response, row, length: None})
+    return VerifiedReward(
+        {"accuracy": accuracy, "custom": lambda response, row, length: None}, {"accuracy": 1.0, "custom": 1.0}
+    )
 
 
 def trainer(rows, folder, resampling=None, **more):
@@ -174,10 +181,10 @@ def trainer(rows, folder, resampling=None, **more):
     common = {"output_dir": str(folder / "checkpoints"), "report_to": "none", "use_cpu": True, "bf16": False}
     common |= {"gradient_checkpointing": False, "remove_unused_columns": False, "disable_tqdm": True, "save_steps": 2}
     common |= {"num_generations_eval": 2, "per_device_eval_batch_size": 2}
-    watchers = [CompleteCheckpoints([], 2), RolloutLog(folder, 2)]
-    arguments = {**batch, **common, **more}
-    weights = {"accuracy": 1.0, "custom": 1.0}
-    return GRPOTrainer(policy, rules(), weights, arguments, rows, rows, watchers, resampling=resampling)
+    setup = TrainerSetup(
+        {**batch, **common, **more}, rows, rows, [CompleteCheckpoints(2)], rollout_log=RolloutLog(folder, 2)
+    )
+    return DAPOTrainer(policy, rules(), setup, resampling) if resampling else GRPOTrainer(policy, rules(), setup)
 
 
 def test_training_keeps_rollouts_and_goes_on_keeping_them_after_a_checkpoint(rows, tmp_path):

@@ -8,7 +8,7 @@ import torch
 
 from prism_cli.assembly.data import load_data
 from prism_cli.assembly.response import grammar_of
-from prism_cli.assembly.rewards import reward_rules
+from prism_cli.assembly.rewards import algorithm_of, reward_rules
 from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.discriminator.model import Discriminator
 from prism_cli.discriminator.reader import PartReader
@@ -19,12 +19,12 @@ from prism_cli.models import load_policy, multimodal, placeholder_ids
 from prism_cli.recipes.sections import ResponseSection, WorldData
 from prism_cli.recipes.stages import RLRecipe
 from prism_cli.responses import Grammar, Part
-from prism_cli.stages import rl
 from prism_cli.trainers.arguments import RolloutBatch
-from prism_cli.trainers.grpo import PRESETS, GRPOTrainer
+from prism_cli.trainers.grpo import GRPOTrainer
 from prism_cli.trainers.on_policy_distill import AdvantageRule, OnPolicyDistillTrainer, TeacherCalls
 from prism_cli.trainers.prompts import epoch_order
-from prism_cli.trainers.rollout import RolloutTrainer
+from prism_cli.trainers.rollout import Batch, RolloutTrainer
+from prism_cli.trainers.setup import TrainerSetup
 from prism_cli.trainers.verified_reward import VerifiedReward
 from prism_cli.worlds import world
 
@@ -91,11 +91,8 @@ class Align:
                 answers,
             ),
             AdvantageRule("per_part", "floor", PENALTY, 0.0),
-            options(folder, **more),
-            rows,
-            rows,
-            [],
-            taught=taught,
+            TrainerSetup(options(folder, **more), rows, rows),
+            taught,
         )
 
     def roll_out(self, batch):
@@ -198,10 +195,10 @@ def test_prompts_are_asked_about_before_their_step_and_failed_ones_are_never_rol
 def test_failed_prompts_stand_in_the_checkpoint(policy, rows, tmp_path):
     align = Align(policy, rows, tmp_path)
     align.trainer.failed_prompts.update({"b", "a"})
-    align.trainer.save_failed_prompts(tmp_path)
+    align.trainer.save_extra(tmp_path)
     assert (tmp_path / "failed_prompts.json").read_text() == '["a", "b"]'
     again = Align(policy, rows, tmp_path)
-    again.trainer.load_failed_prompts(tmp_path)
+    again.trainer.load_extra(tmp_path)
     assert again.trainer.failed_prompts == {"a", "b"}
 
 
@@ -278,7 +275,8 @@ def test_a_rollout_is_compared_with_its_own_prompts_answer(policy, rows, tmp_pat
     for order in (taught, taught[1:] + taught[:1]):
         texts = [text for text in order for _ in range(GROUP)]
         tokens = [policy.processor.tokenizer(text)["input_ids"] for text in texts]
-        align.trainer.judge(groups(rows), conversations, [policy.grammar.parse(text) for text in texts], tokens)
+        responses = [policy.grammar.parse(text) for text in texts]
+        align.trainer.score(Batch(groups(rows), conversations, responses, tokens))
         measured.append("discriminator/accuracy/perception" in align.trainer._pending_metrics)
         align.trainer._pending_metrics.clear()
     assert measured == [False, True]
@@ -316,9 +314,8 @@ def obsessed(policy):
 
 
 def test_no_rollout_holds_a_placeholder_token(obsessed, rows, tmp_path):
-    trainer = RolloutTrainer(
-        obsessed, [lambda completions, **kw: [0.0] * len(completions)], options(tmp_path), rows, None, []
-    )
+    reward = [lambda completions, **kw: [0.0] * len(completions)]
+    trainer = RolloutTrainer(obsessed, reward, TrainerSetup(options(tmp_path), rows))
     output = trainer._generate_and_score_completions(groups(rows))
     assert not set(placeholder_ids(obsessed.processor)) & set(output["completion_ids"].flatten().tolist())
 
@@ -343,11 +340,11 @@ def recipe(**settings):
 
 def reward_of(text, truth, **settings):
     """TRL's weighted sum of the rules for one response."""
-    rules, weights = reward_rules(recipe(**settings))
+    rules = reward_rules(recipe(**settings))
     grammar = grammar_of(ResponseSection())
     row = {"answers": [truth], "prompt": [{"role": "user", "content": "what is at b2 ?"}]}
-    rules.judge([grammar.parse(text)], [row], [len(text.split())])
-    return sum(weights[name] * values[0] for name, values in rules.values.items())
+    rules.score([grammar.parse(text)], [row], [len(text.split())])
+    return sum(rules.weights[name] * values[0] for name, values in rules.values.items())
 
 
 FORM = "<caption> a </caption> <think> b </think> <answer> {} </answer>"
@@ -369,8 +366,8 @@ def test_dapo_takes_off_what_is_too_long():
 
 
 def test_trl_receives_the_weighted_rewards(policy, rows, tmp_path):
-    rules, weights = reward_rules(recipe())
-    trainer = GRPOTrainer(policy, rules, weights, options(tmp_path), rows, None, [])
+    rules = reward_rules(recipe())
+    trainer = GRPOTrainer(policy, rules, TrainerSetup(options(tmp_path), rows))
     trainer.model.train()
     trainer._generate_and_score_completions(groups(rows))
     expected = [0.8 * a + 0.2 * f for a, f in zip(rules.values["accuracy"], rules.values["format"], strict=True)]
@@ -379,8 +376,8 @@ def test_trl_receives_the_weighted_rewards(policy, rows, tmp_path):
 
 
 def test_rules_are_served_under_their_names():
-    rules = VerifiedReward({"accuracy": lambda response, row, length: float(length)})
-    rules.judge([None, None], [{}, {}], [3, 5])
+    rules = VerifiedReward({"accuracy": lambda response, row, length: float(length)}, {"accuracy": 1.0})
+    rules.score([None, None], [{}, {}], [3, 5])
     (serve,) = rules.functions()
     assert (serve.__name__, serve(completions=[])) == ("accuracy", [3.0, 5.0])
 
@@ -395,9 +392,8 @@ def test_rules_are_served_under_their_names():
 )
 def test_an_algorithm_is_a_preset_of_trls_options(kind, loss, level, low, high, dual, policy, rows, tmp_path):
     wanted = recipe(algorithm={"type": kind})
-    rules, weights = reward_rules(wanted)
-    arguments = options(tmp_path, **PRESETS[kind], **rl._clips(wanted))
-    trainer = GRPOTrainer(policy, rules, weights, arguments, rows, None, [])
+    arguments = options(tmp_path, **algorithm_of(wanted.algorithm).loss)
+    trainer = GRPOTrainer(policy, reward_rules(wanted), TrainerSetup(arguments, rows))
     assert (trainer.loss_type, trainer.importance_sampling_level) == (loss, level)
     assert (trainer.epsilon_low, trainer.epsilon_high, trainer.args.delta) == (low, high, dual)
     assert trainer.beta == 0

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from transformers import TrainerCallback
 
 from prism_cli.assembly import checks, training
@@ -17,7 +16,10 @@ from prism_cli.recipes.sections import FileData, ImageSection, MixtureData, Resp
 from prism_cli.recipes.stages import SFTRecipe
 from prism_cli.runs.folder import Run
 from prism_cli.stages import sft
-from prism_cli.trainers.callbacks import CompleteCheckpoints, GracefulShutdown, RichProgress
+from prism_cli.trainers.callbacks import Callbacks, GracefulShutdown, MetricsLog, ProgressBar
+from prism_cli.trainers.checkpoints import CompleteCheckpoints
+from prism_cli.trainers.last_step import LastStep
+from prism_cli.trainers.setup import TrainerSetup
 from prism_cli.trainers.sft import sft_trainer
 
 
@@ -42,7 +44,7 @@ def collated(policy, data, folder, texts):
         "remove_unused_columns": False,
         "gradient_checkpointing": False,
     }
-    trainer = sft_trainer(copy.deepcopy(policy.model), policy.processor, train, None, options, [])
+    trainer = sft_trainer(policy.with_model(copy.deepcopy(policy.model)), TrainerSetup(options, train))
     return next(iter(trainer.get_train_dataloader()))
 
 
@@ -87,19 +89,26 @@ class Ends(TrainerCallback):
 @pytest.mark.parametrize(
     ("error", "message"), [(None, "training ended at step 1 of 3"), (PrismError("broken"), "broken")]
 )
-def test_a_training_that_ends_early_is_an_error_and_leaves_no_live_display(policy, data, tmp_path, error, message):
+def test_a_training_that_ends_early_is_an_error_and_closes_its_bar(policy, data, tmp_path, error, message, capsys):
     train = with_completions(data, data["demonstration"], policy.processor, 10_000)
     options = {"output_dir": str(tmp_path / "checkpoints"), "report_to": "none", "use_cpu": True, "bf16": False}
     options |= {"max_steps": 3, "per_device_train_batch_size": 4, "remove_unused_columns": False, "disable_tqdm": True}
     options |= {"gradient_checkpointing": False, "save_strategy": "no"}
-    progress = RichProgress("SFT", {}, Console(record=True, force_terminal=True, file=(tmp_path / "shown").open("w")))
     mine = policy.with_model(copy.deepcopy(policy.model))
-    watchers = [progress, Ends(error), GracefulShutdown(Console()), CompleteCheckpoints([], 1)]
-    trainer = sft_trainer(mine.model, mine.processor, train, None, options, watchers)
     run = Run(Path(tmp_path), {"stage": "sft", "status": "running"})
+    callbacks = Callbacks(
+        GracefulShutdown(),
+        CompleteCheckpoints(1),
+        ProgressBar("SFT", {}),
+        LastStep(),
+        MetricsLog(tmp_path / "metrics.jsonl"),
+        watchers=(Ends(error),),
+    )
+    trainer = sft_trainer(mine, TrainerSetup(options, train, callbacks=callbacks.all()))
     with pytest.raises(PrismError, match=message):
-        training.train(trainer, run, mine)
-    assert not progress.progress.live.is_started
+        training.train(trainer, callbacks, run, mine)
+    (bar,) = capsys.readouterr().err.splitlines()
+    assert "SFT: " in bar
     assert not run.model.exists()
 
 
@@ -133,7 +142,9 @@ def test_the_loss_of_each_source_is_logged_and_adds_up(policy, data, tmp_path):
     logs, model = Logs(), copy.deepcopy(policy.model)
     # One step over all rows at a learning rate of nothing, then the same rows as held-out ones.
     options = small_steps(tmp_path, 1, per_device_train_batch_size=12, learning_rate=0.0)
-    trainer = sft_trainer(model, policy.processor, rows, rows, {**options, "per_device_eval_batch_size": 5}, [logs])
+    trainer = sft_trainer(
+        policy.with_model(model), TrainerSetup({**options, "per_device_eval_batch_size": 5}, rows, rows, [logs])
+    )
     trainer.train()
     trainer.evaluate()
     learnt = {name: [found for found in rows if found["source"] == name] for name in sources}
@@ -152,7 +163,10 @@ def test_the_loss_of_sources_needs_no_float64_of_the_accelerator(policy, data, t
         "source", ["a"] * len(rows)
     )
     logs = Logs()
-    trainer = sft_trainer(copy.deepcopy(policy.model), policy.processor, named, None, small_steps(tmp_path, 1), [logs])
+    trainer = sft_trainer(
+        policy.with_model(copy.deepcopy(policy.model)),
+        TrainerSetup(small_steps(tmp_path, 1), named, callbacks=[logs]),
+    )
     trainer._totals[True] += torch.tensor([6.0, 3.0])
     monkeypatch.setattr(type(trainer.accelerator), "device", torch.device("meta"))  # holds no numbers at all
     trainer.log({})
@@ -162,7 +176,8 @@ def test_the_loss_of_sources_needs_no_float64_of_the_accelerator(policy, data, t
 def test_rows_of_one_set_are_no_source(policy, data, tmp_path):
     logs = Logs()
     rows = with_completions(data, None, policy.processor, 10_000)
-    sft_trainer(copy.deepcopy(policy.model), policy.processor, rows, None, small_steps(tmp_path, 1), [logs]).train()
+    setup = TrainerSetup(small_steps(tmp_path, 1), rows, callbacks=[logs])
+    sft_trainer(policy.with_model(copy.deepcopy(policy.model)), setup).train()
     assert logs.values("loss")
     assert not [name for line in logs.lines for name in line if "source" in name]
 
@@ -191,7 +206,8 @@ def losses(policy, rows, folder, steps, resume=None, **more):
     logs = Logs()
     options = small_steps(folder, steps, save_strategy="steps", save_steps=3, **more)
     model = copy.deepcopy(policy.model)
-    sft_trainer(model, policy.processor, rows, None, options, [logs]).train(resume_from_checkpoint=resume)
+    trainer = sft_trainer(policy.with_model(model), TrainerSetup(options, rows, callbacks=[logs]))
+    trainer.train(resume_from_checkpoint=resume)
     return logs.values("loss")
 
 

@@ -14,7 +14,7 @@ from prism_cli.discriminator.inputs import Comparisons
 from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.discriminator.router import router_loads
 from prism_cli.discriminator.settings import LearnerSettings
-from prism_cli.trainers.health import HealthWatch, align_detectors, judge_detectors, rl_detectors
+from prism_cli.trainers.health import HealthWatch, align_detectors, discriminator_detectors, rl_detectors
 from prism_cli.trainers.rollout_health import (
     CLIPPED_RESPONSES,
     CLIPPED_TOKENS,
@@ -246,7 +246,7 @@ class Watched:
     def __init__(self, folder):
         self.folder, self.shown = folder, io.StringIO()
         self.arguments = TrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none")
-        self.watch = HealthWatch(folder, judge_detectors(["perception"]), Console(file=self.shown, width=300))
+        self.watch = HealthWatch(folder, discriminator_detectors(["perception"]), Console(file=self.shown, width=300))
 
     def begin(self, step=0):
         self.watch.on_train_begin(self.arguments, TrainerState(global_step=step), TrainerControl())

@@ -1,16 +1,17 @@
 """Memory and time of a stage, planned: the formulae against torch's own count, and numbers a person can check."""
 
 import dataclasses
-import io
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from rich.console import Console
 from typer.testing import CliRunner
 
+from prism_cli import phases
 from prism_cli.assembly.out_of_memory import fitting
+from prism_cli.assembly.planned_job import job_ahead, sft_job
 from prism_cli.assembly.policy import LANGUAGE_LAYERS
 from prism_cli.cli.app import app
 from prism_cli.discriminator.settings import Upcycling
@@ -19,11 +20,12 @@ from prism_cli.errors import PrismError
 from prism_cli.model_configs import config_folder
 from prism_cli.planning.activations import Arithmetic, text_layer, vision_layer
 from prism_cli.planning.effort import effort
-from prism_cli.planning.job import GB, Adapters, Device, Generation, Job, Judge, Launch
-from prism_cli.planning.ladder import smallest_fit
+from prism_cli.planning.job import GB, Adapters, Device, Discriminator, Generation, Job, Launch
 from prism_cli.planning.memory import host_bytes, moments, peak, peaks
+from prism_cli.planning.savings import best_savings
 from prism_cli.planning.shapes import shape_of
 from prism_cli.recipes.load import load_recipe
+from prism_cli.trainers.callbacks import StepStart
 from prism_cli.trainers.memory import MemoryWatch
 
 FLOAT32 = Arithmetic(4, autocast=False, checkpointing=False)
@@ -53,7 +55,7 @@ def sft(policy):
     return Job(
         stage="sft", device=Device(True, 80 * GB, 989.0), policy=policy, weight_bytes=4, checkpointing=True,
         autocast=True, launch=Launch(), adapters=None, micro_batch=2, passes=1, prompt=8192, response=0, pixels=2**20,
-        group=1, reference=False, generation=None, judge=None, steps=100, packed=False,
+        group=1, reference=False, generation=None, discriminator=None, steps=100, packed=False,
     )  # fmt: skip
 
 
@@ -61,7 +63,8 @@ def sft(policy):
 def align(sft, body):
     return dataclasses.replace(
         sft, stage="align", launch=Launch(8, 1, 3), micro_batch=1, passes=8, prompt=2048, response=6144, group=16,
-        packed=True, generation=Generation(8, 2048, 6144, vllm=0.3), judge=Judge(body, 1, 2, True, True),
+        packed=True, generation=Generation(8, 2048, 6144, vllm=0.3),
+        discriminator=Discriminator(body, 1, 2, True, True),
     )  # fmt: skip
 
 
@@ -201,38 +204,59 @@ def test_vllm_is_not_planned_to_fit_into_less_than_its_weights_and_one_rollout(a
 
 def test_a_judges_gradients_are_gone_while_rollouts_are_made(align):
     whole = peaks(dataclasses.replace(align, launch=Launch()))
-    assert "judge gradients" in whole["judge"].parts
-    assert not any("judge gradients" in whole[phase].parts for phase in ("generation", "update"))
+    assert "discriminator gradients" in whole["discriminator"].parts
+    assert not any("discriminator gradients" in whole[phase].parts for phase in ("generation", "update"))
 
 
 def test_every_phase_of_align_is_planned_and_the_warm_up_has_no_policy_optimizer(align):
     found = peaks(align)
-    assert list(found) == ["warm-up", "generation", "judge", "update"]
+    assert list(found) == ["warm-up", "generation", "discriminator", "update"]
     assert "policy optimizer" not in found["warm-up"].parts
-    assert "judge optimizer" in found["update"].parts
+    assert "discriminator optimizer" in found["update"].parts
 
 
-def test_what_fits_is_left_alone(sft):
-    assert smallest_fit(dataclasses.replace(sft, device=Device(True, 200 * GB))).overrides == ()
+def test_the_settings_that_save_most_come_first_and_there_are_three(align):
+    job = dataclasses.replace(align, launch=Launch(), generation=Generation(8, 2048, 6144))
+    savings = best_savings(job)
+    sizes = [peak(saving.job) for saving in savings]
+    assert len(savings) == 3
+    assert sizes == sorted(sizes)
+    assert sizes[-1] <= 0.9 * peak(job), "each is worth naming"
+    assert [saving.overrides for saving in savings] == [
+        ("launch.zero=2", "launch.offload=true"),
+        ("launch.processes=4", "launch.zero=2"),
+        ("lora={}",),
+    ]
 
 
-def test_the_ladder_takes_fewer_rows_before_sharding_and_lora_last(sft):
-    def overrides(gigabytes, **changes):
+def test_of_a_settings_values_the_first_that_fits_is_taken_else_the_one_that_saves_most(sft):
+    def overrides(gigabytes, name, **changes):
         job = dataclasses.replace(sft, device=Device(True, gigabytes * GB), **changes)
-        found = smallest_fit(job)
-        assert found is None or peak(found.job) <= gigabytes * GB
-        return found and found.overrides
+        return next(saving.overrides for saving in best_savings(job) if saving.overrides[0].startswith(name))
 
-    assert overrides(95, micro_batch=16)[0].startswith("batch_size=")
-    assert overrides(30, launch=Launch(8))[0] == "launch.zero=2"
-    assert "launch.offload=true" in overrides(30)
-    assert overrides(1) is None
+    assert overrides(120, "batch_size", micro_batch=16) == ("batch_size=4", "gradient_accumulation=4")
+    assert overrides(110, "batch_size", micro_batch=16) == ("batch_size=2", "gradient_accumulation=8")
+    assert overrides(20, "batch_size", micro_batch=16) == ("batch_size=1", "gradient_accumulation=16")
+    assert overrides(40, "launch", launch=Launch(8)) == ("launch.zero=2",)
+    assert overrides(22, "launch", launch=Launch(8)) == ("launch.zero=3", "launch.offload=true")
 
 
-def test_fewer_rows_keep_the_step(sft):
-    job = dataclasses.replace(sft, micro_batch=16, device=Device(True, 95 * GB))
-    found = smallest_fit(job)
-    assert found.job.micro_batch * found.job.passes == 16
+def test_fewer_rows_and_more_processes_keep_the_step(sft, align):
+    def rows(job):
+        return job.micro_batch * job.passes * job.launch.world
+
+    for job, start in (
+        (dataclasses.replace(sft, micro_batch=16), "batch_size"),
+        (dataclasses.replace(align, launch=Launch()), "launch.processes"),
+    ):
+        (saving,) = (one for one in best_savings(job) if one.overrides[0].startswith(start))
+        assert rows(saving.job) == rows(job)
+
+
+def test_a_phase_alone_is_made_smaller_by_what_concerns_it(align):
+    job = dataclasses.replace(align, generation=Generation(64, 2048, 6144))
+    (first, *_) = best_savings(job, lambda one: peaks(one)["generation"].total)
+    assert first.overrides == ("generation.type=vllm",)
 
 
 def test_adapters_leave_out_what_is_frozen(sft, policy):
@@ -251,28 +275,39 @@ def test_time_follows_from_the_arithmetic(sft, policy):
     assert least < effort(sft).step["update"] < 1.5 * least
 
 
-class Trainer:
-    """Runs out of memory in its seventh step, for real."""
+def run_out(inner=None):
+    """Runs out of memory in the seventh step, for real, in a phase of it or after one."""
+    StepStart().on_step_begin(None, SimpleNamespace(global_step=6), None)
+    with phases.within(inner or phases.GENERATION):
+        if inner:
+            torch.empty(10**15)
+    torch.empty(10**15)
 
-    class state:
-        global_step = 6
 
-    def training_step(self):
-        return torch.empty(10**15)
-
-
-def test_running_out_of_memory_says_where_how_much_and_what_to_turn():
+def test_running_out_of_memory_says_where_how_much_and_what_to_change():
     recipe = load_recipe("sft", "tiny/sft", ["batch_size=8"])
-    with pytest.raises(PrismError) as caught, fitting("sft", recipe):
-        Trainer().training_step()
+    with pytest.raises(PrismError) as caught, fitting(lambda: job_ahead(recipe, partial(sft_job, recipe))):
+        run_out()
     assert str(caught.value).startswith("out of memory in the update of step 7: 4,000,000.0 GB more asked for, ")
     assert str(caught.value).endswith(" free")
     assert caught.value.hint.startswith("batch_size=4 gradient_accumulation=2 (")
 
 
-def test_the_measured_peak_is_told_beside_the_plan_after_the_second_step():
-    said, kept, state = io.StringIO(), {}, SimpleNamespace(global_step=0, is_world_process_zero=True)
-    watch = MemoryWatch(0.5 * GB, 0.0, Console(file=said), lambda **values: kept.update(values))
+@pytest.mark.parametrize("phase", ["generation", "discriminator"])
+def test_the_phase_within_the_step_is_named(phase):
+    with pytest.raises(PrismError, match=f"out of memory in the {phase} of step 7"), fitting(lambda: None):
+        run_out(phase)
+
+
+def test_before_training_memory_runs_out_while_loading():
+    phases.enter(phases.UPDATE, 7)  # of an earlier stage in this process
+    with pytest.raises(PrismError, match="out of memory while loading"), fitting(lambda: None):
+        raise MemoryError
+
+
+def test_the_measured_peak_is_printed_beside_the_plan_after_the_second_step(capsys):
+    kept, state = {}, SimpleNamespace(global_step=0, is_world_process_zero=True)
+    watch = MemoryWatch(0.5 * GB, 0.0, lambda **values: kept.update(values))
     watch.on_train_begin(None, state, None)
     for state.global_step in (1, 2):
         torch.ones(100_000_000)  # 0.4 GB, gone at once
@@ -280,13 +315,13 @@ def test_the_measured_peak_is_told_beside_the_plan_after_the_second_step():
         assert bool(kept) == (state.global_step == 2)
     assert 0.4 <= kept["memory"]["peak_gb"] < 0.5
     assert kept["memory"]["planned_gb"] == 0.5
-    assert said.getvalue().startswith("memory: 0.4 GB measured over the first 2 steps, 0.5 planned")
+    assert capsys.readouterr().out.startswith("memory: 0.4 GB measured over the first 2 steps, 0.5 planned")
     watch.on_log(None, state, None, logs := {})
     assert logs["memory/peak_gb"] == kept["memory"]["peak_gb"]
 
 
 def test_other_errors_pass_through():
-    with pytest.raises(RuntimeError, match="shapes differ"), fitting("sft", None):
+    with pytest.raises(RuntimeError, match="shapes differ"), fitting(lambda: None):
         raise RuntimeError("shapes differ")
 
 
@@ -296,12 +331,18 @@ def test_a_pipeline_is_planned_step_by_step_from_config_files():
     steps = json.loads(done.stdout)
     assert [step["step"] for step in steps] == ["sft", "align", "rl"]
     assert all(step["fits"] for step in steps)
-    assert set(steps[1]["phases"]) >= {"generation", "judge", "update"}
+    assert set(steps[1]["phases"]) >= {"generation", "discriminator", "update"}
 
 
-def test_what_does_not_fit_is_said_with_what_to_append():
+def test_what_does_not_fit_is_said_with_the_settings_that_save_most():
     words = ["plan", "tiny/sft", "--gpu-memory", "1.04", "batch_size=512"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 1, done.output
     assert "does not fit" in done.output
-    assert "with: batch_size=" in done.output
+    assert "with batch_size=16 gradient_accumulation=32: 1.0 GB, fits" in done.output
+    (step,) = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert step["savings"][0] == {
+        "overrides": ["batch_size=16", "gradient_accumulation=32"],
+        "peak_gb": pytest.approx(1.036),
+    }
+    assert len(step["savings"]) == 3

@@ -13,7 +13,7 @@ from prism_cli.recipes.load import load_recipe, load_step
 from prism_cli.recipes.pipelines import steps_of
 from prism_cli.recipes.sources import shipped, stage_of
 from prism_cli.recipes.stages import RECIPES
-from prism_cli.stages.plan import plan
+from prism_cli.stages.plan import plan_pipeline, plan_stage
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,7 +107,7 @@ def test_every_step_of_a_road_fits_into_gpus_of_80_gb(size, road):
     # Where align leaves it open, what is installed decides.
     backends = ["transformers", "vllm"] if align.generation is None else [align.generation.type]
     for backend in backends:
-        plans = plan("run", load_recipe("run", path, [f"align.generation.type={backend}"]), GPU, path.parent)
+        plans = plan_pipeline(load_recipe("run", path, [f"align.generation.type={backend}"]), GPU, path.parent)
         assert {one.step: round(one.peak / GB) for one in plans if not one.fits} == {}
         assert [one.step for one in plans] == ["sft", "align", "rl"]
 
@@ -117,18 +117,18 @@ def test_every_step_of_a_road_fits_into_gpus_of_80_gb(size, road):
 def test_a_stage_that_no_road_has_fits_too(size, name):
     stage = name.partition("_")[0]
     start = load_recipe("sft", size).model.path
-    (one,) = plan(stage, load_recipe(stage, f"{size}/{name}", [f"model.path={start}"]), GPU)
+    one = plan_stage(stage, load_recipe(stage, f"{size}/{name}", [f"model.path={start}"]), GPU)
     assert one.fits, one.peak / GB
 
 
 def test_the_memory_in_comments_is_the_planned_one():
     for size in SIZES:
         path = shipped()[f"{size}/1gpu/pipeline"]
-        align = plan("run", load_recipe("run", path), GPU, path.parent)[1]
+        align = plan_pipeline(load_recipe("run", path), GPU, path.parent)[1]
         assert f"the plan comes to {align.peak / GB:.0f}." in path.read_text(encoding="utf-8")
         start = load_recipe("sft", size).model.path
         slow = load_recipe("rl", f"{size}/rl", [f"model.path={start}", "generation.type=transformers"])
-        (rl,) = plan("rl", slow, GPU)
+        rl = plan_stage("rl", slow, GPU)
         cache = f"would need {rl.phases['generation'].parts['KV cache'] / GB:.0f} GB for the cache"
         assert cache in shipped()[f"{size}/rl"].read_text(encoding="utf-8")
 

@@ -10,7 +10,7 @@ from tests.unit.test_discriminator_model import ids, picture, prompt
 from transformers import TrainerControl, TrainerState
 
 from prism_cli.discriminator.inputs import Comparisons
-from prism_cli.trainers.callbacks import AlreadyTrainedError
+from prism_cli.trainers.checkpoints import AlreadyTrainedError
 from prism_cli.trainers.drift_stop import DriftStop, StopWhenFlat, is_flat
 from prism_cli.trainers.watch import WatchedLearner
 

@@ -35,6 +35,7 @@ def disturb(module, seed, by=0.2):
 def trainer(tmp_path_factory):
     """A trainer whose rollouts vLLM makes; 8 rollouts of 2 prompts a step."""
     from prism_cli.trainers.rollout import RolloutTrainer
+    from prism_cli.trainers.setup import TrainerSetup
     from prism_cli.trainers.vllm_rollouts import VLLMRollouts
 
     model, processor = tiny_policy()
@@ -68,7 +69,7 @@ def trainer(tmp_path_factory):
         "gradient_checkpointing": False,
         "remove_unused_columns": False,
     }
-    return RolloutTrainer(load_policy(folder / "model"), [some_reward], options, rows, None, [], None, vllm)
+    return RolloutTrainer(load_policy(folder / "model"), [some_reward], TrainerSetup(options, rows, vllm=vllm))
 
 
 def some_reward(completions, **columns):

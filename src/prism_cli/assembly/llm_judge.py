@@ -15,10 +15,10 @@ from prism_cli.endpoint.requests import EndpointRequest
 from prism_cli.errors import RecipeError, TeacherError
 from prism_cli.progress import say
 from prism_cli.recipes.teachers import LLMJudge
-from prism_cli.rewards.verdict import Asked, is_free_text, judge_messages, read_verdict
+from prism_cli.rewards.verdict import GivenAnswer, grading_messages, is_free_text, read_verdict
 from prism_cli.teacher.sources import EndpointSource, Failed
 
-Ask = Callable[[Sequence[Asked]], Sequence[bool | None]]
+Ask = Callable[[Sequence[GivenAnswer]], Sequence[bool | None]]
 
 USAGE = "llm_judge.json"
 # An LLM judge that has given none of its first so many verdicts will give none.
@@ -67,7 +67,9 @@ def llm_judge_costs(section: LLMJudge, key: str, rows: Sequence[dict[str, Any]],
     texts = [
         message["content"]
         for row in free
-        for message in judge_messages(Asked(row["prompt"][-1]["content"], tuple(row["answers"]), row["answers"][0]))
+        for message in grading_messages(
+            GivenAnswer(row["prompt"][-1]["content"], tuple(row["answers"]), row["answers"][0])
+        )
     ]
     tokens = round(sum(map(len, texts)) / CHARACTERS_A_TOKEN / len(free))
     usd = (endpoint.price.usd(tokens, endpoint.sampling.max_tokens) or 0.0) * calls
@@ -108,9 +110,9 @@ class _LLMJudge:
         self._model, self._source = client.model, EndpointSource(client)
         self._graded, self._failed = 0, Counter[str]()
 
-    def ask(self, answers: Sequence[Asked]) -> list[bool | None]:
+    def ask(self, answers: Sequence[GivenAnswer]) -> list[bool | None]:
         """Verdicts in order, None where there is none."""
-        requests = [EndpointRequest(judge_messages(one), row=f"answer {one.answer[:40]!r}") for one in answers]
+        requests = [EndpointRequest(grading_messages(one), row=f"answer {one.answer[:40]!r}") for one in answers]
         replies = self._source.answers(requests)
         self._graded += len(answers)
         self._failed.update(reply.reason for reply in replies if isinstance(reply, Failed))

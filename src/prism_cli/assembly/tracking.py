@@ -1,4 +1,4 @@
-"""Which trackers a run reports to: `trainer.report_to`."""
+"""The trackers of a run: `trainer.report_to`."""
 
 import hashlib
 import os
@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from prism_cli.errors import RecipeError
 from prism_cli.publishing.lineage import publishable
-from prism_cli.recipes.stages import TrainingStage
 from prism_cli.runs.folder import Run
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
+    from prism_cli.trainers.trackers import Tracker
 
 PACKAGES = ("tensorboard", "wandb", "trackio")
 PROJECT = "prism"
 
 
 def check(options: Mapping[str, Any]) -> None:
-    """Finds what is missing before a model is loaded.
+    """Finds missing packages before a model is loaded.
 
     Args:
         options: The recipe's `trainer`.
@@ -35,34 +34,39 @@ def check(options: Mapping[str, Any]) -> None:
 
 
 def left_to_transformers(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The same options without the trackers that are served here."""
+    """The same options without the trackers that `trackers` opens."""
     if "report_to" not in options:
         return dict(options)
     others = [name for name in _names(options) if name not in PACKAGES]
     return {**options, "report_to": others or "none"}
 
 
-def trackers(recipe: TrainingStage, run: Run) -> "list[TrainerCallback]":
-    """What sends a run's metrics and rollouts to its trackers; nothing where there are none."""
-    wanted = [name for name in _names(recipe.trainer) if name in PACKAGES]
-    if not wanted:
-        return []
-    from prism_cli.trainers.trackers import TRACKERS, Tracked, Tracking
+def trackers(options: Mapping[str, Any], run: Run) -> "tuple[Tracker, ...]":
+    """The callbacks that send a run's metrics and rollouts to its trackers.
+
+    Args:
+        options: The recipe's `trainer`.
+        run: The run's folder.
+    """
+    names = [name for name in _names(options) if name in PACKAGES]
+    if not names:
+        return ()
+    from prism_cli.trainers.trackers import TRACKERS, TrackedRun
 
     manifest = run.manifest
     place = f"{manifest['name']}/{manifest['id']}"
-    told = Tracked(
+    tracked = TrackedRun(
         run.folder,
         os.environ.get("WANDB_PROJECT") or os.environ.get("TRACKIO_PROJECT") or PROJECT,
-        recipe.trainer.get("run_name") or place,
+        options.get("run_name") or place,
         hashlib.sha256(f"{place} {manifest['created']}".encode()).hexdigest()[:12],
         {"group": manifest["name"], "stage": manifest["stage"], **publishable(manifest["recipe"])},
     )
-    return [Tracking(told, [TRACKERS[name] for name in wanted])]
+    return tuple(TRACKERS[name](tracked) for name in names)
 
 
 def _names(options: Mapping[str, Any]) -> list[str]:
-    """What `report_to` names; `all` are those of ours that are installed."""
+    """The names in `report_to`; `all` are those of ours that are installed."""
     given = options.get("report_to") or ()
     names = [given] if isinstance(given, str) else list(given)
     if "all" in names:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prism_cli import processes
+from prism_cli import phases, processes
 from prism_cli.assembly.discriminator import discriminator_settings
 from prism_cli.discriminator.settings import DiscriminatorSettings
 from prism_cli.recipes.stages import AlignRecipe
@@ -99,7 +99,8 @@ def train_discriminator(
     # From here on nothing depends on what ran before, so a warm-up that was killed ends the same when run again.
     torch.manual_seed(settings.warmup.seed)
     cold = discriminator_for(settings.start, policy, tuple(reader.taught.parts))
-    warm, account = warm_up(cold, settings.warmup, pairs, reader, folder)
+    with phases.within(phases.WARM_UP):
+        warm, account = warm_up(cold, settings.warmup, pairs, reader, folder)
     processes.from_main(lambda: write_atomically(folder / COMPLETE, json.dumps(account._asdict())))
     if processes.is_main():
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

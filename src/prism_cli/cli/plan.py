@@ -15,6 +15,7 @@ from prism_cli.cli.words import sort_words
 from prism_cli.errors import RecipeError
 
 if TYPE_CHECKING:
+    from prism_cli.planning.effort import Effort
     from prism_cli.stages.plan import StagePlan
 
 
@@ -42,7 +43,7 @@ def plan(
     """Estimate the memory, time and teacher calls of training, from config files alone.
 
     RECIPE is one of sft, warm-up, align, RL or a pipeline; without it ./pipeline.yaml. Where a step doesn't fit, the
-    smallest change that fits is printed. Exit code 1 when something doesn't fit.
+    three settings that save most are printed. Exit code 1 when something doesn't fit.
     """
     from prism_cli.recipes.load import load_recipe
     from prism_cli.stages import plan as stage
@@ -52,7 +53,10 @@ def plan(
     chosen = options.given(from_=from_, model=model) if name != "run" else {}
     recipe = load_recipe(name, file, sorted_words.overrides, chosen)
     device = stage.here(gpu_memory, gpu_tflops)
-    plans = stage.plan(name, recipe, device, file.parent if file else None)
+    if name == "run":
+        plans = stage.plan_pipeline(recipe, device, file.parent if file else Path())
+    else:
+        plans = [stage.plan_stage(name, recipe, device)]
     if json_:
         typer.echo(json.dumps([one.as_json() for one in plans], indent=2))
     else:
@@ -109,33 +113,31 @@ def _show(plan: "StagePlan") -> None:
 
 
 def lines(plan: "StagePlan") -> list[str]:
-    """What a plan comes to, in words."""
+    """The plan as lines."""
     from prism_cli.planning import memory
     from prism_cli.planning.job import GB
 
     have, need = plan.job.device.memory / GB, plan.peak / GB
-    said = [f"memory: {need:,.1f} of {have:,.1f} GB: {'fits' if plan.fits else 'does not fit'}"]
-    if plan.change is not None:
-        fitted = memory.peak(plan.change.job) / GB
-        said.append(f"fits in {fitted:,.1f} GB with: {_quoted(plan.change.overrides)}")
-    elif not plan.fits:
-        said.append("nothing on the ladder fits (docs/plan.md): shorten responses or prompts, or take a smaller model")
-    asked = plan.job.generation
+    texts = [f"memory: {need:,.1f} of {have:,.1f} GB: {'fits' if plan.fits else 'does not fit'}"]
+    for saving in plan.savings:
+        peak = memory.peak(saving.job) / GB
+        texts.append(f"with {_quoted(saving.overrides)}: {peak:,.1f} GB{', fits' if peak <= have else ''}")
+    if not plan.fits and not plan.savings:
+        texts.append("no single setting saves much: shorten responses or prompts, or take a smaller model")
+    generation = plan.job.generation
     vllm = plan.phases["generation"].parts.get("vLLM", 0) / GB if "generation" in plan.phases else 0
-    if asked and asked.vllm and vllm > asked.vllm * have:
-        said.append(f"vLLM needs {vllm:,.1f} GB: generation.memory={math.ceil(100 * vllm / have) / 100:g}")
+    if generation and generation.vllm and vllm > generation.vllm * have:
+        texts.append(f"vLLM needs {vllm:,.1f} GB: generation.memory={math.ceil(100 * vllm / have) / 100:g}")
     if plan.effort is not None:
-        said.append(_time(plan))
-    return said + [f"{what}: {detail}" for what, detail in plan.teacher]
+        texts.append(_time(plan.effort))
+    return texts + [f"{what}: {detail}" for what, detail in plan.teacher]
 
 
 def _quoted(overrides: tuple[str, ...]) -> str:
     return " ".join(f"'{one}'" if " " in one or "{" in one else one for one in overrides)
 
 
-def _time(plan: "StagePlan") -> str:
-    effort = plan.effort
-    assert effort is not None, "only asked where there is one"
+def _time(effort: "Effort") -> str:
     if sum(effort.step.values()) < 1:
         return "time: under a second a step by its arithmetic, so what is around it decides"
     spent = ", ".join(f"{name} {_long(seconds)}" for name, seconds in effort.step.items())

@@ -1,6 +1,6 @@
 """`prism rl`."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,6 +8,9 @@ from prism_cli.cli import options
 from prism_cli.cli.conduct import conduct, resolve
 from prism_cli.cli.shrink import scaled_down
 from prism_cli.cli.words import sort_words
+
+if TYPE_CHECKING:  # pydantic and the types of recipes are imported by the command that runs
+    from prism_cli.recipes.stages import RLRecipe
 
 
 def rl(
@@ -47,7 +50,7 @@ def rl(
         conduct("rl", recipe, dry_run, resume, sbatch=sbatch)
 
 
-def _audit(recipe: Any, as_json: bool) -> None:
+def _audit(recipe: "RLRecipe", as_json: bool) -> None:
     """Prints the audit; exit code 1 where training would be refused."""
     import json
 
@@ -56,13 +59,13 @@ def _audit(recipe: Any, as_json: bool) -> None:
 
     from prism_cli.stages import rl_audit
 
-    found = rl_audit.run(recipe)
-    problems = found.problems(recipe.rewards.max_wrong)
+    audit = rl_audit.run(recipe)
+    problems = audit.problems(recipe.rewards.max_wrong)
     if as_json:
-        typer.echo(json.dumps(rl_audit.values(found, recipe), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(rl_audit.values(audit, recipe), indent=2, ensure_ascii=False))
     else:
-        get_console().print(rl_audit.table(found))
+        get_console().print(rl_audit.table(audit))
     if problems:
-        told = [f"refused: {problem}" for problem in problems] + [f"hint: {rl_audit.cure(found)}"]
-        Console(stderr=True).print("\n".join(told), markup=False, highlight=False, soft_wrap=True)
+        lines = [f"refused: {problem}" for problem in problems] + [f"hint: {rl_audit.cure(audit)}"]
+        Console(stderr=True).print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from prism_cli import phases
 from prism_cli.evaluation.backend import Sampled
 
 
@@ -43,6 +44,7 @@ def generating(model: Any) -> Iterator[None]:
         model.train(training)
 
 
+@phases.within(phases.GENERATION)
 def sample_responses(
     model: Any,
     processor: Any,

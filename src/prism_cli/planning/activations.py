@@ -50,7 +50,7 @@ def text_layer(tower: Tower, how: Arithmetic) -> int:
 
 
 def vision_layer(tower: Tower, how: Arithmetic) -> int:
-    """Bytes a patch that one layer of the eyes keeps."""
+    """Bytes a patch that one layer of the vision tower keeps."""
     h, i = tower.hidden, tower.inner
     if how.autocast:
         return 26 * h + 4 * i
@@ -99,14 +99,14 @@ def packed_row(prompts: int, prompt: int, parts: int, length: int, patches: int,
     )
 
 
-def kept(shape: Shape, row: Row, how: Arithmetic, eyes: bool = True) -> int:
+def kept(shape: Shape, row: Row, how: Arithmetic, into_vision: bool = True) -> int:
     """Bytes that are held when the backward pass begins, all layers together.
 
     Args:
         shape: Of the model.
         row: What it reads.
         how: The arithmetic.
-        eyes: Whether gradients go into the eyes.
+        into_vision: Whether gradients go into the vision tower.
     """
     text, vision = shape.text, shape.vision
     between = how.stream * text.hidden
@@ -120,7 +120,7 @@ def kept(shape: Shape, row: Row, how: Arithmetic, eyes: bool = True) -> int:
     if vision is None or not row.patches:
         return total
     total += row.patches * shape.patch_values * 4
-    if eyes:
+    if into_vision:
         merged = row.patches * vision.hidden * 4 * how.product  # what turns patches into tokens
         layer = how.stream * vision.hidden if how.checkpointing else vision_layer(vision, how)
         total += row.patches * vision.layers * layer + merged
@@ -128,7 +128,7 @@ def kept(shape: Shape, row: Row, how: Arithmetic, eyes: bool = True) -> int:
 
 
 def one_layer(shape: Shape, row: Row, how: Arithmetic) -> int:
-    """Bytes of one layer in its backward pass: of text or of the eyes, whichever holds more."""
+    """Bytes of one layer in its backward pass: of text or of the vision tower, whichever holds more."""
     text = row.tokens * (text_layer(shape.text, how) + passing(shape.text, how)) + _packing(shape, row, how)
     if shape.vision is None:
         return text
@@ -145,7 +145,7 @@ def _packing(shape: Shape, row: Row, how: Arithmetic) -> int:
 
 
 def momentary(shape: Shape, row: Row, how: Arithmetic) -> int:
-    """Bytes of a pass without gradients: one layer's numbers, of text or of the eyes."""
+    """Bytes of a pass without gradients: one layer's numbers, of text or of the vision tower."""
     text, vision = shape.text, shape.vision
     most = row.tokens * (3 * how.stream * text.hidden + 3 * how.product * text.inner * max(1, text.active))
     if vision is not None:

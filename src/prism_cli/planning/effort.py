@@ -22,7 +22,7 @@ class Effort(NamedTuple):
 
     @property
     def seconds(self) -> float | None:
-        """The whole stage, teacher and checkpoints left out."""
+        """The full stage, teacher and checkpoints left out."""
         return None if self.steps is None else self.steps * sum(self.step.values())
 
 
@@ -63,13 +63,13 @@ def effort(job: Job) -> Effort | None:
     # Backward costs two forward passes, and one more where activations are computed again.
     step = {"update": once * (4 if job.checkpointing else 3) / (peak * TRAINING)}
     if job.generation is not None:
-        asked = forward(job.policy, rows * job.prompt, job.prompt / 2, rows * patches)
-        said = forward(job.policy, rows * job.response, job.prompt + job.response / 2, 0)
+        prompts = forward(job.policy, rows * job.prompt, job.prompt / 2, rows * patches)
+        responses = forward(job.policy, rows * job.response, job.prompt + job.response / 2, 0)
         share = TRANSFORMERS if job.generation.vllm is None else VLLM
-        step["generation"] = (asked / TRAINING + said / share) / peak
-    if job.judge is not None:
+        step["generation"] = (prompts / TRAINING + responses / share) / peak
+    if job.discriminator is not None:
         groups = rows / job.group
         texts = groups * (job.group + 1) * job.response + groups * job.prompt
-        read = forward(job.judge.shape, texts, job.prompt + job.response / 4, groups * patches)
-        step["judge"] = read * 4 / (peak * TRAINING)
+        read = forward(job.discriminator.shape, texts, job.prompt + job.response / 4, groups * patches)
+        step["discriminator"] = read * 4 / (peak * TRAINING)
     return Effort(step, job.steps)

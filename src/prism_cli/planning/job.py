@@ -1,4 +1,4 @@
-"""A stage as its memory and time see it."""
+"""The job: a stage's sizes and settings, as its memory and time depend on them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +15,7 @@ class Device:
     Attributes:
         accelerator: A GPU, so arithmetic is bfloat16 and activations are recomputed; else a CPU in float32.
         memory: Bytes a device.
-        tflops: Arithmetic at its best, in 10¹² operations a second; None where no time is told.
+        tflops: Arithmetic at its best, in 10¹² operations a second; None where no time is planned.
     """
 
     accelerator: bool
@@ -29,7 +29,7 @@ class Adapters:
 
     Attributes:
         rank: Of the adapters.
-        vision: On the eyes too.
+        vision: On the vision tower too.
         four_bits: The language model's frozen weights are held in 4 bits.
     """
 
@@ -76,7 +76,7 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Discriminator:
     """The discriminator.
 
     Attributes:
@@ -109,13 +109,13 @@ class Job:
         adapters: LoRA, or None to train all weights.
         micro_batch: Rows a forward pass of the update.
         passes: Forward passes a step, a process.
-        prompt: Longest prompt, in tokens; of SFT the whole row.
+        prompt: Longest prompt, in tokens; of SFT the full row.
         response: Longest response; 0 in SFT.
         pixels: Pixels of a picture at most; a row is taken to have one.
         group: Rollouts a prompt; 1 in SFT.
         reference: A copy of the starting policy is kept, for the KL divergence.
         generation: Rollouts, or None.
-        judge: The discriminator, or None.
+        discriminator: The discriminator, or None.
         steps: Optimiser steps, None where nobody knows.
         packed: Rollouts of a prompt share its tokens in the update.
     """
@@ -136,6 +136,6 @@ class Job:
     group: int
     reference: bool
     generation: Generation | None
-    judge: Judge | None
+    discriminator: Discriminator | None
     steps: int | None
     packed: bool

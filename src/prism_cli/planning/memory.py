@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from prism_cli.phases import DISCRIMINATOR, GENERATION, UPDATE, WARM_UP
 from prism_cli.planning.activations import Arithmetic, Row, kept, momentary, one_layer, packed_row
-from prism_cli.planning.job import GB, Job
+from prism_cli.planning.job import GB, Discriminator, Generation, Job
 from prism_cli.planning.shapes import Shape
-from prism_cli.planning.states import States, judge_states, policy_states
+from prism_cli.planning.states import States, discriminator_states, policy_states
 
 # TRL computes the tokens' probabilities in tiles of so many tokens and words.
 TILE_TOKENS, TILE_WORDS = 4096, 32768
@@ -20,9 +21,9 @@ COMPONENTS = (
     "policy gradients",
     "policy optimizer",
     "reference policy",
-    "judge weights",
-    "judge gradients",
-    "judge optimizer",
+    "discriminator weights",
+    "discriminator gradients",
+    "discriminator optimizer",
     "optimizer step",
     "exchange",
     "bfloat16 copies",
@@ -33,7 +34,6 @@ COMPONENTS = (
     "vLLM",
     "CUDA and holes",
 )
-GENERATION, WARM_UP, JUDGE, UPDATE = "generation", "warm-up", "judge", "update"
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Moment:
     """One moment of a phase.
 
     Attributes:
-        phase: generation, warm-up, judge or update.
+        phase: generation, warm-up, discriminator or update.
         name: Which moment of it.
         parts: Component → bytes on one device.
     """
@@ -58,21 +58,23 @@ class Moment:
 
 def moments(job: Job) -> list[Moment]:
     """Every moment of a stage that may be its largest; training has gone on for a step."""
-    found = list(_moments(job))
+    all_moments = list(_moments(job))
     if job.device.accelerator:
-        for moment in found:
+        for moment in all_moments:
             free = moment.parts.get("vLLM", 0)
             moment.parts["CUDA and holes"] = CONTEXT + HOLES * (moment.total - free)
-    return [Moment(m.phase, m.name, {name: m.parts[name] for name in COMPONENTS if m.parts.get(name)}) for m in found]
+    return [
+        Moment(m.phase, m.name, {name: m.parts[name] for name in COMPONENTS if m.parts.get(name)}) for m in all_moments
+    ]
 
 
 def peaks(job: Job) -> dict[str, Moment]:
     """Phase → its largest moment."""
-    found: dict[str, Moment] = {}
+    largest: dict[str, Moment] = {}
     for moment in moments(job):
-        if moment.phase not in found or moment.total > found[moment.phase].total:
-            found[moment.phase] = moment
-    return found
+        if moment.phase not in largest or moment.total > largest[moment.phase].total:
+            largest[moment.phase] = moment
+    return largest
 
 
 def peak(job: Job) -> float:
@@ -83,47 +85,63 @@ def peak(job: Job) -> float:
 def host_bytes(job: Job) -> float:
     """Main memory that offloaded states take, a process."""
     trained = [policy_states(job)] if job.stage != "warmup" else []
-    return sum(states.host for states in [*trained, *([judge_states(job)] if job.judge else [])])
+    if job.discriminator:
+        trained.append(discriminator_states(job, job.discriminator))
+    return sum(states.host for states in trained)
 
 
 def _moments(job: Job) -> Iterator[Moment]:
     policy = policy_states(job)
-    judge = judge_states(job) if job.judge else None
     if job.stage == "warmup":
-        alone: dict[str, float] = {"policy weights": job.policy.weights * job.weight_bytes}
+        lasting: dict[str, float] = {"policy weights": job.policy.weights * job.weight_bytes}
     else:
-        alone = {"policy weights": policy.weights, "policy optimizer": policy.optimizer, "exchange": policy.buffers}
+        lasting = {"policy weights": policy.weights, "policy optimizer": policy.optimizer, "exchange": policy.buffers}
         if job.reference:
-            alone["reference policy"] = job.policy.weights * job.weight_bytes
-    if judge and job.judge and job.judge.warms_up:
-        # The policy is there, its optimiser is not yet.
-        before = {"policy weights": alone["policy weights"], "judge weights": judge.weights}
-        before |= {"judge optimizer": judge.optimizer, "exchange": judge.buffers}
-        yield from _training(WARM_UP, before, "judge", judge, job.judge.shape, _pairs_row(job), many=True)
+            lasting["reference policy"] = job.policy.weights * job.weight_bytes
+    if job.discriminator and job.discriminator.warms_up:
+        yield from _warm_up(job, job.discriminator, lasting["policy weights"])
     if job.stage == "warmup":
         if job.generation:
-            yield _generation(job, alone, policy)
+            yield _generation(job, job.generation, lasting, policy)
         return
-    kept_always = dict(alone)
-    if judge:
-        kept_always |= {"judge weights": judge.weights, "judge optimizer": judge.optimizer}
-        kept_always["exchange"] += judge.buffers
-    pictures = _pictures(job)
-    vllm = _vllm(job)
+    if job.discriminator:
+        lasting = _with_discriminator(lasting, discriminator_states(job, job.discriminator))
     if job.generation:
-        yield _generation(job, kept_always, policy)
-    if job.generation and not job.generation.sleeps:
-        kept_always["vLLM"] = vllm
-    if judge and job.judge:
-        during = kept_always | {"pictures": pictures}
-        rows = job.generation.rollouts if job.generation else 0
-        many = rows > max(job.judge.micro_batch, job.group)
-        yield from _training(JUDGE, during, "judge", judge, job.judge.shape, _game_row(job), many)
-    during = kept_always | {"pictures": pictures}
-    row = _update_row(job)
+        yield _generation(job, job.generation, lasting, policy)
+        if not job.generation.sleeps:
+            lasting["vLLM"] = _vllm(job, job.generation)
+    lasting["pictures"] = _pictures(job)
+    if job.discriminator:
+        yield from _discriminator_update(job, job.discriminator, lasting)
+    many, triton = job.passes > 1, job.device.accelerator
     yield from _training(
-        UPDATE, during, "policy", policy, job.policy, row, job.passes > 1, _eyes(job), job.device.accelerator
+        UPDATE, lasting, "policy", policy, job.policy, _update_row(job), many, _trains_vision(job), triton
     )
+
+
+def _with_discriminator(lasting: dict[str, float], states: States) -> dict[str, float]:
+    added = {"discriminator weights": states.weights, "discriminator optimizer": states.optimizer}
+    return lasting | added | {"exchange": lasting.get("exchange", 0) + states.buffers}
+
+
+def _warm_up(job: Job, discriminator: Discriminator, policy_weights: float) -> Iterator[Moment]:
+    """The warm-up: the policy is there, its optimiser is not yet."""
+    states = discriminator_states(job, discriminator)
+    lasting = _with_discriminator({"policy weights": policy_weights}, states)
+    # Each pair stands behind a prompt of its own.
+    row = _discriminator_row(job, discriminator, discriminator.micro_batch, 2 * discriminator.micro_batch)
+    yield from _training(WARM_UP, lasting, "discriminator", states, discriminator.shape, row, many=True)
+
+
+def _discriminator_update(job: Job, discriminator: Discriminator, lasting: dict[str, float]) -> Iterator[Moment]:
+    """The discriminator's step: all of some prompts' texts a pass, or an even piece of one prompt's."""
+    prompts = max(1, discriminator.micro_batch // job.group)
+    pieces = max(1, -(-job.group // discriminator.micro_batch))
+    row = _discriminator_row(job, discriminator, prompts, prompts * -(-(job.group + 1) // pieces))
+    rollouts = job.generation.rollouts if job.generation else 0
+    many = rollouts > max(discriminator.micro_batch, job.group)
+    states = discriminator_states(job, discriminator)
+    yield from _training(DISCRIMINATOR, lasting, "discriminator", states, discriminator.shape, row, many)
 
 
 def _training(
@@ -134,11 +152,11 @@ def _training(
     shape: Shape,
     row: Row,
     many: bool,
-    eyes: bool = True,
+    into_vision: bool = True,
     triton: bool = True,
 ) -> Iterator[Moment]:
     """A pass forward and back, and a step; `many` passes a step leave gradients lying while the next one runs."""
-    activations = kept(shape, row, states.how, eyes)
+    activations = kept(shape, row, states.how, into_vision)
     lying = {f"{who} gradients": states.gradients if many else 0}
     embedding = states.embedding if shape.head or many else 0
     tile = _tile(row, shape, states.how, triton)
@@ -162,21 +180,19 @@ def _tile(row: Row, shape: Shape, how: Arithmetic, triton: bool) -> float:
     return numbers * (how.product + (0 if triton else 4 * WITHOUT_TRITON))
 
 
-def _generation(job: Job, there: dict[str, float], policy: States) -> Moment:
+def _generation(job: Job, generation: Generation, there: dict[str, float], policy: States) -> Moment:
     """Rollouts: in transformers with a cache of all of them, or in what vLLM takes."""
-    asked = job.generation
-    assert asked is not None, "called where something is generated"
-    if asked.vllm is not None:
-        return Moment(GENERATION, "vLLM", there | {"vLLM": _vllm(job)})
+    if generation.vllm is not None:
+        return Moment(GENERATION, "vLLM", there | {"vLLM": _vllm(job, generation)})
     how = policy.how if job.stage != "warmup" else Arithmetic(job.weight_bytes, job.autocast, False)
-    text, count = job.policy.text, asked.rollouts
+    text, count = job.policy.text, generation.rollouts
     # Keys come out of a norm in float32 beside float32 weights, values out of a product.
     numbers = text.keys * text.layers * (how.stream + how.product)
-    cache = count * (asked.prompt + asked.response) * numbers
+    cache = count * (generation.prompt + generation.response) * numbers
     # While a layer's cache grows by a token its old one is still there.
     cache += cache / text.layers
     patches = count * job.policy.patches(job.pixels)
-    first = momentary(job.policy, Row(count * asked.prompt, patches), how)
+    first = momentary(job.policy, Row(count * generation.prompt, patches), how)
     words = 3 * count * job.policy.vocabulary * 4
     gathered = {}
     if job.launch.zero == 3 and job.launch.world > 1:
@@ -185,17 +201,17 @@ def _generation(job: Job, there: dict[str, float], policy: States) -> Moment:
     return Moment(GENERATION, "transformers", there | extra | gathered)
 
 
-def _vllm(job: Job) -> float:
+def _vllm(job: Job, generation: Generation) -> float:
     """The share that vLLM is given; no less than its bfloat16 weights and the cache of one longest rollout."""
-    asked, text = job.generation, job.policy.text
-    if asked is None or not asked.vllm:
+    text = job.policy.text
+    if not generation.vllm:
         return 0
-    cache = 4 * text.keys * text.layers * (asked.prompt + asked.response)
-    return max(asked.vllm * job.device.memory, (2 * job.policy.weights + cache) / asked.split)
+    cache = 4 * text.keys * text.layers * (generation.prompt + generation.response)
+    return max(generation.vllm * job.device.memory, (2 * job.policy.weights + cache) / generation.split)
 
 
-def _eyes(job: Job) -> bool:
-    """Whether the policy's eyes are trained."""
+def _trains_vision(job: Job) -> bool:
+    """Whether the policy's vision tower is trained."""
     return job.adapters is None or job.adapters.vision
 
 
@@ -214,26 +230,8 @@ def _update_row(job: Job) -> Row:
     return Row(job.micro_batch * (job.prompt + job.response), job.micro_batch * patches)
 
 
-def _game_row(job: Job) -> Row:
-    """The judge's row in the game: whole prompts' rollouts and teacher answers, or an even piece of one prompt's."""
-    judge = job.judge
-    assert judge is not None, "called where there is a judge"
-    prompts = max(1, judge.micro_batch // job.group)
-    pieces = max(1, -(-job.group // judge.micro_batch))
-    texts = prompts * -(-(job.group + 1) // pieces)
-    return _judged(job, prompts, texts)
-
-
-def _pairs_row(job: Job) -> Row:
-    """The judge's row in the warm-up: each pair behind a prompt of its own."""
-    assert job.judge is not None, "called where there is a judge"
-    return _judged(job, job.judge.micro_batch, 2 * job.judge.micro_batch)
-
-
-def _judged(job: Job, prompts: int, texts: int) -> Row:
-    judge = job.judge
-    assert judge is not None, "called where there is a judge"
-    patches = judge.shape.patches(job.pixels) if judge.sees else 0
-    asked = job.prompt - (0 if judge.sees else job.policy.patches(job.pixels) // job.policy.merge**2)
-    length = job.response // judge.parts + 1
-    return packed_row(prompts, max(1, asked), texts * judge.parts, length, patches, judge.shape)
+def _discriminator_row(job: Job, discriminator: Discriminator, prompts: int, texts: int) -> Row:
+    patches = discriminator.shape.patches(job.pixels) if discriminator.sees else 0
+    prompt = job.prompt - (0 if discriminator.sees else job.policy.patches(job.pixels) // job.policy.merge**2)
+    length = job.response // discriminator.parts + 1
+    return packed_row(prompts, max(1, prompt), texts * discriminator.parts, length, patches, discriminator.shape)

@@ -36,12 +36,12 @@ class Shape:
 
     Attributes:
         text: The language model's layers.
-        vision: The eyes; None for a model without.
+        vision: The vision tower; None for a model without.
         vocabulary: Tokens the embedding knows.
         embedding: Weights of the embedding, and of the output where it has its own.
-        head: Whether there is an output over the vocabulary (a judge has none).
+        head: Whether there is an output over the vocabulary (a discriminator has none).
         experts: Weights of all experts, which are part of `text.weights`.
-        adapters: Weights a rank that adapters of the language layers have; with those of the eyes.
+        adapters: Weights a rank that adapters of the language layers have; with those of the vision tower.
         linear: Weights of the language model's linear layers: what 4 bits round.
         patch: Pixels of a patch's side.
         merge: Patches of a side that become one token.
@@ -76,7 +76,7 @@ def shape_of(config: Any, adapted: str, body: bool = False) -> Shape:
     Args:
         config: Of a model that reads images and text.
         adapted: Regular expression of the modules that adapters go to.
-        body: Without the output over the vocabulary, as a judge's body is.
+        body: Without the output over the vocabulary, as a discriminator's body is.
     """
     import torch
     from transformers import AutoModel, AutoModelForImageTextToText
@@ -85,11 +85,11 @@ def shape_of(config: Any, adapted: str, body: bool = False) -> Shape:
         model: Any = (AutoModel if body else AutoModelForImageTextToText).from_config(config)
     weights = {name: weight.numel() for name, weight in model.named_parameters()}
     linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    eyes = [name for name in weights if _is_vision(name)]
+    vision = [name for name in weights if _is_vision(name)]
     embedding = model.get_input_embeddings().weight
     ends = {id(embedding)} | ({id(model.get_output_embeddings().weight)} if not body else set())
     outer = [name for name, weight in model.named_parameters() if id(weight) in ends]
-    said = [name for name in weights if name not in eyes and name not in outer]
+    said = [name for name in weights if name not in vision and name not in outer]
     text, seen = config.get_text_config(), getattr(config, "vision_config", None)
     active = getattr(text, "num_experts_per_tok", 0) or 0
     language = {name: one for name, one in linear.items() if re.fullmatch(adapted, name)}
@@ -104,7 +104,7 @@ def shape_of(config: Any, adapted: str, body: bool = False) -> Shape:
             weights=sum(weights[name] for name in said),
             largest=_largest({name: weights[name] for name in said}),
         ),
-        vision=_vision(seen, {name: weights[name] for name in eyes}) if eyes else None,
+        vision=_vision(seen, {name: weights[name] for name in vision}) if vision else None,
         vocabulary=len(embedding),
         embedding=sum(weights[name] for name in outer),
         head=not body,

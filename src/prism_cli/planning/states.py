@@ -1,15 +1,16 @@
-"""What training a model keeps on a device while nothing is computed, in bytes."""
+"""Training states: the bytes that training a model keeps on a device while nothing is computed."""
 
 from dataclasses import dataclass
 
 from prism_cli.planning.activations import Arithmetic
-from prism_cli.planning.job import Job
+from prism_cli.planning.job import Discriminator, Job
 from prism_cli.planning.shapes import Shape
 
 # bitsandbytes' NF4 with both levels of scales.
 FOUR_BITS = 0.52
-# Numbers in a bucket of gradients: DeepSpeed's default, and the judge's. Of weights that ZeRO-3 holds gathered at most.
-BUCKET, JUDGE_BUCKET, GATHERED = 500_000_000, 50_000_000, 1_000_000_000
+# Numbers in a bucket of gradients, DeepSpeed's default and the discriminator's, and of weights that ZeRO-3 holds
+# gathered at most.
+BUCKET, DISCRIMINATOR_BUCKET, GATHERED = 500_000_000, 50_000_000, 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,13 @@ def policy_states(job: Job) -> States:
     return _states(job, shape, trained, rounded, how, frozen=True)
 
 
-def judge_states(job: Job) -> States:
-    """What training the judge keeps: float32 weights."""
-    assert job.judge is not None, "asked for where there is a judge"
-    shape = job.judge.shape
-    trained = shape.weights if job.judge.sees or shape.vision is None else shape.weights - shape.vision.weights
+def discriminator_states(job: Job, discriminator: Discriminator) -> States:
+    """What training the discriminator keeps: float32 weights."""
+    shape = discriminator.shape
+    trained = shape.weights if discriminator.sees or shape.vision is None else shape.weights - shape.vision.weights
     how = Arithmetic(4, job.device.accelerator, job.device.accelerator)
     # Its optimiser works on all weights at once, and needs a number more for each of them meanwhile.
-    return _states(job, shape, trained, 0, how, spare=4 if job.device.accelerator else 0, bucket=JUDGE_BUCKET)
+    return _states(job, shape, trained, 0, how, spare=4 if job.device.accelerator else 0, bucket=DISCRIMINATOR_BUCKET)
 
 
 def _states(
@@ -71,10 +71,10 @@ def _states(
     bucket: int = BUCKET,
 ) -> States:
     launch, world = job.launch, job.launch.world
-    whole = shape.weights - rounded
+    full = shape.weights - rounded
     weight = how.weight_bytes
     if launch.zero is None:
-        weights = rounded * FOUR_BITS + whole * weight + (trained * 4 if frozen else 0)
+        weights = rounded * FOUR_BITS + full * weight + (trained * 4 if frozen else 0)
         grown = 4 if frozen else weight
         # Adapters leave the weights frozen, and autocast keeps no copies of those.
         dense = shape.weights - shape.embedding - shape.experts
@@ -86,10 +86,10 @@ def _states(
         )  # fmt: skip
     compute = 2 if job.device.accelerator else 4
     how = Arithmetic(compute, False, how.checkpointing)
-    whole = (whole + (trained if frozen else 0)) * compute
+    full = (full + (trained if frozen else 0)) * compute
     optimizer, host = 12 * trained / world, 0.0
     stepping = 4 * trained / world
-    weights = rounded * FOUR_BITS + (whole / world if launch.zero == 3 else whole)
+    weights = rounded * FOUR_BITS + (full / world if launch.zero == 3 else full)
     buffers = 2 * min(bucket, trained) * compute
     if launch.zero == 3:
         buffers += min(GATHERED, shape.weights) * compute if world > 1 or launch.offload else 0

@@ -53,6 +53,11 @@ class GRPO(Section):
     dual_clip: PositiveFloat | None = 3.0
     """Upper bound of the ratio for negative advantages; null for none."""
 
+    @property
+    def oversampling(self) -> int:
+        """Prompts rolled out at once, as a multiple of `prompts_per_step`."""
+        return 1
+
 
 class DAPO(Section):
     """Decoupled clip ranges, token-mean loss, penalty on overlong responses, dynamic sampling (DAPO)."""
@@ -72,6 +77,11 @@ class DAPO(Section):
     """Maximum rounds of dynamic sampling: groups of rollouts with equal accuracy are dropped and the batch is refilled;
     after the last round the step trains on the groups it has. 0 for no dynamic sampling."""
 
+    @property
+    def oversampling(self) -> int:
+        """Prompts rolled out at once, as a multiple of `prompts_per_step`."""
+        return self.oversample if self.max_rounds else 1
+
 
 class GSPO(Section):
     """Group sequence policy optimisation: probability ratios of sequences instead of tokens."""
@@ -81,6 +91,11 @@ class GSPO(Section):
     """Clip range of the probability ratio below 1."""
     clip_high: PositiveFloat = 4e-4
     """Clip range of the probability ratio above 1."""
+
+    @property
+    def oversampling(self) -> int:
+        """Prompts rolled out at once, as a multiple of `prompts_per_step`."""
+        return 1
 
 
 Algorithm = Annotated[GRPO | DAPO | GSPO, Field(discriminator="type"), type_if_absent("grpo")]

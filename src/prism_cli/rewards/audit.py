@@ -1,4 +1,4 @@
-"""What rewards make of texts whose worth is known: found before training that a reward can be had for nothing."""
+"""The audit of rewards: their values on texts of known worth, so that no reward can be had for nothing."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ _OTHER_UNIT = {
 
 
 class Example(NamedTuple):
-    """A text that was judged.
+    """A text that was scored.
 
     Attributes:
         row: Id of its data row.
@@ -39,7 +39,7 @@ class Example(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What the rewards make of one kind of text.
+    """The rewards of one kind of text.
 
     Attributes:
         name: The kind.
@@ -59,7 +59,7 @@ class Case(NamedTuple):
 
 
 class Audit(NamedTuple):
-    """What came of it.
+    """The result of an audit.
 
     Attributes:
         rows: Rows looked at.
@@ -74,12 +74,12 @@ class Audit(NamedTuple):
         return next(case for case in self.cases if case.name == name)
 
     def problems(self, max_wrong: float) -> list[str]:
-        """Why training should not start.
+        """The reasons why training should not start.
 
         Args:
             max_wrong: Largest share of the teacher's answers that may be judged wrong.
         """
-        found = [
+        problems = [
             f"accuracy rewards {case.name} on {len(case.surprises)} of {case.rows} rows: {_named(case.surprises)}"
             for case in map(self.case, _EMPTY)
             if case.surprises
@@ -88,11 +88,11 @@ class Audit(NamedTuple):
         if len(teacher.surprises) > max_wrong * teacher.rows:
             malformed = sum(one.problem is not None for one in teacher.surprises)
             of_them = f" ({malformed} for their form)" if malformed else ""
-            found.append(
+            problems.append(
                 f"{len(teacher.surprises)} of {teacher.rows} answers of the teacher are judged wrong{of_them}, more "
                 f"than the {max_wrong:.0%} that rewards.max_wrong allows: {_named(teacher.surprises)}"
             )
-        return found
+        return problems
 
 
 def audit(
@@ -102,7 +102,7 @@ def audit(
     max_length: int,
     teachers: Sequence[Response | None],
 ) -> Audit:
-    """Has texts of known worth judged, on every row.
+    """The rewards of texts of known worth, on every row.
 
     Lengths are counted in words, but for the over-long answer, which is as long as a response may be.
 
@@ -111,7 +111,7 @@ def audit(
         grammar: The form of a response.
         score: The rewards.
         max_length: Longest response, in tokens.
-        teachers: What a teacher wrote on each row, parsed; None where that is not known.
+        teachers: (N,) a teacher's response to each row, parsed; None where it is not known.
     """
     others = list(dict.fromkeys(answer for row in rows for answer in row["answers"][:1]))
     made: list[tuple[str, float | None, Callable[[dict[str, Any]], str | None]]] = [
@@ -130,29 +130,29 @@ def audit(
     for name, expected, text_of in made:
         texts = [(row, text) for row in known if (text := text_of(row)) is not None]
         long = max_length if "over-long" in name else None
-        cases.append(_judged(name, expected, [(row, grammar.parse(text)) for row, text in texts], score, long))
-    taught = [(row, said) for row, said in zip(rows, teachers, strict=True) if said is not None and row["answers"]]
-    return Audit(len(rows), [*cases, _judged(TEACHER, 1.0, taught, score)])
+        cases.append(_scored(name, expected, [(row, grammar.parse(text)) for row, text in texts], score, long))
+    taught = [(row, text) for row, text in zip(rows, teachers, strict=True) if text is not None and row["answers"]]
+    return Audit(len(rows), [*cases, _scored(TEACHER, 1.0, taught, score)])
 
 
-def _judged(
+def _scored(
     name: str,
     expected: float | None,
-    said: Sequence[tuple[dict[str, Any], Response]],
+    texts: Sequence[tuple[dict[str, Any], Response]],
     score: Score,
     length: int | None = None,
 ) -> Case:
-    rows, responses = [row for row, _ in said], [response for _, response in said]
+    rows, responses = [row for row, _ in texts], [response for _, response in texts]
     lengths = [len(response.text.split()) if length is None else length for response in responses]
-    values = score(responses, rows, lengths) if said else {}
+    values = score(responses, rows, lengths) if texts else {}
     accuracy = values.get("accuracy", ())
     surprises = [
         Example(row["id"], _short(response.answer or ""), row["answers"][0], response.problem)
-        for (row, response), value in zip(said, accuracy, strict=True)
+        for (row, response), value in zip(texts, accuracy, strict=True)
         if expected is not None and value not in (expected, None)
     ]
     unscored = sum(value is None for value in accuracy)
-    return Case(name, len(said), expected, {key: _mean(each) for key, each in values.items()}, unscored, surprises)
+    return Case(name, len(texts), expected, {key: _mean(each) for key, each in values.items()}, unscored, surprises)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -161,9 +161,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _named(examples: Sequence[Example]) -> str:
-    said = [f"malformed, {one.problem}" if one.problem else repr(one.answer) for one in examples[:3]]
+    texts = [f"malformed, {one.problem}" if one.problem else repr(one.answer) for one in examples[:3]]
     return "; ".join(
-        f"row {one.row}: {text}, reference {one.reference!r}" for one, text in zip(examples, said, strict=False)
+        f"row {one.row}: {text}, reference {one.reference!r}" for one, text in zip(examples, texts, strict=False)
     )
 
 
@@ -204,13 +204,13 @@ def _all_options(row: dict[str, Any], others: Sequence[str]) -> str | None:
 
 
 def _other_unit(answers: Sequence[str]) -> str | None:
-    found = _QUANTITY.fullmatch(answers[0].strip())
-    if not found:
+    match = _QUANTITY.fullmatch(answers[0].strip())
+    if not match:
         return None
-    changed = f"{found[1]} {_OTHER_UNIT.get(found[2], 'kg')}"
+    changed = f"{match[1]} {_OTHER_UNIT.get(match[2], 'kg')}"
     return changed if changed not in answers else None
 
 
 def _without_unit(answer: str) -> str | None:
-    found = _QUANTITY.fullmatch(answer.strip())
-    return found[1] if found else None
+    match = _QUANTITY.fullmatch(answer.strip())
+    return match[1] if match else None

@@ -1,4 +1,4 @@
-"""A model's verdict on a free-text answer: when it may be asked, what it is asked, and what it said."""
+"""Verdicts of an LLM judge on free-text answers: when one is asked for, the chat that asks, and its reply."""
 
 import hashlib
 import re
@@ -30,11 +30,11 @@ of what you should reply is wrong.
 Reply with one word, YES if it is right, else NO."""
 
 
-class Asked(NamedTuple):
+class GivenAnswer(NamedTuple):
     """An answer to a question.
 
     Attributes:
-        question: What was asked.
+        question: Its text.
         accepted: The answers that are right.
         answer: The final answer of a response.
     """
@@ -57,68 +57,68 @@ def is_free_text(reference: str) -> bool:
     return all(verdict is None for verdict in ruled) and not _OPTIONS.fullmatch(text)
 
 
-def left_open(asked: Asked) -> Asked | None:
-    """What a judge would be asked where the rules found an answer wrong; None where they are final."""
-    answer = " ".join(asked.answer.split())
-    accepted = tuple(filter(is_free_text, asked.accepted))
-    if not accepted or len(answer) >= MAX_LENGTH or options_of(asked.question) or _CHAT_MARK.search(answer):
+def left_to_llm_judge(given: GivenAnswer) -> GivenAnswer | None:
+    """The answer as an LLM judge gets it, where the rules found it wrong; None where the rules are final."""
+    answer = " ".join(given.answer.split())
+    accepted = tuple(filter(is_free_text, given.accepted))
+    if not accepted or len(answer) >= MAX_LENGTH or options_of(given.question) or _CHAT_MARK.search(answer):
         return None
-    return None if _bare(answer) in ("", _bare(asked.question)) else Asked(asked.question, accepted, answer)
+    return None if _bare(answer) in ("", _bare(given.question)) else GivenAnswer(given.question, accepted, answer)
 
 
-def judge_messages(asked: Asked) -> list[dict[str, str]]:
+def grading_messages(given: GivenAnswer) -> list[dict[str, str]]:
     """The chat that asks for a verdict. An answer can't end its own frame: the mark follows from the answer."""
-    mark = f"=== {hashlib.sha256(asked.answer.encode()).hexdigest()[:12]} ==="
-    accepted = "\n".join(f"- {reference}" for reference in asked.accepted)
-    frame = f"{mark}\n{asked.answer}\n{mark}"
+    mark = f"=== {hashlib.sha256(given.answer.encode()).hexdigest()[:12]} ==="
+    accepted = "\n".join(f"- {reference}" for reference in given.accepted)
+    frame = f"{mark}\n{given.answer}\n{mark}"
     text = (
-        f"Question:\n{asked.question}\n\nAccepted answers:\n{accepted}\n\nThe answer to judge:\n{frame}\n\nYES or NO?"
+        f"Question:\n{given.question}\n\nAccepted answers:\n{accepted}\n\nThe answer to judge:\n{frame}\n\nYES or NO?"
     )
     return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": text}]
 
 
 def read_verdict(text: str) -> bool | None:
-    """The verdict of a judge's reply: YES or NO and not a word more, else None."""
+    """The verdict of an LLM judge's reply: YES or NO and not a word more, else None."""
     return {"yes": True, "no": False}.get(text.strip().strip("*.\"'`").casefold())
 
 
 class Accuracy:
-    """The accuracy reward: rules, and a judge where they find free text wrong.
+    """The accuracy reward: rules, and an LLM judge where they find free text wrong.
 
     Args:
-        ask: Verdicts on answers, in order; None where there is none. Null: the rules alone decide.
+        ask: Verdicts on answers, in order; None where there is none. Without it the rules alone decide.
     """
 
-    def __init__(self, ask: Callable[[Sequence[Asked]], Sequence[bool | None]] | None = None):
+    def __init__(self, ask: Callable[[Sequence[GivenAnswer]], Sequence[bool | None]] | None = None):
         self._ask = ask
-        self._scores: dict[Asked, float | None] = {}
+        self._scores: dict[GivenAnswer, float | None] = {}
 
     def prepare(self, batch: Sequence[tuple[Response, dict[str, Any], int]]) -> None:
-        """Looks at a whole batch at once, at equal answers to a question once."""
-        answers = dict.fromkeys(_asked(response, row) for response, row, _ in batch if response.answer is not None)
+        """Grades a full batch at once, and equal answers to a question once."""
+        answers = dict.fromkeys(_given(response, row) for response, row, _ in batch if response.answer is not None)
         self._scores = {one: float(is_correct(one.answer, one.accepted, one.question)) for one in answers}
         if self._ask is None:
             return
-        found = {one: left_open(one) for one, score in self._scores.items() if not score}
-        asked = list(dict.fromkeys(question for question in found.values() if question is not None))
-        # Asked even about nothing: where several processes train, the others may have something to ask.
-        verdicts = dict(zip(asked, self._ask(asked), strict=True))
-        for one, question in found.items():
-            if question is not None:
-                verdict = verdicts[question]
+        open_answers = {one: left_to_llm_judge(one) for one, score in self._scores.items() if not score}
+        distinct = list(dict.fromkeys(given for given in open_answers.values() if given is not None))
+        # Called without answers too: where several processes train, the others may have some.
+        verdicts = dict(zip(distinct, self._ask(distinct), strict=True))
+        for one, given in open_answers.items():
+            if given is not None:
+                verdict = verdicts[given]
                 self._scores[one] = None if verdict is None else float(verdict)
 
     def __call__(self, response: Response, row: dict[str, Any], length: int) -> float | None:
-        """1 for a right answer, 0 for a wrong or missing one, None where the judge gave no verdict."""
+        """1 for a right answer, 0 for a wrong or missing one, None where the LLM judge gave no verdict."""
         if response.answer is None:
             return 0.0
-        if (one := _asked(response, row)) not in self._scores:
+        if (one := _given(response, row)) not in self._scores:
             self.prepare([(response, row, length)])
         return self._scores[one]
 
 
-def _asked(response: Response, row: dict[str, Any]) -> Asked:
-    return Asked(row["prompt"][-1]["content"], tuple(row["answers"]), response.answer or "")
+def _given(response: Response, row: dict[str, Any]) -> GivenAnswer:
+    return GivenAnswer(row["prompt"][-1]["content"], tuple(row["answers"]), response.answer or "")
 
 
 def _bare(text: str) -> str:

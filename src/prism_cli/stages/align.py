@@ -1,6 +1,7 @@
 """`prism align`: black-box on-policy distillation, the stage between SFT and RL."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
 from prism_cli.assembly.discriminator import check_discriminator, discriminator_settings, questions_of_align
 from prism_cli.assembly.generation import check_rollouts, chosen_backend, vllm_rollouts
+from prism_cli.assembly.out_of_memory import training_run
+from prism_cli.assembly.planned_alignment import align_job
 from prism_cli.assembly.policy import lora_config, resolve_start
 from prism_cli.assembly.response import grammar_ahead
 from prism_cli.assembly.teacher import TeacherQuestions, open_teacher, prompting_of, resolve_teacher
@@ -68,9 +71,7 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
         PrismError: with the cure in its hint.
     """
     check(recipe)
-    from prism_cli.assembly.out_of_memory import training_run
-
-    with training_run("align", recipe, fresh, command) as run:
+    with training_run("align", recipe, partial(align_job, recipe), fresh, command) as run:
         if run.finished:
             return run.folder
         from prism_cli.assembly import training
@@ -94,12 +95,12 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
         questions = TeacherQuestions(sources, policy.settings, recipe.data, questions_of_align(recipe))
         with open_teacher(named, run, questions) as teacher:
             judge = warm_discriminator(recipe, policy, rows, teacher, backend, run.folder / "warmup")
-            trainer, learner = _trainer(recipe, policy, judge, teacher, rows, held_out, run, backend)
-            _train(trainer, learner, run, policy)
+            trainer, callbacks, learner = _trainer(recipe, policy, judge, teacher, rows, held_out, run, backend)
+            training.train(trainer, callbacks, run, policy)
             learner.save_discriminator(run.folder / DISCRIMINATOR)
             learner.close()
             # The showcase loads two more policies: what trained goes first.
-            del trainer, learner, judge, policy
+            del trainer, callbacks, learner, judge, policy
             free_memory()
             processes.from_main(lambda: _show(recipe, run, held_out or rows, teacher))
     return run.folder
@@ -147,9 +148,10 @@ def _trainer(recipe: AlignRecipe, policy, judge, teacher, rows, held_out, run, b
     from prism_cli.trainers.drift_stop import StopWhenFlat
     from prism_cli.trainers.health import HealthWatch, align_detectors
     from prism_cli.trainers.on_policy_distill import AdvantageRule, OnPolicyDistillTrainer, TeacherCalls
-    from prism_cli.trainers.rollout_log import RolloutLog
+    from prism_cli.trainers.setup import TrainerSetup
 
-    training.seed(recipe)
+    settings = training.training_settings(recipe, run)
+    training.seed(settings)
     learner = _watched(recipe, DiscriminatorLearner.on_device(judge, discriminator_settings(recipe).learner), policy)
     # The method's policy loss: clipped ratio, mean over the batch's tokens (TRL calls it dapo), dual clip.
     loss = {
@@ -160,33 +162,24 @@ def _trainer(recipe: AlignRecipe, policy, judge, teacher, rows, held_out, run, b
         "num_generations_eval": 2,
         "per_device_eval_batch_size": 2 * recipe.micro_batch,
     }
-    shown = {f"discriminator/accuracy/{part}": f"judge {part}" for part in teacher.taught}
-    shown |= {"responses/malformed_fraction": "malformed", "completions/mean_length": "length"}
-    savers = [lambda folder: learner.save(folder / DISCRIMINATOR), lambda folder: trainer.save_failed_prompts(folder)]
-    log = RolloutLog(
-        run.folder,
-        recipe.rollouts_every,
-        lambda: dict(zip(teacher.taught, trainer._scores.T.tolist(), strict=True)),
-    )
-    trainer = OnPolicyDistillTrainer(
-        policy,
-        learner,
-        TeacherCalls(teacher.prefetch, teacher.teachable, log.listening(teacher.answers)),
-        AdvantageRule(**recipe.advantage.model_dump()),
-        training.arguments(recipe, run, {**checks.rollout_batch(recipe).arguments(), **loss}),
+    metrics = {f"discriminator/accuracy/{part}": f"discriminator {part}" for part in teacher.taught}
+    metrics |= {"responses/malformed_fraction": "malformed", "completions/mean_length": "length"}
+    shown = training.Shown("align", metrics)
+    health = HealthWatch(run.folder, align_detectors(teacher.taught), get_console())
+    callbacks = training.callbacks(settings, policy, shown, partial(align_job, recipe), (health,))
+    callbacks = callbacks._replace(early_stop=StopWhenFlat(learner))
+    setup = TrainerSetup(
+        settings.arguments({**checks.rollout_batch(recipe).arguments(), **loss}),
         rows,
         held_out,
-        [
-            *training.callbacks(recipe, run, policy, "align", shown, savers),
-            StopWhenFlat(learner),
-            HealthWatch(run.folder, align_detectors(teacher.taught), get_console()),
-            log,
-        ],
+        callbacks.all(),
         lora_config(recipe),
-        teacher.grammar,
+        training.rollout_log(recipe, callbacks, run),
         vllm_rollouts(backend, policy, recipe.longest_tokens, resolve_start(recipe).revision),
     )
-    return trainer, learner
+    calls = TeacherCalls(teacher.prefetch, teacher.teachable, teacher.answers)
+    advantage = AdvantageRule(**recipe.advantage.model_dump())
+    return OnPolicyDistillTrainer(policy, learner, calls, advantage, setup, teacher.grammar), callbacks, learner
 
 
 def _watched(recipe: AlignRecipe, learner, policy):
@@ -197,16 +190,6 @@ def _watched(recipe: AlignRecipe, learner, policy):
     section, decode = recipe.stop, policy.processor.tokenizer.decode
     stop = None if section is None else DriftStop(section.min_steps, section.every, section.patience, section.delta)
     return WatchedLearner(learner, decode, recipe.discriminator.probe_every, stop, recipe.seed)
-
-
-def _train(trainer, learner, run, policy) -> None:
-    from prism_cli.assembly import training
-
-    def restore(checkpoint: Path) -> None:
-        learner.load(checkpoint / DISCRIMINATOR)
-        trainer.load_failed_prompts(checkpoint)
-
-    training.train(trainer, run, policy, restore)
 
 
 def _check_column(*sources) -> None:

@@ -2,17 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from prism_cli.assembly.planned_job import PLANNED, Start, job_of, start_of
+from prism_cli.assembly.planned_alignment import PLANNED, PlannedRecipe, job_of
+from prism_cli.assembly.planned_job import Start, start_of
 from prism_cli.assembly.teacher_plan import teacher_lines
 from prism_cli.errors import RecipeError
 from prism_cli.planning.effort import Effort, effort
 from prism_cli.planning.job import GB, Device, Job
-from prism_cli.planning.ladder import Change, smallest_fit
-from prism_cli.planning.memory import Moment, host_bytes, peaks
+from prism_cli.planning.memory import Moment, host_bytes, peak, peaks
+from prism_cli.planning.savings import Saving, best_savings
 from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.pipelines import PipelineRecipe
+from prism_cli.recipes.steps import resolve_steps
 
 USUAL_GB = 80.0
 # Peak in bfloat16 without sparsity, by the makers' data sheets, in 10¹² operations a second.
@@ -29,7 +31,7 @@ class StagePlan:
         stage: Its command.
         job: What was planned for.
         phases: Phase → its largest moment, on one device.
-        change: What to append where it doesn't fit; None where it fits, or where nothing on the ladder helps.
+        savings: The settings that save most, where it doesn't fit.
         effort: Time, or None.
         teacher: What asking the teacher takes, as lines.
     """
@@ -38,7 +40,7 @@ class StagePlan:
     stage: str
     job: Job
     phases: dict[str, Moment]
-    change: Change | None
+    savings: list[Saving]
     effort: Effort | None
     teacher: list[tuple[str, str]]
 
@@ -66,10 +68,10 @@ class StagePlan:
                 for phase, moment in self.phases.items()
             },
             "host_gb": round(host_bytes(self.job) / GB, 3),
-            "overrides": list(self.change.overrides) if self.change else [],
-            "peak_gb_with_overrides": round(max(m.total for m in peaks(self.change.job).values()) / GB, 3)
-            if self.change
-            else None,
+            "savings": [
+                {"overrides": list(saving.overrides), "peak_gb": round(peak(saving.job) / GB, 3)}
+                for saving in self.savings
+            ],
             "hours": round(self.effort.seconds / 3600, 1) if self.effort and self.effort.seconds else None,
             "seconds_a_step": {name: round(value, 1) for name, value in self.effort.step.items()}
             if self.effort
@@ -96,43 +98,52 @@ def here(gpu_memory: float | None, tflops: float | None) -> Device:
     return Device(True, memory if gpu_memory is None else gpu_memory * GB, tflops or known)
 
 
-def plan(stage: str, recipe: Any, device: Device, base: Path | None = None) -> list[StagePlan]:
-    """What a stage, or each training step of a pipeline, will take.
+def plan_stage(stage: str, recipe: PlannedRecipe, device: Device) -> StagePlan:
+    """What a stage will take.
 
     Args:
-        stage: sft, warmup, align, rl or run.
+        stage: sft, warmup, align or rl.
         recipe: Its recipe.
         device: What it will run on.
-        base: Folder of a pipeline's file.
 
     Raises:
         RecipeError: a stage that isn't planned, or a model without a config.
     """
-    if not isinstance(recipe, PipelineRecipe):
-        if not isinstance(recipe, PLANNED):
-            raise RecipeError(
-                f"`prism plan` plans training, not {stage}", "name a recipe of sft, warmup, align, rl or a pipeline"
-            )
-        return [_planned(stage, stage, recipe, device, start_of(recipe))]
-    from prism_cli.recipes.steps import resolve_steps
+    if stage not in PLANNED:
+        raise RecipeError(
+            f"`prism plan` plans training, not {stage}", "name a recipe of sft, warmup, align, rl or a pipeline"
+        )
+    return _planned(stage, stage, recipe, device, start_of(recipe))
 
-    assert base is not None, "a pipeline's steps lie beside its file"
-    found: list[StagePlan] = []
+
+def plan_pipeline(recipe: PipelineRecipe, device: Device, base: Path) -> list[StagePlan]:
+    """What each training step of a pipeline will take.
+
+    Args:
+        recipe: The pipeline's.
+        device: What it will run on.
+        base: Folder of the pipeline's file.
+
+    Raises:
+        RecipeError: a model without a config.
+    """
+    plans: list[StagePlan] = []
     starts: dict[str, Start] = {}
     for step, resolved in resolve_steps(recipe.steps, base, run_folder("run", recipe), recipe.seed):
-        if not isinstance(resolved, PLANNED):
+        if step.stage not in PLANNED:
             continue
+        planned = cast(PlannedRecipe, resolved)
         name = step.id or step.stage
         # What it starts from is an earlier step, known by its folder.
-        earlier = starts.get(Path(resolved.from_).name) if resolved.from_ else None
-        starts[name] = start_of(resolved, earlier)
-        found.append(_planned(name, step.stage, resolved, device, starts[name]))
-    return found
+        earlier = starts.get(Path(planned.from_).name) if planned.from_ else None
+        starts[name] = start_of(planned, earlier)
+        plans.append(_planned(name, step.stage, planned, device, starts[name]))
+    return plans
 
 
-def _planned(name: str, stage: str, recipe: Any, device: Device, start: Start) -> StagePlan:
-    job = job_of(stage, recipe, device, start)
+def _planned(name: str, stage: str, recipe: PlannedRecipe, device: Device, start: Start) -> StagePlan:
+    job = job_of(recipe, device, start)
     phases = peaks(job)
     fits = max(moment.total for moment in phases.values()) <= device.memory
-    change = None if fits else smallest_fit(job)
-    return StagePlan(name, stage, job, phases, change, effort(job), teacher_lines(stage, recipe))
+    savings = [] if fits else best_savings(job)
+    return StagePlan(name, stage, job, phases, savings, effort(job), teacher_lines(stage, recipe))

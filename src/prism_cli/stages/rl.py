@@ -1,6 +1,7 @@
 """`prism rl`: reinforcement with verifiable rewards; GRPO, DAPO or GSPO."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,12 @@ from prism_cli.assembly import checks, tracking
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
 from prism_cli.assembly.generation import check_rollouts, chosen_backend, vllm_rollouts
+from prism_cli.assembly.out_of_memory import training_run
+from prism_cli.assembly.planned_rollouts import rl_job
 from prism_cli.assembly.policy import lora_config, resolve_start
-from prism_cli.assembly.rewards import build_rewards, check_rewards
+from prism_cli.assembly.rewards import algorithm_of, build_rewards, check_rewards
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.recipes.stages import RLRecipe
-from prism_cli.recipes.training import DAPO, GSPO
-from prism_cli.runs.folder import Run
 from prism_cli.stages.rl_audit import audit_before_training
 from prism_cli.trainers.verified_reward import VerifiedReward
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from prism_cli.models import Policy
     from prism_cli.trainers.grpo import GRPOTrainer
+    from prism_cli.trainers.setup import TrainerSetup
 
 SHOWN = {
     "rewards/accuracy/mean": "accuracy",
@@ -50,26 +52,27 @@ def check(recipe: RLRecipe, pending: bool = False) -> Plan:
     checks.check_training(recipe)
     tracking.check(recipe.trainer)
     _check_updates(recipe)
-    if isinstance(recipe.algorithm, DAPO) and recipe.algorithm.overlong_buffer >= recipe.max_response_tokens:
-        raise RecipeError(
-            f"algorithm.overlong_buffer {recipe.algorithm.overlong_buffer} is not below max_response_tokens "
-            f"{recipe.max_response_tokens}, so every response would be penalised",
-            "lower algorithm.overlong_buffer; 0 switches the penalty off",
-        )
-    length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs} epochs"
-    updates = recipe.trainer.get("num_iterations", 1)
-    often = "a step" if updates == 1 else f"for {updates} steps"
-    rollouts = f"{recipe.prompts_per_step} prompts × {recipe.rollouts} rollouts {often}"
     start = resolve_start(recipe)
     plan += check_rollouts(
         recipe.generation, start.tiny, start.four_bits, recipe.launch.processes, recipe.longest_tokens
     )
-    plan += [*check_rewards(recipe), ("training", f"{recipe.algorithm.type}, {length}, {rollouts}")]
-    if isinstance(recipe.algorithm, DAPO) and recipe.algorithm.max_rounds:
-        a_round = recipe.algorithm.oversample * recipe.prompts_per_step
-        rounds = f"{recipe.algorithm.max_rounds} rounds of {a_round} prompts a step at most"
-        plan += [("dynamic sampling", f"{rounds}, until {recipe.prompts_per_step} are neither all right nor all wrong")]
-    return plan
+    return [*plan, *check_rewards(recipe), *_training_lines(recipe)]
+
+
+def _training_lines(recipe: RLRecipe) -> Plan:
+    algorithm = algorithm_of(recipe.algorithm)
+    length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs} epochs"
+    updates = recipe.trainer.get("num_iterations", 1)
+    often = "a step" if updates == 1 else f"for {updates} steps"
+    rollouts = f"{recipe.prompts_per_step} prompts × {recipe.rollouts} rollouts {often}"
+    lines = [("training", f"{algorithm.name}, {length}, {rollouts}")]
+    if (resampling := algorithm.resampling) is not None:
+        a_round = resampling.oversample * recipe.prompts_per_step
+        rounds = f"{resampling.max_rounds} rounds of {a_round} prompts a step at most"
+        lines += [
+            ("dynamic sampling", f"{rounds}, until {recipe.prompts_per_step} are neither all right nor all wrong")
+        ]
+    return lines
 
 
 def run(recipe: RLRecipe, fresh: bool = False, command: Sequence[str] = ()) -> Path:
@@ -79,20 +82,32 @@ def run(recipe: RLRecipe, fresh: bool = False, command: Sequence[str] = ()) -> P
         PrismError: with the cure in its hint.
     """
     check(recipe)
-    from prism_cli.assembly.out_of_memory import training_run
-
-    with training_run("rl", recipe, fresh, command) as run:
+    make_job = partial(rl_job, recipe)
+    with training_run("rl", recipe, make_job, fresh, command) as run:
         if run.finished:
             return run.folder
         from prism_cli.assembly import training
+        from prism_cli.trainers.health import HealthWatch, rl_detectors
+        from prism_cli.trainers.setup import TrainerSetup
 
         policy = training.start(recipe)
         rows, held_out = _rows(recipe, policy)
         processes.from_main(lambda: audit_before_training(recipe, rows, policy.settings))
-        training.seed(recipe)
+        settings = training.training_settings(recipe, run)
+        training.seed(settings)
         with build_rewards(recipe, run.folder) as rewards:
-            trainer = _trainer(recipe, run, policy, rewards, rows, held_out)
-            training.train(trainer, run, policy, trainer.load_position)
+            health = HealthWatch(run.folder, rl_detectors(algorithm_of(recipe.algorithm).by_sequence), get_console())
+            callbacks = training.callbacks(settings, policy, training.Shown("RL", SHOWN), make_job, (health,))
+            arguments = settings.arguments(_batch(recipe))
+            setup = TrainerSetup(
+                *(arguments, rows, held_out, callbacks.all(), lora_config(recipe)),
+                rollout_log=training.rollout_log(recipe, callbacks, run),
+                vllm=vllm_rollouts(
+                    *(chosen_backend(recipe.generation, policy), policy, recipe.longest_tokens),
+                    resolve_start(recipe).revision,
+                ),
+            )
+            training.train(_trainer(recipe, policy, rewards, setup), callbacks, run, policy)
     return run.folder
 
 
@@ -110,64 +125,25 @@ def _rows(recipe: RLRecipe, policy: "Policy") -> tuple["Dataset", "Dataset | Non
     return rows, held_out
 
 
-def _trainer(
-    recipe: RLRecipe,
-    run: Run,
-    policy: "Policy",
-    rewards: tuple[VerifiedReward, dict[str, float]],
-    rows: "Dataset",
-    held_out: "Dataset | None",
-) -> "GRPOTrainer":
-    from prism_cli.assembly import training
-    from prism_cli.trainers.grpo import PRESETS, GRPOTrainer
-    from prism_cli.trainers.health import HealthWatch, rl_detectors
-    from prism_cli.trainers.rollout_log import RolloutLog
-
-    extra = {
+def _batch(recipe: RLRecipe) -> dict[str, Any]:
+    """The stage's own arguments of GRPOConfig."""
+    return {
         **checks.rollout_batch(recipe).arguments(),
-        **PRESETS[recipe.algorithm.type],
-        **_clips(recipe),
+        **algorithm_of(recipe.algorithm).loss,
         "beta": recipe.kl,
         "num_generations_eval": 2,
         "per_device_eval_batch_size": 2 * recipe.micro_batch,
     }
-    rules, weights = rewards
-    trainer = GRPOTrainer(
-        policy,
-        rules,
-        weights,
-        training.arguments(recipe, run, extra),
-        rows,
-        held_out,
-        [
-            *training.callbacks(recipe, run, policy, "RL", SHOWN, [lambda folder: trainer.save_position(folder)]),
-            HealthWatch(run.folder, rl_detectors(isinstance(recipe.algorithm, GSPO)), get_console()),
-            RolloutLog(run.folder, recipe.rollouts_every),
-        ],
-        lora_config(recipe),
-        vllm=vllm_rollouts(
-            chosen_backend(recipe.generation, policy), policy, recipe.longest_tokens, resolve_start(recipe).revision
-        ),
-        resampling=_resampling(recipe),
-        judged=recipe.rewards.llm_judge is not None,
-    )
-    return trainer
 
 
-def _resampling(recipe: RLRecipe):
-    """How dynamic sampling fills a batch, or None without it."""
-    from prism_cli.trainers.grpo import Resampling
+def _trainer(recipe: RLRecipe, policy: "Policy", rewards: VerifiedReward, setup: "TrainerSetup") -> "GRPOTrainer":
+    from prism_cli.trainers.dapo import DAPOTrainer
+    from prism_cli.trainers.grpo import GRPOTrainer
 
-    algorithm = recipe.algorithm
-    if not isinstance(algorithm, DAPO) or not algorithm.max_rounds:
-        return None
-    return Resampling(algorithm.oversample, algorithm.max_rounds)
-
-
-def _clips(recipe: RLRecipe) -> dict[str, Any]:
-    algorithm = recipe.algorithm
-    dual = {} if isinstance(algorithm, GSPO) else {"delta": algorithm.dual_clip}
-    return {"epsilon": algorithm.clip_low, "epsilon_high": algorithm.clip_high, **dual}
+    resampling = algorithm_of(recipe.algorithm).resampling
+    if resampling is None:
+        return GRPOTrainer(policy, rewards, setup)
+    return DAPOTrainer(policy, rewards, setup, resampling)
 
 
 def _check_updates(recipe: RLRecipe) -> None:
@@ -186,7 +162,7 @@ def _check_updates(recipe: RLRecipe) -> None:
             )
 
 
-def _check_answers(rows) -> None:
+def _check_answers(rows: "Dataset") -> None:
     missing = [id for id, answers in zip(rows["id"], rows["answers"], strict=True) if not answers]
     if missing:
         raise DataError(

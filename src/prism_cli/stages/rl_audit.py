@@ -111,12 +111,12 @@ def cure(found: Audit) -> str:
 
 def _audit(recipe: RLRecipe, rows: Sequence[dict[str, Any]], settings: ResponseSettings) -> Audit:
     ask = None if recipe.rewards.llm_judge is None else lambda answers: [None] * len(answers)
-    rewards, _ = reward_rules(recipe, ask)
+    rewards = reward_rules(recipe, ask)
 
     def score(
         responses: Sequence[Response], rows: Sequence[dict[str, Any]], lengths: Sequence[int]
     ) -> Mapping[str, Sequence[float | None]]:
-        rewards.judge(responses, rows, lengths)
+        rewards.score(responses, rows, lengths)
         return rewards.values
 
     return audit(rows, settings.grammar, score, recipe.max_response_tokens, _teachers(recipe, rows, settings))

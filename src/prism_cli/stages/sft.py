@@ -1,6 +1,7 @@
 """`prism sft`: supervised fine-tuning on a teacher's demonstrations."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,8 @@ from prism_cli import processes
 from prism_cli.assembly import checks, tracking
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data, streamed_file
+from prism_cli.assembly.out_of_memory import training_run
+from prism_cli.assembly.planned_job import sft_job
 from prism_cli.assembly.policy import lora_config
 from prism_cli.assembly.response import grammar_ahead
 from prism_cli.assembly.teacher import TeacherQuestions, open_teacher, resolve_teacher
@@ -69,12 +72,12 @@ def run(recipe: SFTRecipe, fresh: bool = False, command: Sequence[str] = ()) -> 
         PrismError: with the cure in its hint.
     """
     check(recipe)
-    from prism_cli.assembly.out_of_memory import training_run
-
-    with training_run("sft", recipe, fresh, command) as run:
+    make_job = partial(sft_job, recipe)
+    with training_run("sft", recipe, make_job, fresh, command) as run:
         if run.finished:
             return run.folder
         from prism_cli.assembly import training
+        from prism_cli.trainers.setup import TrainerSetup
         from prism_cli.trainers.sft import sft_trainer
 
         policy = training.start(recipe)
@@ -84,17 +87,11 @@ def run(recipe: SFTRecipe, fresh: bool = False, command: Sequence[str] = ()) -> 
             "per_device_eval_batch_size": recipe.batch_size,
             "gradient_accumulation_steps": recipe.gradient_accumulation,
         }
-        training.seed(recipe)
-        trainer = sft_trainer(
-            policy.model,
-            policy.processor,
-            train,
-            held_out,
-            training.arguments(recipe, run, batch),
-            training.callbacks(recipe, run, policy, "SFT", SHOWN),
-            lora_config(recipe),
-        )
-        training.train(trainer, run, policy)
+        settings = training.training_settings(recipe, run)
+        training.seed(settings)
+        callbacks = training.callbacks(settings, policy, training.Shown("SFT", SHOWN), make_job)
+        setup = TrainerSetup(settings.arguments(batch), train, held_out, callbacks.all(), lora_config(recipe))
+        training.train(sft_trainer(policy, setup), callbacks, run, policy)
     return run.folder
 
 

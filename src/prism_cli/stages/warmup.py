@@ -1,6 +1,7 @@
 """`prism discriminator warmup`: a discriminator trained on pairs of teacher and policy, for later align runs."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,8 @@ from prism_cli.assembly import checks
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
 from prism_cli.assembly.discriminator import check_discriminator, discriminator_settings, questions_of_warmup
+from prism_cli.assembly.out_of_memory import training_run
+from prism_cli.assembly.planned_alignment import warmup_job
 from prism_cli.assembly.policy import start_policy
 from prism_cli.assembly.response import grammar_ahead
 from prism_cli.assembly.warmup import train_discriminator
@@ -72,9 +75,7 @@ def run(recipe: WarmupRecipe, fresh: bool = False, command: Sequence[str] = ()) 
         PrismError: with the cure in its hint.
     """
     check(recipe)
-    from prism_cli.assembly.out_of_memory import training_run
-
-    with training_run("warmup", recipe, fresh, command) as run:
+    with training_run("warmup", recipe, partial(warmup_job, recipe), fresh, command) as run:
         if run.finished:
             return run.folder
         from prism_cli.discriminator.build import refuse_unfit

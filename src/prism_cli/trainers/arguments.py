@@ -135,13 +135,13 @@ def launch_arguments(zero: int | None, offload: bool) -> dict[str, Any]:
     """
     import torch
 
-    found: dict[str, Any] = {} if zero is None else {"deepspeed": deepspeed_settings(zero, offload)}
+    arguments: dict[str, Any] = {} if zero is None else {"deepspeed": deepspeed_settings(zero, offload)}
     if processes.launched() and not torch.accelerator.is_available():
-        found["ddp_backend"] = "gloo"  # else DeepSpeed and accelerate disagree about how many processes there are
-        found["ddp_find_unused_parameters"] = False  # as where activations are recomputed: all weights are used
+        arguments["ddp_backend"] = "gloo"  # else DeepSpeed and accelerate disagree about how many processes there are
+        arguments["ddp_find_unused_parameters"] = False  # as where activations are recomputed: all weights are used
     # Each process reads the rows itself and takes its share: what is read elsewhere must be tensors, a row each.
     # Other processes than the main one would print notices of transformers' again.
-    return found | {"accelerator_config": {"dispatch_batches": False}, "log_level_replica": "error"}
+    return arguments | {"accelerator_config": {"dispatch_batches": False}, "log_level_replica": "error"}
 
 
 def shared_arguments(

@@ -1,119 +1,61 @@
-"""What watches a training run: metrics on disk, progress on screen, complete checkpoints, a stop on non-finite loss."""
+"""Callbacks of every training: metrics on disk, progress on screen, a clean end, a stop on a non-finite loss."""
 
 import json
 import math
-import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from prism_cli import processes
-from prism_cli.errors import CheckpointError, PrismError, Terminated
+from prism_cli import phases, processes
+from prism_cli.errors import PrismError, Terminated
+from prism_cli.progress import OnProgress, progress, say
 from prism_cli.runs.files import write_atomically
-from prism_cli.runs.references import COMPLETE, checkpoint_step
+from prism_cli.trainers.checkpoints import AlreadyTrainedError, CompleteCheckpoints
+from prism_cli.trainers.drift_stop import StopWhenFlat
+from prism_cli.trainers.last_step import LastStep
 
-
-class Shards(NamedTuple):
-    """How a checkpoint's states are cut up.
-
-    Attributes:
-        processes: Training processes that wrote it.
-        zero: DeepSpeed's stage, None without.
-    """
-
-    processes: int
-    zero: int | None
-
-
-WHOLE = Shards(1, None)
-
-
-def refuse_other_shards(checkpoint: Path, shards: Shards) -> None:
-    """Refuses to continue from a checkpoint whose states are cut up in another way.
-
-    Raises:
-        CheckpointError: naming the settings that continue it.
-    """
-    marker = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
-    saved = Shards(marker.get("processes", 1), marker.get("zero"))
-    # Whole copies fit any number of processes.
-    if saved == shards or saved.zero is shards.zero is None:
-        return
-    raise CheckpointError(
-        f"{checkpoint} was written by {_in_words(saved)}, and this is {_in_words(shards)}: the states of the "
-        "optimiser are cut up for the former",
-        f"continue with launch.processes × launch.nodes = {saved.processes} and launch.zero="
-        f"{saved.zero or 'null'}, or start over with --fresh",
-    )
-
-
-def _in_words(shards: Shards) -> str:
-    count = f"{shards.processes} process{'es' if shards.processes > 1 else ''}"
-    return f"{count} under ZeRO-{shards.zero}" if shards.zero else f"{count} without ZeRO"
-
-
-class CompleteCheckpoints(TrainerCallback):
-    """Completes each checkpoint with what the trainer doesn't save, marks it, then removes older ones.
-
-    A checkpoint counts only once its marker stands, and an older one is removed only after that, so a kill at any
-    moment leaves a checkpoint to continue from.
-
-    Args:
-        savers: Each writes something of its own into the checkpoint folder. They are called on every process, and only
-            the main one may write what is not its own.
-        keep: Newest checkpoints to keep, beside the best.
-        shards: What the marker says of how the states are cut up, see `Shards`.
-    """
-
-    def __init__(self, savers: Sequence[Callable[[Path], None]], keep: int, shards: Shards = WHOLE):
-        self.savers = savers
-        self.keep = keep
-        self.shards = shards
-
-    def on_save(self, args, state, control, **kwargs):
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        for save in self.savers:
-            save(folder)
-        processes.barrier()
-        if processes.is_main():
-            self._complete(folder, state)
-        processes.barrier()  # no one goes on, and perhaps fails, while the mark is not set
-
-    def _complete(self, folder: Path, state: TrainerState) -> None:
-        write_atomically(folder / COMPLETE, json.dumps({"step": state.global_step, **self.shards._asdict()}))
-        complete = sorted((p.parent for p in folder.parent.glob(f"*/{COMPLETE}")), key=checkpoint_step)
-        best = Path(state.best_model_checkpoint) if state.best_model_checkpoint else None
-        for old in complete[: -self.keep]:
-            if old != best:
-                (old / COMPLETE).unlink()  # first, so that a kill while deleting leaves no half checkpoint marked whole
-                shutil.rmtree(old)
+if TYPE_CHECKING:  # it imports what only tracked runs need
+    from prism_cli.trainers.trackers import Tracker
 
 
 class MetricsLog(TrainerCallback):
-    """Appends what the trainer logs to metrics.jsonl; on resume, lines past the checkpoint are dropped first."""
+    """Appends what the trainer logs to metrics.jsonl; on resume, lines past the checkpoint are dropped first.
+
+    Args:
+        path: The file.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self.started = time.monotonic()
         self.before = 0.0
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Drops lines past the checkpoint."""
         if not state.is_world_process_zero or not self.path.exists():
             return
         # A line that a kill cut short has no newline at its end, and belongs to a step that is done again.
-        whole = [line for line in self.path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
-        kept = [line for line in whole if json.loads(line)["step"] <= state.global_step]
-        self.before = json.loads(kept[-1])["seconds"] if kept else 0.0
-        write_atomically(self.path, "".join(kept))
+        complete = [line for line in self.path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
+        earlier = [line for line in complete if json.loads(line)["step"] <= state.global_step]
+        self.before = json.loads(earlier[-1])["seconds"] if earlier else 0.0
+        write_atomically(self.path, "".join(earlier))
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Appends a line."""
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
             line = {"step": state.global_step, "seconds": round(self.before + time.monotonic() - self.started, 2)}
             line |= {_metric_name(name): value for name, value in logs.items() if isinstance(value, int | float)}
@@ -125,80 +67,108 @@ def _metric_name(name: str) -> str:
     return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else name
 
 
-class AlreadyTrainedError(Exception):
-    """The checkpoint a run continues from is that of its last step."""
+class StepStart(TrainerCallback):
+    """Marks the step under way for errors, and keeps a run that was killed after its last step from taking one more.
 
-
-class NoExtraStep(TrainerCallback):
-    """Keeps a run that was killed after its last checkpoint from taking one step more.
-
-    The trainer compares the step with the last one only after a step. By now weights and state are loaded.
-
-    Raises:
-        AlreadyTrainedError: from `train()`, before its first step.
+    The trainer compares the step with the last one only after a step. When training begins, weights and state are
+    loaded.
     """
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Compares the checkpoint's step with the last one.
+
+        Raises:
+            AlreadyTrainedError: nothing is left to train.
+        """
         if state.global_step >= state.max_steps:
             raise AlreadyTrainedError
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Marks the step."""
+        phases.enter(phases.UPDATE, state.global_step + 1)
 
 
 class GracefulShutdown(TrainerCallback):
     """Ctrl-C and SIGTERM while training: the step is ended, its checkpoint written on all processes, and then training.
 
-    Asked a second time, the process ends where it is.
+    At a second signal the process ends at once.
 
     Args:
-        console: Where to say so.
         every: Training ends only at multiples of so many steps, as a checkpoint between them can't be continued.
 
     Attributes:
-        asked: What ended training, to be raised after it; None where nothing did.
+        interrupt: The exception to raise after training; None where no signal came.
     """
 
-    def __init__(self, console: Console, every: int = 1):
-        self.console, self.every = console, every
-        self.asked: KeyboardInterrupt | None = None
-        self._caught: int | None = None
-        self._before: dict[int, Any] = {}
+    def __init__(self, every: int = 1):
+        self.every = every
+        self.interrupt: KeyboardInterrupt | None = None
+        self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Takes over both signals."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._catch)
+                self._handlers[number] = signal.signal(number, self._catch)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ends training where any process was signalled."""
         if state.global_step % self.every:
             return
-        caught = [number for number in processes.gather(self._caught) if number is not None]
-        if caught:
-            self.asked = Terminated() if signal.SIGTERM in caught else KeyboardInterrupt()
+        signals = [number for number in processes.gather(self._signal) if number is not None]
+        if signals:
+            self.interrupt = Terminated() if signal.SIGTERM in signals else KeyboardInterrupt()
             control.should_save = control.should_training_stop = True
 
-    def on_train_end(self, args, state, control, **kwargs):
-        self.let_go()
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Restores the signals' handlers."""
+        self.restore()
 
-    def let_go(self) -> None:
-        """Gives the signals back; call it when training failed too."""
-        while self._before:
-            signal.signal(*self._before.popitem())
+    def restore(self) -> None:
+        """Restores the signals' handlers; to be called when training failed too."""
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
 
     def _catch(self, number: int, frame: Any) -> None:
-        if self._caught is not None:
+        if self._signal is not None:
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
-        self._caught = number
-        self.console.print("ending with this step, and keeping it; once more to end at once", markup=False)
+        self._signal = number
+        say("ending with this step, and keeping it; once more to end at once")
 
 
 class StopOnNonFinite(TrainerCallback):
     """Ends the run when loss or gradient is no longer a number, and before such weights are saved."""
 
-    def on_step_end(self, args, state, control, **kwargs):
-        # What is not logged is not seen: steps between two logs must not reach a checkpoint or the final model unseen.
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Has a step logged that will be saved.
+
+        What is not logged is not seen: steps between two logs must not reach a checkpoint or the final model unseen.
+        """
         if control.should_save or control.should_training_stop:
             control.should_log = True
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Looks at loss and gradient.
+
+        Raises:
+            PrismError: one of them is not finite.
+        """
         for name in ("loss", "grad_norm"):
             value = (logs or {}).get(name)
             if value is not None and not math.isfinite(value):
@@ -208,40 +178,85 @@ class StopOnNonFinite(TrainerCallback):
                 )
 
 
-class RichProgress(TrainerCallback):
-    """One live line: stage, step, time left, and the few metrics that matter.
+class ProgressBar(TrainerCallback):
+    """One bar for the training: stage, steps, time left, and the few metrics that matter.
 
     Args:
         stage: Shown in front.
         shown: Metric name → short label, in order; those not logged are left out.
-        console: Where to draw.
     """
 
-    def __init__(self, stage: str, shown: dict[str, str], console: Console):
-        self.shown = shown
-        self.progress = Progress(
-            TextColumn(f"[bold]{stage:<6}"),
-            BarColumn(bar_width=12),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[metrics]}"),
-            console=console,
+    def __init__(self, stage: str, shown: dict[str, str]):
+        self.stage, self.shown = stage, shown
+        self._open = ExitStack()
+        self._on_progress: OnProgress | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Opens the bar."""
+        self._on_progress = self._open.enter_context(progress(self.stage, state.max_steps, lasting=True))
+        self._on_progress(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Moves the bar."""
+        if self._on_progress is not None:
+            self._on_progress(state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Shows the metrics behind the bar."""
+        numbers = {label: (logs or {}).get(name) for name, label in self.shown.items()}
+        values = [f"{label} {value:.3g}" for label, value in numbers.items() if value is not None]
+        if values and self._on_progress is not None:
+            self._on_progress(state.global_step, detail="  ".join(values))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Closes the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Closes the bar, so that no error is printed into it; to be called when training failed too."""
+        self._open.close()
+
+
+class Callbacks(NamedTuple):
+    """The callbacks of one training, in the order in which they are called.
+
+    Attributes:
+        shutdown: Ends training on a signal.
+        checkpoints: Completes checkpoints.
+        progress: The bar.
+        last_step: Keeps the last complete step of a training that fails.
+        logs: Writes metrics.jsonl.
+        memory: Measures memory and logs it, or None.
+        early_stop: Ends alignment once drift is flat, or None.
+        trackers: Send metrics, and what the rollout log keeps, elsewhere.
+        watchers: The stage's own, which only look on.
+    """
+
+    shutdown: GracefulShutdown
+    checkpoints: CompleteCheckpoints
+    progress: ProgressBar
+    last_step: LastStep
+    logs: MetricsLog
+    memory: TrainerCallback | None = None
+    early_stop: StopWhenFlat | None = None
+    trackers: "tuple[Tracker, ...]" = ()
+    watchers: tuple[TrainerCallback, ...] = ()
+
+    def all(self) -> list[TrainerCallback]:
+        """All of them as a trainer takes them: what decides or adds to a log comes before what reads it."""
+        ordered = (
+            *(StepStart(), self.shutdown, StopOnNonFinite(), self.memory, self.logs, self.progress),
+            *(self.checkpoints, self.last_step, self.early_stop, *self.trackers, *self.watchers),
         )
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step, metrics="")
-            self.progress.start()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            self.progress.update(self.task, completed=state.global_step)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and logs:
-            values = [f"{label} {logs[name]:.3g}" for name, label in self.shown.items() if logs.get(name) is not None]
-            if values:
-                self.progress.update(self.task, metrics="  ".join(values))
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.progress.stop()
+        return [callback for callback in ordered if callback is not None]

@@ -1,4 +1,4 @@
-"""TRL's output of a generation rollout by rollout, so that rollouts of several generations can make one batch."""
+"""Rollouts of several generations as one batch: TRL's output taken apart by rollout and put together again."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,12 +24,12 @@ FLAT = ("pixel_values", "image_grid_thw", "image_position_ids", "pixel_attention
 
 
 def columns(output: Mapping[str, Any]) -> Columns:
-    """TRL's output rollout by rollout, without padding; single numbers about the whole batch are left out."""
+    """TRL's output rollout by rollout, without padding; single numbers about the batch are left out."""
     split: dict[str, Any] = split_pixel_values_by_grid(dict(output))
     prompts, completions = output["prompt_mask"].bool(), output["completion_mask"].bool()
-    # A completion may be masked whole; a column is left of it, for what is in it is not looked at.
+    # A completion may be masked entirely; a column is left of it, for what is in it is not looked at.
     lengths = completions.sum(1).clamp(min=1).tolist()
-    whole = output["prompt_ids"].shape[1]
+    width = output["prompt_ids"].shape[1]
 
     def rows(name: str, values: Any) -> list[Any]:
         if name in ("prompt_ids", "prompt_mask"):
@@ -37,9 +37,9 @@ def columns(output: Mapping[str, Any]) -> Columns:
         if name in BESIDE_COMPLETION or name == "completion_ids":
             return [value[:length] for value, length in zip(values, lengths, strict=True)]
         if name.endswith("token_type_ids"):  # of prompt and completion
-            ends = [whole + length for length in lengths]
+            ends = [width + length for length in lengths]
             return [
-                torch.cat([value[:whole][real], value[whole:end]])
+                torch.cat([value[:width][real], value[width:end]])
                 for value, real, end in zip(values, prompts, ends, strict=True)
             ]
         # A model may have its pictures padded to one row a rollout instead.
@@ -60,7 +60,7 @@ def batch(rollouts: Columns, pad_id: int) -> dict[str, Any]:
             return torch.stack([pad(value, (width - len(value), 0), value=fill) for value in values])
         if name in BESIDE_COMPLETION or name == "completion_ids":
             fill = BESIDE_COMPLETION.get(name, pad_id)
-            longest = max(len(value) for value in values)  # a ratio of whole sequences is one number a rollout
+            longest = max(len(value) for value in values)  # a ratio of sequences is one number a rollout
             return torch.stack([pad(value, (0, longest - len(value)), value=fill) for value in values])
         if name.endswith("token_type_ids"):
             gaps = [

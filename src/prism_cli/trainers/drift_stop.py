@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 from transformers import TrainerCallback
 
-from prism_cli.trainers.callbacks import AlreadyTrainedError
+from prism_cli.trainers.checkpoints import AlreadyTrainedError
 
 
 class DriftStop(NamedTuple):

@@ -1,6 +1,6 @@
-"""DAPO's dynamic sampling: prompts are rolled out in rounds until the batch is full of groups that can teach something.
+"""Dynamic sampling of DAPO: prompts are rolled out in rounds until the batch is full of groups that teach something.
 
-A group whose rollouts are all right or all wrong has no advantage. What is kept, and why, is decided here from
+A group whose rollouts are all right or all wrong has no advantage. Groups are chosen here, from
 accuracies alone; the trainer rolls out. Letters: P processes, n prompts a round and process, G rollouts a prompt.
 """
 
@@ -9,21 +9,22 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prism_cli.errors import RecipeError
+from prism_cli.trainers.algorithms import Resampling
 from prism_cli.trainers.columns import Columns, batch, columns
 from prism_cli.trainers.prompts import PromptCursor
 
 
 class Choice(NamedTuple):
-    """What becomes of a round's groups.
+    """The choice among a round's groups.
 
     Attributes:
         keep: (P, n) bool, trained on.
         solved: Groups dropped because all their rollouts are right.
         failed: Groups dropped because all are wrong, or equally right in part.
-        unscored: Groups dropped because none of their rollouts could be judged.
+        unscored: Groups dropped because none of their rollouts has an accuracy.
     """
 
     keep: Tensor
@@ -33,7 +34,7 @@ class Choice(NamedTuple):
 
 
 def choose(accuracy: Tensor, room: list[int]) -> Choice:
-    """Which groups of a round are trained on: those whose accuracies differ, the first ones that have room.
+    """The groups of a round that are trained on: those whose accuracies differ, the first ones that have room.
 
     Args:
         accuracy: (P, n, G), NaN where a rollout is unscored, which says nothing about its group.
@@ -50,7 +51,7 @@ def choose(accuracy: Tensor, room: list[int]) -> Choice:
 
 
 class Tally(NamedTuple):
-    """What a batch took, over all processes.
+    """The account of a batch, over all processes.
 
     Attributes:
         rounds: How often prompts were rolled out.
@@ -58,7 +59,7 @@ class Tally(NamedTuple):
         kept: Groups trained on.
         solved: Groups dropped, all right.
         failed: Groups dropped, all wrong.
-        unscored: Groups dropped, none judged.
+        unscored: Groups dropped, without an accuracy.
     """
 
     rounds: int = 0
@@ -94,8 +95,7 @@ class DynamicSampling:
     within it and the next one's order begins with a prompt it has looked at.
 
     Args:
-        oversample: Prompts a round, as a multiple of a batch's.
-        max_rounds: Rounds a batch at most.
+        resampling: Prompts a round, and rounds at most.
         prompts: Prompts of a batch, over all processes.
         group: Rollouts a prompt.
         cursor: The prompts in their order.
@@ -108,8 +108,7 @@ class DynamicSampling:
 
     def __init__(
         self,
-        oversample: int,
-        max_rounds: int,
+        resampling: Resampling,
         prompts: int,
         group: int,
         cursor: PromptCursor,
@@ -124,14 +123,14 @@ class DynamicSampling:
                 "choose a multiple of the number of processes, or switch it off with algorithm.max_rounds=0",
             )
         self.prompts, self.group, self.cursor = prompts, group, cursor
-        self.a_round = prompts * max(1, min(oversample, cursor.count // prompts))
-        self.max_rounds = max(1, min(max_rounds, cursor.count // self.a_round))
+        self.a_round = prompts * max(1, min(resampling.oversample, cursor.count // prompts))
+        self.max_rounds = max(1, min(resampling.max_rounds, cursor.count // self.a_round))
         self.tally = Tally()
 
     def fill(self, roll_out: Callable[[list[int]], tuple[Mapping[str, Any], Tensor]]) -> dict[str, Any]:
         """A batch of this process's kept rollouts, filled up with rollouts that carry no loss.
 
-        The cursor moves only when the batch is whole: a round that fails leaves it where it was.
+        The cursor moves only when the batch is complete: a round that fails leaves it where it was.
 
         Args:
             roll_out: This process's row indices of a round → TRL's output for their rollouts, and the accuracy of all
@@ -175,7 +174,7 @@ def filled_up(kept: Columns, spare: Columns, size: int) -> Columns:
 
 
 def _own(value: Any) -> Any:
-    """A value that doesn't keep the whole round's tensor in memory."""
+    """A value that doesn't keep the full round's tensor in memory."""
     return value.clone() if isinstance(value, Tensor) else value
 
 
@@ -189,7 +188,15 @@ class NoUpdate(TrainerCallback):
     def __init__(self, sampling: DynamicSampling):
         self.sampling = sampling
 
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Drops the gradients of such a step."""
         if model is not None and not self.sampling.tally.kept:
             for parameter in model.parameters():
                 parameter.grad = None

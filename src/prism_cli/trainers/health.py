@@ -1,4 +1,4 @@
-"""Warnings while a rollout stage trains: what looks wrong, why, and what to do, each once a run."""
+"""Warnings while a rollout stage trains: symptom, cause and cure, each once a run."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prism_cli.discriminator.health import HealthWarning, History, blind, collapsed_router, saturated
 from prism_cli.discriminator.shortcuts import PROBES, shortcut
@@ -33,17 +33,17 @@ Detector = Callable[[History], HealthWarning | None]
 
 
 def rollout_detectors() -> list[Detector]:
-    """What can go wrong wherever a policy rolls out."""
+    """Detectors for any stage with rollouts."""
     return [length_drift, format_collapse, cut_responses, entropy_collapse, far_from_start, generator_gap]
 
 
 def align_detectors(parts: Sequence[str]) -> list[Detector]:
-    """What can go wrong in a game with a discriminator of these parts."""
-    return [*rollout_detectors(), *judge_detectors(parts)]
+    """Detectors of adversarial training with a discriminator of these parts."""
+    return [*rollout_detectors(), *discriminator_detectors(parts)]
 
 
 def rl_detectors(by_sequence: bool) -> list[Detector]:
-    """What can go wrong under rewards.
+    """Detectors for rewards.
 
     Args:
         by_sequence: There is one ratio a response, not one a token.
@@ -52,13 +52,13 @@ def rl_detectors(by_sequence: bool) -> list[Detector]:
     return [*rollout_detectors(), nothing_to_learn, format_milked, clipped, unscored]
 
 
-def judge_detectors(parts: Sequence[str]) -> list[Detector]:
-    """What can go wrong with a discriminator of these parts."""
-    found: list[Detector] = []
+def discriminator_detectors(parts: Sequence[str]) -> list[Detector]:
+    """Detectors for a discriminator of these parts."""
+    detectors: list[Detector] = []
     for part in parts:
-        found += [partial(detector, part=part) for detector in (saturated, blind, collapsed_router)]
-        found += [partial(shortcut, part=part, probe=probe) for probe in PROBES]
-    return found
+        detectors += [partial(detector, part=part) for detector in (saturated, blind, collapsed_router)]
+        detectors += [partial(shortcut, part=part, probe=probe) for probe in PROBES]
+    return detectors
 
 
 class HealthWatch(TrainerCallback):
@@ -78,18 +78,29 @@ class HealthWatch(TrainerCallback):
         self.history: list[dict[str, float]] = []
         self.given: set[str] = set()
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Reads the history up to the checkpoint."""
         if not state.is_world_process_zero:
             return
-        self.history = [_measured(line) for line in whole_lines(self.metrics) if "loss" in line]
-        kept = [line for line in whole_lines(self.path) if line["step"] <= state.global_step]
-        self.given = {line["kind"] for line in kept}
-        if kept:
-            write_atomically(self.path, "".join(f"{json.dumps(line)}\n" for line in kept))
+        self.history = [_measured(line) for line in complete_lines(self.metrics) if "loss" in line]
+        earlier = [line for line in complete_lines(self.path) if line["step"] <= state.global_step]
+        self.given = {line["kind"] for line in earlier}
+        if earlier:
+            write_atomically(self.path, "".join(f"{json.dumps(line)}\n" for line in earlier))
         else:
             self.path.unlink(missing_ok=True)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Runs the detectors over the history and this line."""
         # Held-out metrics and the closing summary are no part of the history.
         if not state.is_world_process_zero or "loss" not in (logs or {}):
             return
@@ -98,9 +109,9 @@ class HealthWatch(TrainerCallback):
             warning = detector(self.history)
             if warning is not None and warning.kind not in self.given:
                 self.given.add(warning.kind)
-                self._tell(state.global_step, warning)
+                self._warn(state.global_step, warning)
 
-    def _tell(self, step: int, warning: HealthWarning) -> None:
+    def _warn(self, step: int, warning: HealthWarning) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **warning._asdict()}) + "\n")
         self.console.print(f"warning: step {step}: {warning.cause}", style="yellow", markup=False, highlight=False)
@@ -112,7 +123,7 @@ def _measured(line: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in line.items() if isinstance(value, int | float) and math.isfinite(value)}
 
 
-def whole_lines(path: Path) -> list[dict]:
-    """The whole lines of a JSON-lines file; one that a kill cut short has no newline."""
+def complete_lines(path: Path) -> list[dict]:
+    """The complete lines of a JSON-lines file; one that a kill cut short has no newline."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(True) if line.endswith("\n")]

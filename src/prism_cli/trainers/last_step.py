@@ -1,4 +1,4 @@
-"""What lets a run that must stop between two checkpoints keep its last whole step."""
+"""The last complete step of a training that fails between two checkpoints, kept in a checkpoint of its own."""
 
 import random
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prism_cli import processes
 from prism_cli.runs.references import COMPLETE
@@ -15,14 +15,15 @@ from prism_cli.runs.references import COMPLETE
 class LastStep(TrainerCallback):
     """Remembers the random state a step ends with, for a checkpoint that is written after the next one has begun."""
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Remembers the random state."""
         self._random = _random_state()
 
     # A held-out evaluation samples, and a new epoch's data loader draws a seed.
     on_evaluate = on_epoch_begin = on_step_end
 
     def save(self, trainer: Trainer) -> int:
-        """Writes a complete checkpoint of the last whole step unless it has one; gives the step. All processes call it.
+        """Writes a checkpoint of the last complete step unless it has one; gives the step. All processes call it.
 
         The step that failed must not have touched weights. What was not logged yet is logged first.
 

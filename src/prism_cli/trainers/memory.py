@@ -1,4 +1,4 @@
-"""How much memory training has taken at most, measured, beside what was planned."""
+"""The memory callback: the measured peak of a training beside the planned one."""
 
 import re
 from collections.abc import Callable
@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from prism_cli.progress import say
 
 GB = 10**9
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -18,23 +19,25 @@ SETTLED = 2
 class MemoryWatch(TrainerCallback):
     """Measures the peak: on a GPU what tensors took, on a CPU the process's growth over what it was without models.
 
-    Logs `memory/peak_gb`, and after two steps (or at the end) tells it beside the plan.
+    Logs `memory/peak_gb`, and after two steps (or at the end) prints it beside the plan.
 
     Args:
         planned: Bytes, or None where no plan could be made.
         loaded: Bytes of the models that are loaded already.
-        console: Where to tell it.
         record: Keeps values with the run.
     """
 
-    def __init__(self, planned: float | None, loaded: float, console: Console, record: Callable[..., None]):
-        self.planned, self.console, self.record = planned, console, record
+    def __init__(self, planned: float | None, loaded: float, record: Callable[..., None]):
+        self.planned, self.record = planned, record
         self.cuda = torch.cuda.is_available()
         self.loaded, self.before = loaded, 0.0
-        self.told = False
+        self.printed = False
         self.first = 0
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begins the measurement."""
         self.first = state.global_step
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -43,35 +46,47 @@ class MemoryWatch(TrainerCallback):
             self.before = _resident("VmRSS") - self.loaded
             _forget_peak()
 
-    def on_step_end(self, args, state, control, **kwargs):
-        if not self.told and state.global_step - self.first >= SETTLED:
-            self._tell(state)
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Prints the peak once it has settled."""
+        if not self.printed and state.global_step - self.first >= SETTLED:
+            self._print(state)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Adds the peak to what is logged."""
         if logs is not None and state.global_step > self.first:
             logs["memory/peak_gb"] = round(self.peak / GB, 3)
 
-    def on_train_end(self, args, state, control, **kwargs):
-        if not self.told and state.global_step > self.first:
-            self._tell(state)
-        self._keep(state)
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Records the peak of the complete training."""
+        if not self.printed and state.global_step > self.first:
+            self._print(state)
+        self._record(state)
 
     @property
     def peak(self) -> float:
         """Bytes at most so far."""
         return torch.cuda.max_memory_allocated() if self.cuda else _resident("VmHWM") - self.before
 
-    def _tell(self, state: Any) -> None:
-        self.told = True
+    def _print(self, state: TrainerState) -> None:
+        self.printed = True
         if not state.is_world_process_zero:
             return
         planned = "" if self.planned is None else f", {self.planned / GB:.1f} planned for the longest rows"
         steps = state.global_step - self.first
         text = f"memory: {self.peak / GB:.1f} GB measured over the first {steps} steps{planned}"
-        self.console.print(text, markup=False, highlight=False)
-        self._keep(state)
+        say(text)
+        self._record(state)
 
-    def _keep(self, state: Any) -> None:
+    def _record(self, state: TrainerState) -> None:
         if state.is_world_process_zero:
             planned = None if self.planned is None else round(self.planned / GB, 3)
             self.record(memory={"peak_gb": round(self.peak / GB, 3), "planned_gb": planned})
@@ -84,12 +99,12 @@ def measurable() -> bool:
 
 def _resident(name: str) -> int:
     """Bytes of the process in main memory: now (VmRSS), or at most (VmHWM)."""
-    found = re.search(rf"{name}:\s+(\d+) kB", STATUS.read_text())
-    return int(found[1]) * 1024 if found else 0
+    line = re.search(rf"{name}:\s+(\d+) kB", STATUS.read_text())
+    return int(line[1]) * 1024 if line else 0
 
 
 def _forget_peak() -> None:
-    """Begins the peak anew; where that is not allowed it stays the process's whole life's."""
+    """Begins the peak anew; where that is not allowed it stays that of the process's full life."""
     try:
         RESET.write_text("5")
     except OSError:

@@ -15,18 +15,19 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from accelerate.utils import gather
 from datasets import Dataset
-from transformers import TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 
+from prism_cli import phases
 from prism_cli.discriminator.inputs import Comparisons
 from prism_cli.discriminator.learner import DiscriminatorLearner
 from prism_cli.discriminator.reader import PartReader
 from prism_cli.models import Policy
-from prism_cli.responses import Grammar, Response
+from prism_cli.responses import Grammar
 from prism_cli.rewards.advantages import align_advantages
+from prism_cli.runs.references import DISCRIMINATOR
 from prism_cli.trainers.prompts import EpochSampler, TeachableSampler
-from prism_cli.trainers.rollout import RolloutTrainer
-from prism_cli.trainers.vllm_rollouts import VLLMRollouts
+from prism_cli.trainers.rollout import Batch, RolloutTrainer
+from prism_cli.trainers.setup import TrainerSetup
 from prism_cli.trainers.watch import WatchedLearner
 
 FAILED_PROMPTS = "failed_prompts.json"
@@ -64,13 +65,8 @@ class OnPolicyDistillTrainer(RolloutTrainer):
         learner: The warmed-up discriminator with its optimiser.
         teacher: How to ask it.
         advantage: From scores to advantages.
-        arguments: Keyword arguments of GRPOConfig.
-        train: Rows with `prompt` and `images`.
-        held_out: Rows of the same shape, or None.
-        callbacks: Watchers.
-        lora: A peft config, or None.
+        setup: Arguments of GRPOConfig, rows with `prompt` and `images`, and what watches.
         taught: The parts the teacher writes, where they are not all of the policy's.
-        vllm: How vLLM makes the rollouts, or None for transformers.
     """
 
     def __init__(
@@ -79,15 +75,10 @@ class OnPolicyDistillTrainer(RolloutTrainer):
         learner: DiscriminatorLearner | WatchedLearner,
         teacher: TeacherCalls,
         advantage: AdvantageRule,
-        arguments: dict[str, Any],
-        train: Dataset,
-        held_out: Dataset | None,
-        callbacks: Sequence[TrainerCallback],
-        lora: Any = None,
+        setup: TrainerSetup,
         taught: Grammar | None = None,
-        vllm: VLLMRollouts | None = None,
     ):
-        super().__init__(policy, [self.discriminator], arguments, train, held_out, callbacks, lora, vllm)
+        super().__init__(policy, [self.discriminator], setup)
         self.learner = learner
         self.teacher = teacher
         self.advantage = advantage
@@ -95,15 +86,30 @@ class OnPolicyDistillTrainer(RolloutTrainer):
         self.part_weights = self.reader.weights(advantage.weights)
         self.failed_prompts: set[str] = set()
         self._waited = 0.0
+        self._answers: dict[str, str | None] = {}
 
-    def save_failed_prompts(self, folder: Path) -> None:
-        """Writes which prompts the teacher failed on into a checkpoint, so that the rest follow as they would have."""
+    def save_extra(self, folder: Path) -> None:
+        """Writes the discriminator, and which prompts the teacher failed on: the rest follow as they would have."""
+        self.learner.save(folder / DISCRIMINATOR)
         if self.is_world_process_zero():
             (folder / FAILED_PROMPTS).write_text(json.dumps(sorted(self.failed_prompts)), encoding="utf-8")
 
-    def load_failed_prompts(self, folder: Path) -> None:
-        """Continues from a checkpoint."""
+    def load_extra(self, folder: Path) -> None:
+        """Continues from a checkpoint.
+
+        Raises:
+            CheckpointError: see the learner.
+        """
+        self.learner.load(folder / DISCRIMINATOR)
         self.failed_prompts.update(json.loads((folder / FAILED_PROMPTS).read_text(encoding="utf-8")))
+
+    def shown_scores(self, rewards: torch.Tensor) -> Mapping[str, Sequence[float]]:
+        """Each part's score, for the rollout log."""
+        return dict(zip(self.reader.taught.parts, self._scores.T.tolist(), strict=True))
+
+    def teacher_texts(self) -> Mapping[str, str | None]:
+        """The teacher's texts of this batch, by row id."""
+        return self._answers
 
     def _get_train_sampler(self, dataset=None):
         sampler = cast(EpochSampler, super()._get_train_sampler(dataset))
@@ -151,14 +157,16 @@ class OnPolicyDistillTrainer(RolloutTrainer):
         output["advantages"] = self._local_advantages(len(inputs)).to(output["advantages"])
         return output
 
-    def judge(self, rows, prompts, responses: list[Response], completion_ids):
+    def score(self, batch: Batch) -> None:
         """Scores this process's rollouts against the teacher's answers; when training, updates the discriminator."""
+        rows, prompts, responses, completion_ids = batch
         firsts = [i for i, first in enumerate(_firsts(rows)) if first]
         prompt_of = [sum(first <= i for first in firsts) - 1 for i in range(len(rows))]
         with self._waiting():
             answers = self.teacher.answers([rows[i] for i in firsts])
+        self._answers = {rows[i]["id"]: answer for i, answer in zip(firsts, answers, strict=True)}
         taught = [self.reader.text(answer) for answer in answers]
-        batch = Comparisons(
+        comparisons = Comparisons(
             prompts=[self.reader.prompt(prompts[i]) for i in firsts],
             teacher=taught,
             rollouts=[
@@ -167,7 +175,8 @@ class OnPolicyDistillTrainer(RolloutTrainer):
             ],
             prompt_of=prompt_of,
         )
-        judged = self.learner.score_and_update(batch) if self._training else self.learner.score(batch)
+        with phases.within(phases.DISCRIMINATOR):
+            judged = self.learner.score_and_update(comparisons) if self.training else self.learner.score(comparisons)
         for name, value in judged.metrics.items():
             self._log_metric(name, value)
         self._log_metric("teacher/malformed_fraction", sum(parts is None for parts in taught) / len(taught))
@@ -175,7 +184,7 @@ class OnPolicyDistillTrainer(RolloutTrainer):
         self._log_metric("teacher/failed_prompts", len(self.failed_prompts))
         self._waited = 0.0
         self._scores = judged.scores
-        self._valid = torch.tensor([parts is not None for parts in batch.rollouts], device=judged.scores.device)
+        self._valid = torch.tensor([parts is not None for parts in comparisons.rollouts], device=judged.scores.device)
 
     def _local_advantages(self, count: int) -> torch.Tensor:
         """(N,) advantages of this process's rollouts; groups may lie across processes, so scores are gathered first."""
@@ -183,7 +192,7 @@ class OnPolicyDistillTrainer(RolloutTrainer):
             cast(torch.Tensor, gather(self._scores)),
             cast(torch.Tensor, gather(self._valid)),
             self.part_weights.to(self._scores.device),
-            cast(int, self.num_generations if self._training else self.num_generations_eval),
+            cast(int, self.num_generations if self.training else self.num_generations_eval),
             rule=self.advantage.rule,
             malformed=self.advantage.malformed,
             std_floor=self.advantage.std_floor,
@@ -191,10 +200,6 @@ class OnPolicyDistillTrainer(RolloutTrainer):
         )
         start = self.accelerator.process_index * count
         return advantages[start : start + count]
-
-    @property
-    def _training(self) -> bool:
-        return cast(torch.nn.Module, self.model).training
 
 
 def _firsts(rows: Sequence[dict]) -> list[bool]:

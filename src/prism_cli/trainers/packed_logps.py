@@ -23,7 +23,7 @@ Images = tuple[Tensor | None, Tensor | None, list[int] | None]
 
 
 class _Prompt(NamedTuple):
-    """What a rollout answers: its tokens, which of them stand for images, and those images."""
+    """A rollout's prompt: its tokens, which of them stand for images, and those images."""
 
     ids: Tensor
     types: Tensor
@@ -31,6 +31,7 @@ class _Prompt(NamedTuple):
     grid: Tensor | None
 
     def same(self, other: "_Prompt") -> bool:
+        """Whether both have the same tokens and images."""
         pairs = ((self.ids, other.ids), (self.grid, other.grid), (self.pixels, other.pixels))
         return all(torch.equal(a, b) if a is not None and b is not None else a is b for a, b in pairs)
 
@@ -46,7 +47,7 @@ class PackedLogps:
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
-        self.told = False
+        self.reason_said = False
 
     def __call__(
         self,
@@ -71,41 +72,41 @@ class PackedLogps:
         chunks = [slice(start, start + size) for start in range(0, len(prompts), size)]
         firsts = [_first_of_its_kind(prompts[chunk]) for chunk in chunks]
         if (reason := _why_not(known, prompts, firsts, other)) is not None:
-            if not self.told:
+            if not self.reason_said:
                 say(f"prompts are not shared in the policy's update: {reason}")
-            self.told = True
+            self.reason_said = True
             return None
-        found = []
+        chunked = []
         for chunk, first in zip(chunks, firsts, strict=True):
             row = _Row.of(known, input_ids[chunk], attention_mask[chunk], logits_to_keep, prompts[chunk], first)
             with self.accelerator.autocast():
                 out = model(**row.inputs, fused_lm_head=True)
-            found.append([None if x is None else row.completions(x) for x in (out.log_probs, out.entropy)])
-        logps, entropies = zip(*found, strict=True)
+            chunked.append([None if x is None else row.completions(x) for x in (out.log_probs, out.entropy)])
+        logps, entropies = zip(*chunked, strict=True)
         return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
 
 class _Row(NamedTuple):
-    """Rollouts (N) in one packed row: what the model takes, and where its output belongs.
+    """Rollouts (N) in one packed row: the model's inputs, and the place of its outputs.
 
     Attributes:
         inputs: Keyword arguments of the model.
         before: Tokens of the prompts, which have no label.
-        said: (N, C) bool, the completions' tokens; the row holds them in this order.
+        tokens: (N, C) bool, the completions' tokens; the row holds them in this order.
     """
 
     inputs: dict[str, Any]
     before: int
-    said: Tensor
+    tokens: Tensor
 
     @classmethod
     def of(cls, known: Any, ids: Tensor, mask: Tensor, keep: int, prompts: list[_Prompt], first: list[int]) -> "_Row":
         """Lays rollouts out; `first` is each one's first row with the same prompt."""
-        said = mask[:, -keep:].bool()
+        tokens = mask[:, -keep:].bool()
         shared = {n: prompts[n] for n in sorted(set(first))}
-        # A rollout may be masked whole; it then has no place in the row.
-        spoken = [(length, list(shared).index(first[n])) for n, length in enumerate(said.sum(1).tolist()) if length]
-        parts, prompt_of = [length for length, _ in spoken], [p for _, p in spoken]
+        # A rollout may be masked entirely; it then has no place in the row.
+        lengths = [(length, list(shared).index(first[n])) for n, length in enumerate(tokens.sum(1).tolist()) if length]
+        parts, prompt_of = [length for length, _ in lengths], [p for _, p in lengths]
         positions = packed_positions([_positions(known, one)[:, :-1] for one in shared.values()], parts, prompt_of)
         before = torch.cat([one.ids[:-1] for one in shared.values()])
         pixels = [one.pixels for one in shared.values() if one.pixels is not None]
@@ -113,22 +114,22 @@ class _Row(NamedTuple):
         packing = pack([len(one.ids) - 1 for one in shared.values()], parts, prompt_of)
         inputs = {
             # Prompts are padded on the left, so the column before the completion holds their last tokens.
-            "input_ids": torch.cat([before, ids[:, -keep - 1 : -1][said]]).unsqueeze(0),
-            "shift_labels": torch.cat([torch.full_like(before, -100), ids[:, -keep:][said]]).unsqueeze(0),
+            "input_ids": torch.cat([before, ids[:, -keep - 1 : -1][tokens]]).unsqueeze(0),
+            "shift_labels": torch.cat([torch.full_like(before, -100), ids[:, -keep:][tokens]]).unsqueeze(0),
             "position_ids": positions.to(ids.device),
             "packing": packing.to(ids.device),
             "pixel_values": torch.cat(pixels) if pixels else None,
             "image_grid_thw": torch.cat(grids) if grids else None,
         }
-        return cls(inputs, len(before), said)
+        return cls(inputs, len(before), tokens)
 
     def completions(self, values: Tensor) -> Tensor:
-        """(N, C) of the row's (1, T); still tied to the model where nothing was said."""
-        return values.new_zeros(self.said.shape).masked_scatter(self.said, values[:, self.before :])
+        """(N, C) of the row's (1, T); still tied to the model where there is no token."""
+        return values.new_zeros(self.tokens.shape).masked_scatter(self.tokens, values[:, self.before :])
 
 
 def _why_not(known: Any, prompts: list[_Prompt], firsts: list[list[int]], other: dict[str, Any]) -> str | None:
-    """Why these rollouts can't be packed; makes the model ready where they can."""
+    """The reason why these rollouts can't be packed; None where they can, and then the model is ready."""
     if any(value is not None and value is not False for value in other.values()):
         return "TRL asks for more than log-probabilities"
     if not family(known.config.model_type).prefix_packing:
@@ -172,7 +173,7 @@ def _first_of_its_kind(prompts: list[_Prompt]) -> list[int]:
     return first
 
 
-def whole_groups(micro_batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def prompts_together(micro_batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """TRL's shuffled micro-batches of one generation, cut anew so that rollouts of a prompt stand side by side.
 
     The prompts keep the shuffled order. A prompt's rollouts in one micro-batch can share it.

@@ -1,4 +1,4 @@
-"""Which prompts a step rolls out. The order is known ahead, so a teacher is asked about prompts before their turn."""
+"""The prompts of each step. Their order is known ahead, so a teacher is asked about prompts before their turn."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
@@ -10,7 +10,7 @@ from trl.trainer.utils import RepeatSampler
 
 from prism_cli.errors import TeacherError
 
-# Batches asked about beyond the one whose answers are waited for: an answer has as many whole steps' time, as the data
+# Batches asked about beyond the one whose answers are waited for: an answer has as many full steps' time, as the data
 # loader takes each batch one step before its turn.
 AHEAD = 2
 
@@ -69,8 +69,8 @@ class TeachableSampler(Sampler[int]):
     """EpochSampler that passes over prompts the teacher fails on; the next ones of the epoch's order move up.
 
     An epoch keeps its number of steps: where its order runs out it goes on with its earlier prompts. The same failures
-    give the same prompts. Batches before the window are passed over and those past it are never used, so about neither
-    is anything asked.
+    give the same prompts. Batches before the window are passed over and those past it are never used, so no
+    question is asked about either.
 
     Args:
         sampler: Order, batch size and repetitions.
@@ -96,7 +96,7 @@ class TeachableSampler(Sampler[int]):
         self.sampler, self.ids, self.ahead = sampler, ids, ahead
         self.prefetch, self.teachable, self.window, self.failed = prefetch, teachable, window, failed
         self.batches = len(ids) // sampler.batch_size
-        self._asked: set[int] = set()
+        self._prefetched: set[int] = set()
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader before each epoch."""
@@ -115,10 +115,10 @@ class TeachableSampler(Sampler[int]):
         first, stop = self.window()
         order, cursor = self.sampler.order(self.sampler.epoch), 0
         for number in range(self.sampler.epoch * self.batches, (self.sampler.epoch + 1) * self.batches):
-            asked = first <= number < stop
-            if asked:
+            in_window = first <= number < stop
+            if in_window:
                 self._prefetch(number, order, cursor, stop)
-            rows, cursor = self._take(order, cursor, self._teachable if asked else self._not_failed)
+            rows, cursor = self._take(order, cursor, self._teachable if in_window else self._not_failed)
             for _ in range(self.sampler.repeat_count):
                 for row in rows:
                     yield from repeat(row, self.sampler.mini_repeat_count)
@@ -147,8 +147,8 @@ class TeachableSampler(Sampler[int]):
                 order, cursor = self.sampler.order(coming // self.batches), 0
             rows, cursor = self._take(order, cursor, self._not_failed)
             wanted += rows
-        new = [row for row in dict.fromkeys(wanted) if row not in self._asked]
-        self._asked.update(new)
+        new = [row for row in dict.fromkeys(wanted) if row not in self._prefetched]
+        self._prefetched.update(new)
         self.prefetch([{"id": self.ids[row]} for row in new])
 
     def _teachable(self, rows: list[int]) -> list[bool]:

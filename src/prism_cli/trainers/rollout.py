@@ -1,98 +1,146 @@
-"""What align and RL share on TRL's GRPOTrainer: rollouts read by the declared grammar, no placeholder token."""
+"""Rollouts on TRL's GRPOTrainer, for align and RL: read by the declared grammar, without placeholder tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from transformers import TrainerCallback
+from torch import Tensor
+from torch.utils.data import Sampler
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from prism_cli import phases
 from prism_cli.models import Policy, placeholder_ids
 from prism_cli.responses import Response
 from prism_cli.trainers.arguments import trl_config
-from prism_cli.trainers.packed_logps import PackedLogps, whole_groups
+from prism_cli.trainers.packed_logps import PackedLogps, prompts_together
 from prism_cli.trainers.prompts import EpochSampler
-from prism_cli.trainers.rollout_log import RolloutLog
-from prism_cli.trainers.vllm_rollouts import VLLMRollouts, end, mend, never_says, suppressing
+from prism_cli.trainers.rollout_log import Rollouts
+from prism_cli.trainers.setup import TrainerSetup
+from prism_cli.trainers.vllm_rollouts import end, mend, never_says, suppressing
 
 RewardFunction = Callable[..., Any]
+Rows = list[dict[str, Any]]
+
+
+class Batch(NamedTuple):
+    """One process's rollouts of a generation batch, those of a prompt side by side.
+
+    Attributes:
+        rows: (N,) rows of the data.
+        prompts: (N,) conversations.
+        responses: (N,) parsed.
+        completion_ids: (N,) token ids.
+    """
+
+    rows: Rows
+    prompts: list[Any]
+    responses: list[Response]
+    completion_ids: list[list[int]]
 
 
 class RolloutTrainer(GRPOTrainer):
     """GRPOTrainer whose rollouts are read as responses of a grammar.
 
+    A child scores them in `score`, and keeps what TRL does not in `save_extra` and `load_extra`.
+
     Args:
         policy: Model, processor and grammar.
         reward_funcs: TRL reward callables.
-        arguments: Keyword arguments of GRPOConfig.
-        train: Rows with `prompt` and `images`.
-        held_out: Rows of the same shape for the evaluation, or None.
-        callbacks: Watchers; a `RolloutLog` among them is given rollouts to keep.
-        lora: A peft config, or None to train all weights.
-        vllm: How vLLM makes the rollouts, or None for transformers.
+        setup: Arguments of GRPOConfig, rows with `prompt` and `images`, and what watches.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        reward_funcs: Sequence[RewardFunction],
-        arguments: dict[str, Any],
-        train: Dataset,
-        held_out: Dataset | None,
-        callbacks: Sequence[TrainerCallback],
-        lora: Any = None,
-        vllm: VLLMRollouts | None = None,
-    ):
+    def __init__(self, policy: Policy, reward_funcs: Sequence[RewardFunction], setup: TrainerSetup):
         self.grammar = policy.grammar
-        placeholders = placeholder_ids(policy.processor)
+        self.rollout_log = setup.rollout_log
+        placeholders, vllm = placeholder_ids(policy.processor), setup.vllm
         unsaid = {"suppress_tokens": placeholders} if vllm is None else suppressing(policy, placeholders)
-        generation = {**arguments.get("generation_kwargs", {}), **unsaid}
-        arguments = {**({} if vllm is None else vllm.arguments), **arguments, "generation_kwargs": generation}
+        generation = {**setup.arguments.get("generation_kwargs", {}), **unsaid}
+        arguments = {**({} if vllm is None else vllm.arguments), **setup.arguments, "generation_kwargs": generation}
         args = trl_config(GRPOConfig, arguments)
         with nullcontext() if vllm is None else vllm.started_for(policy.processor, args.bf16, args.seed):
             super().__init__(
                 model=policy.model,
                 reward_funcs=list(reward_funcs),
                 args=args,
-                train_dataset=train,
-                eval_dataset=held_out,
+                train_dataset=cast(Dataset, setup.train),
+                eval_dataset=setup.held_out,
                 processing_class=policy.processor,
-                callbacks=list(callbacks),
-                peft_config=lora,
+                callbacks=[*setup.callbacks, *filter(None, [setup.rollout_log])],
+                peft_config=setup.lora,
             )
         if vllm is not None:
             mend(self.vllm_generation, policy.processor)
             for model in filter(None, (self.model, self.ref_model)):
                 never_says(model, placeholders)
         self.packed_logps = PackedLogps(self.accelerator)
-        self.rollout_log = next((one for one in callbacks if isinstance(one, RolloutLog)), None)
 
-    def train(self, *args, **kwargs):
-        """TRL's; a vLLM of its own ends with it."""
+    # For children -----------------------------------------------------------------------------------------------------
+
+    def score(self, batch: Batch) -> None:
+        """Scores a generation batch of this process, before TRL calls the reward functions."""
+
+    def shown_scores(self, rewards: Tensor) -> Mapping[str, Sequence[float]]:
+        """What the rollout log shows of each rollout, by name.
+
+        Args:
+            rewards: (N, F) of TRL's reward functions, NaN where unscored.
+        """
+        return dict(zip(self.reward_func_names, rewards.T.tolist(), strict=True))
+
+    def teacher_texts(self) -> Mapping[str, str | None]:
+        """The teacher's texts for the rollout log, by row id."""
+        return {}
+
+    def save_extra(self, folder: Path) -> None:
+        """Writes what TRL doesn't keep into a checkpoint; all processes call it."""
+
+    def load_extra(self, folder: Path) -> None:
+        """Continues from a checkpoint that `save_extra` wrote into."""
+
+    @property
+    def training(self) -> bool:
+        """Whether a training batch is under way, not a held-out one."""
+        return cast(torch.nn.Module, self.model).training
+
+    # TRL's methods ----------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """TRL's, with the extra state of the checkpoint; a vLLM of its own ends with it."""
+        if isinstance(resume_from_checkpoint, str):
+            self.load_extra(Path(resume_from_checkpoint))
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             if self.use_vllm:
                 end(self.vllm_generation)
 
-    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.save_extra(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        with phases.within(phases.GENERATION):
+            return super()._generate(prompts)
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         packed = self.packed_logps(model, *args, **kwargs)
         return packed or super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
-    def _prepare_inputs(self, generation_batch):
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
         if self._buffered_inputs is before:
             return inputs
-        self._buffered_inputs = whole_groups(self._buffered_inputs)
+        self._buffered_inputs = prompts_together(self._buffered_inputs)
         return self._buffered_inputs[self._step % len(self._buffered_inputs)]
 
-    def _get_train_sampler(self, dataset=None):
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         sampler = cast(RepeatSampler, super()._get_train_sampler(dataset))
         return EpochSampler(
             sampler.data_source,
@@ -103,11 +151,13 @@ class RolloutTrainer(GRPOTrainer):
             sampler.seed,
         )
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+    def _calculate_rewards(
+        self, inputs: Rows, prompts: list[Any], completions: list[Any], completion_ids_list: list[list[int]]
+    ) -> Tensor:
         responses = [self.grammar.parse(text_of(completion)) for completion in completions]
         malformed = sum(not response.well_formed for response in responses)
         self._log_metric("responses/malformed_fraction", malformed / len(responses))
-        self.judge(inputs, prompts, responses, completion_ids_list)
+        self.score(Batch(inputs, prompts, responses, completion_ids_list))
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._log_by_source(inputs, rewards, responses)
         start = self.accelerator.process_index * len(inputs)
@@ -115,19 +165,25 @@ class RolloutTrainer(GRPOTrainer):
         return rewards
 
     def keep_rollouts(
-        self, rows: list[dict], completions: list, rewards: torch.Tensor, completion_ids: list[list[int]]
+        self, rows: Rows, completions: list[Any], rewards: Tensor, completion_ids: list[list[int]]
     ) -> None:
-        """Gives the log, where it is due, what is trained on: this process's (N,) rows with their (N, F) rewards."""
-        log, step = self.rollout_log, self.state.global_step + 1
-        if log is None or not cast(torch.nn.Module, self.model).training or not self.is_world_process_zero():
-            return
-        if log.is_due(step):
-            texts = list(map(text_of, completions))
-            problems = [self.grammar.parse(text).problem for text in texts]
-            named = dict(zip(self.reward_func_names, rewards.T.tolist(), strict=True))
-            log.keep(step, rows, texts, problems, named, list(map(len, completion_ids)))
+        """Gives the log, where it is due, what is trained on.
 
-    def _log_by_source(self, rows: list[dict], rewards: torch.Tensor, responses: list[Response]) -> None:
+        Args:
+            rows: (N,) of this process.
+            completions: (N,) TRL's.
+            rewards: (N, F), NaN where unscored.
+            completion_ids: (N,) token ids.
+        """
+        log, step = self.rollout_log, self.state.global_step + 1
+        if log is None or not self.training or not self.is_world_process_zero() or not log.is_due(step):
+            return
+        texts = list(map(text_of, completions))
+        problems = [self.grammar.parse(text).problem for text in texts]
+        lengths = list(map(len, completion_ids))
+        log.keep(step, Rollouts(rows, texts, problems, self.shown_scores(rewards), lengths, self.teacher_texts()))
+
+    def _log_by_source(self, rows: Rows, rewards: Tensor, responses: list[Response]) -> None:
         """Mean reward and share of malformed responses of each source of a mixture; `rewards` are of all processes."""
         if not rows[0]["source"]:
             return
@@ -136,14 +192,10 @@ class RolloutTrainer(GRPOTrainer):
         everywhere: list[tuple[str, bool]] = gather_object(pairs)
         totals = (rewards * self.reward_weights.to(rewards)).nansum(1).tolist()
         for name in sorted({source for source, _ in everywhere}):
-            mine = [i for i, (source, _) in enumerate(everywhere) if source == name]
-            self._log_metric(f"sources/{name}/reward", sum(totals[i] for i in mine) / len(mine))
-            self._log_metric(f"sources/{name}/malformed_fraction", sum(everywhere[i][1] for i in mine) / len(mine))
-
-    def judge(
-        self, rows: list[dict], prompts: list, responses: list[Response], completion_ids: list[list[int]]
-    ) -> None:
-        """Called with each generation batch of this process before rewards are computed; children score here."""
+            places = [i for i, (source, _) in enumerate(everywhere) if source == name]
+            self._log_metric(f"sources/{name}/reward", sum(totals[i] for i in places) / len(places))
+            malformed = sum(everywhere[i][1] for i in places)
+            self._log_metric(f"sources/{name}/malformed_fraction", malformed / len(places))
 
 
 def text_of(completion: str | list[dict[str, Any]]) -> str:

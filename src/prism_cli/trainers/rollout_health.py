@@ -74,17 +74,17 @@ def entropy_collapse(history: History) -> HealthWarning | None:
     """The policy says nearly the same each time, so there is nothing to choose from."""
     ends, lasting = _ends(history, "entropy"), lately(history, "entropy")
     if ends is not None and ends[1] < ENTROPY_LEFT * ends[0]:
-        found = f"went from {ends[0]:.3f} to {ends[1]:.3f} nats a token: the policy stops trying other answers"
+        trend = f"went from {ends[0]:.3f} to {ends[1]:.3f} nats a token: the policy stops trying other answers"
         cure = (
             "lower optimizer.learning_rate, in RL raise algorithm.clip_high (DAPO has 0.28), or start from a "
             "checkpoint before it happened (--from RUN@N)"
         )
     elif lasting and _mean(lasting) < NO_ENTROPY:
-        found = f"is {_mean(lasting):.3f} nats a token: rollouts of a prompt are nearly all the same text"
+        trend = f"is {_mean(lasting):.3f} nats a token: rollouts of a prompt are nearly all the same text"
         cure = "train SFT for fewer steps, or take another checkpoint of it (--from RUN@N); raise temperature"
     else:
         return None
-    return HealthWarning("entropy_collapse", f"entropy {found}", cure)
+    return HealthWarning("entropy_collapse", f"entropy {trend}", cure)
 
 
 def far_from_start(history: History) -> HealthWarning | None:
@@ -164,7 +164,7 @@ def format_milked(history: History) -> HealthWarning | None:
 
 
 def unscored(history: History) -> HealthWarning | None:
-    """Many responses have no reward, because who judges them fails."""
+    """Many responses have no reward, because the LLM judge or a function of the user's fails."""
     mean = _now(history, "rewards/unscored_fraction")
     if mean is None or mean <= UNSCORED:
         return None

@@ -1,48 +1,37 @@
-"""Supervised fine-tuning on TRL's SFTTrainer: what a stage's plain settings become there, and the loss by source."""
+"""Supervised fine-tuning on TRL's SFTTrainer, with the loss of each source."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from datasets import Dataset, IterableDataset
-from transformers import TrainerCallback
+from datasets import Dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from prism_cli import processes
+from prism_cli.models import Policy
 from prism_cli.trainers.arguments import trl_config
+from prism_cli.trainers.setup import TrainerSetup
 
 
-def sft_trainer(
-    model: Any,
-    processor: Any,
-    train: Dataset | IterableDataset,
-    held_out: Dataset | None,
-    arguments: dict[str, Any],
-    callbacks: Sequence[TrainerCallback],
-    lora: Any = None,
-) -> SFTTrainer:
-    """A trainer that learns the completions of `prompt`/`completion`/`images` rows.
+def sft_trainer(policy: Policy, setup: TrainerSetup) -> SFTTrainer:
+    """A trainer that learns the completions of rows.
 
     Args:
-        model: The policy.
-        processor: Its processor.
-        train: Columns prompt (messages), completion (text), images, and `source` if rows are from several.
-        held_out: The same columns, or None.
-        arguments: Keyword arguments of SFTConfig.
-        callbacks: Watchers.
-        lora: A peft config, or None to train all weights.
+        policy: The policy to train.
+        setup: Arguments of SFTConfig; rows with prompt (messages), completion (text), images, and `source` if they are
+            from several; what watches.
     """
     # Rows are never cut (TRL's default of 1024 would cut image tokens); over-long ones were refused before.
-    config = trl_config(SFTConfig, {**arguments, "max_length": None, "completion_only_loss": True})
+    config = trl_config(SFTConfig, {**setup.arguments, "max_length": None, "completion_only_loss": True})
     return SourceLossTrainer(
-        model=model,
+        model=policy.model,
         args=config,
-        train_dataset=train,
-        eval_dataset=held_out,
-        processing_class=processor,
-        callbacks=list(callbacks),
-        peft_config=lora,
+        train_dataset=setup.train,
+        eval_dataset=setup.held_out,
+        processing_class=policy.processor,
+        callbacks=list(setup.callbacks),
+        peft_config=setup.lora,
     )
 
 
@@ -51,7 +40,7 @@ class SourceLossTrainer(SFTTrainer):
 
     def __init__(self, **options: Any):
         super().__init__(**options)
-        # TRL then takes the mean over the tokens of the whole batch. A Qwen-VL's own loss can't, so by default it would
+        # TRL then takes the mean over the tokens of the full batch. A Qwen-VL's own loss can't, so by default it would
         # be the mean of micro-batches' means, and depend on how a batch is cut.
         self.model_accepts_loss_kwargs = True
         self.data_collator: Any = _Collator(self.data_collator)
@@ -63,7 +52,10 @@ class SourceLossTrainer(SFTTrainer):
         self._seen: Any = None
         cast(torch.nn.Module, self.model).register_forward_hook(self._see)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's, adding up each source's loss."""
         sources = inputs.pop("source")
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         totals = self._totals[self._training]
@@ -73,12 +65,13 @@ class SourceLossTrainer(SFTTrainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's, with each source's mean loss a token."""
         # They stay on the CPU: some accelerators have no float64.
         totals = torch.stack(processes.gather(self._totals[self._training])).sum(0).tolist()
         self._totals[self._training].zero_()
         name = "sources/{}/loss" if self._training else "eval_{}_loss"
-        found = zip(self.sources, totals, strict=True)
-        means = {name.format(source): lost / tokens for source, (lost, tokens) in found if tokens}
+        sums = zip(self.sources, totals, strict=True)
+        means = {name.format(source): lost / tokens for source, (lost, tokens) in sums if tokens}
         super().log({**logs, **means}, start_time)
 
     def _see(self, module: torch.nn.Module, args: tuple, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""What several processes ask of a policy: eyes that open for text too, and weights that are whole for a moment."""
+"""Policies on several processes: a vision tower that all use in step, and shards gathered to full weights."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import Tensor
 from prism_cli import processes
 
 
-def keep_eyes_open(model: Any) -> None:
+def keep_vision_tower_in_step(model: Any) -> None:
     """Has a policy's vision tower read one blank picture, which counts for nothing, wherever a batch has none.
 
     Processes sum the gradients of all weights, and under ZeRO-3 fetch each layer's weights together: one that left out
@@ -22,32 +22,33 @@ def keep_eyes_open(model: Any) -> None:
     body: Any = getattr(model, "model", None)
     if processes.world_size() == 1 or not hasattr(getattr(body, "visual", None), "patch_embed"):
         return
-    blind = _Blind()
-    body.register_forward_pre_hook(blind.look, with_kwargs=True)
+    text_passes = _TextPasses()
+    body.register_forward_pre_hook(text_passes.look, with_kwargs=True)
 
-    def look_at_nothing(_: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        return args, kwargs | {"inputs_embeds": blind.add(body.visual, kwargs["inputs_embeds"])}
+    def tie_tower(_: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return args, kwargs | {"inputs_embeds": text_passes.add(body.visual, kwargs["inputs_embeds"])}
 
     # Between embedding and layers, where the tower stands in the passes of the other processes, backward too.
-    body.language_model.register_forward_pre_hook(look_at_nothing, with_kwargs=True)
+    body.language_model.register_forward_pre_hook(tie_tower, with_kwargs=True)
 
 
-class _Blind:
-    """Whether the pass under way has no picture."""
+class _TextPasses:
+    """Passes without a picture, tied to the vision tower's weights."""
 
     def __init__(self):
-        self.blind = False
+        self.without_picture = False
 
     def look(self, body: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        # While generating all processes hold whole weights, and a token has no picture.
+        """Notes whether the pass that begins has a picture."""
+        # While generating all processes hold full weights, and a token has no picture.
         generating = kwargs.get("past_key_values") is not None
-        self.blind = kwargs.get("pixel_values") is None and not generating
+        self.without_picture = kwargs.get("pixel_values") is None and not generating
 
     def add(self, tower: Any, embedded: Tensor) -> Tensor:
         """(B, T, H) as they are, tied to every weight of the tower."""
-        if not self.blind:
+        if not self.without_picture:
             return embedded
-        self.blind = False
+        self.without_picture = False
         sizes = tower.config
         patches = sizes.spatial_merge_size**2
         width = sizes.in_channels * sizes.temporal_patch_size * sizes.patch_size**2
@@ -59,8 +60,8 @@ class _Blind:
 
 
 @contextmanager
-def whole_weights(weights: Iterable[torch.nn.Parameter]) -> Iterator[None]:
-    """Weights that ZeRO-3 holds in shards, whole as long as the context; without weights nothing happens."""
+def full_weights(weights: Iterable[torch.nn.Parameter]) -> Iterator[None]:
+    """Weights that ZeRO-3 holds in shards, full as long as the context; without weights nothing happens."""
     chosen = list(weights)
     if not chosen:
         yield
@@ -72,7 +73,7 @@ def whole_weights(weights: Iterable[torch.nn.Parameter]) -> Iterator[None]:
 
 
 def trained_elsewhere() -> None:
-    """Lets models be loaded whole again after a training under DeepSpeed."""
+    """Lets models be loaded unsharded again after a training under DeepSpeed."""
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()

@@ -1,6 +1,6 @@
 """Rewards by rule: computed once a generation batch, served to TRL under their names."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prism_cli.responses import Response
@@ -9,7 +9,7 @@ from prism_cli.responses import Response
 # is never the same as wrong.
 Rule = Callable[[Response, dict[str, Any], int], float | None]
 # One response with its row and its length in tokens.
-Judged = tuple[Response, dict[str, Any], int]
+Scored = tuple[Response, dict[str, Any], int]
 
 
 class VerifiedReward:
@@ -17,18 +17,33 @@ class VerifiedReward:
 
     Args:
         rules: Name → rule, each in its own unit.
-        prepare: Called with the whole batch before the rules see its first response: asks at once what they need.
+        weights: Name → weight in the reward.
+        prepare: Called with the complete batch before the rules see its first response: requests at once what they
+            need.
+        by_model: A model takes part, which may leave responses unscored.
 
     Attributes:
         values: Name → reward of each response of the last batch.
     """
 
-    def __init__(self, rules: dict[str, Rule], prepare: Callable[[list[Judged]], None] = lambda batch: None):
-        self.rules, self.prepare = rules, prepare
+    def __init__(
+        self,
+        rules: dict[str, Rule],
+        weights: Mapping[str, float],
+        prepare: Callable[[list[Scored]], None] = lambda batch: None,
+        by_model: bool = False,
+    ):
+        self.rules, self.weights, self.prepare, self.by_model = rules, weights, prepare, by_model
         self.values: dict[str, list[float | None]] = {name: [] for name in rules}
 
-    def judge(self, responses: Sequence[Response], rows: Sequence[dict[str, Any]], lengths: Sequence[int]) -> None:
-        """Computes every rule on every response."""
+    def score(self, responses: Sequence[Response], rows: Sequence[dict[str, Any]], lengths: Sequence[int]) -> None:
+        """Computes every rule on every response.
+
+        Args:
+            responses: (N,) parsed.
+            rows: (N,) their rows.
+            lengths: (N,) tokens.
+        """
         batch = list(zip(responses, rows, lengths, strict=True))
         self.prepare(batch)
         self.values = {name: [rule(*one) for one in batch] for name, rule in self.rules.items()}

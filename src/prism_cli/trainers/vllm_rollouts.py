@@ -1,4 +1,4 @@
-"""vLLM makes a trainer's rollouts: what TRL's own support of it lacks for pictures, placeholders and CPUs.
+"""vLLM in a trainer: what TRL's own support of it lacks for pictures, placeholders and CPUs.
 
 TRL starts vLLM, gives it the weights of each step and hands it prompts. What is mended here, each with its reason
 beside it, would else give wrong rollouts without a word.
@@ -6,7 +6,7 @@ beside it, would else give wrong rollouts without a word.
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -46,7 +46,7 @@ class VLLMRollouts(NamedTuple):
     arguments: dict[str, Any]
     options: dict[str, Any]
 
-    def started_for(self, processor: Any, bf16: bool, seed: int):
+    def started_for(self, processor: Any, bf16: bool, seed: int) -> AbstractContextManager[None]:
         """A block in which TRL starts vLLM with what it doesn't let one say.
 
         Args:
@@ -72,7 +72,7 @@ def _started(how: VLLMRollouts, processor: Any, bf16: bool, seed: int) -> Iterat
             return LLM(**{**options, **ours, "seed": options["seed"] + SEEDS_APART * seed, **how.options})
 
     if not torch.cuda.is_available():
-        keep_cpu_weights_whole()
+        keep_cpu_weights_unpacked()
     module: Any = vllm_generation
     before, module.LLM = module.LLM, start
     environment = {name: os.environ.get(name) for name in LAUNCHERS}
@@ -99,7 +99,7 @@ def _reached(url: str) -> Iterator[None]:
         ) from error
 
 
-def keep_cpu_weights_whole() -> None:
+def keep_cpu_weights_unpacked() -> None:
     """Keeps vLLM on a CPU from packing the weights into a form of its own: new ones could no longer be put in."""
     from vllm.model_executor.layers import utils  # pyright: ignore[reportMissingImports]
 
@@ -121,7 +121,7 @@ def mend(generation: Any, processor: Any) -> None:
 
     def sync_weights() -> None:
         sync()
-        # TRL forgets what was computed of prompts, not of pictures: those would stay what the old eyes saw.
+        # TRL forgets what was computed of prompts, not of pictures: those would stay what the old vision tower saw.
         if colocated:
             generation.llm.llm_engine.reset_encoder_cache()
         elif generation.accelerator.is_main_process:
@@ -130,16 +130,16 @@ def mend(generation: Any, processor: Any) -> None:
     def generate_from(prompts: list[list[int]], images: Any, *args: Any, **kwargs: Any) -> tuple:
         # TRL's prompts hold a placeholder for each piece of an image, and vLLM puts in as many for each it finds.
         given = [collapsed(ids, mark) for ids in prompts] if colocated and images is not None else prompts
-        found = generate(given, images, *args, **kwargs)
+        output = generate(given, images, *args, **kwargs)
         if colocated:
-            refuse_other_prompts(found[0], prompts, generation.model.name_or_path)
-        return found
+            refuse_other_prompts(output[0], prompts, generation.model.name_or_path)
+        return output
 
     generation.sync_weights, generation.generate = sync_weights, generate_from
 
 
 def forget_pictures(client: Any) -> None:
-    """Makes a server forget what its old eyes saw.
+    """Makes a server forget what its old vision tower saw.
 
     Args:
         client: TRL's `VLLMClient`.
