@@ -25,7 +25,7 @@ from prism_cli.recipes.sections import ResponseSection
 from prism_cli.stages import align, sft
 from prism_cli.teacher.server import ServedEndpoint
 from prism_cli.trainers import on_policy_distill
-from prism_cli.trainers.on_policy_distill import _firsts
+from prism_cli.trainers.on_policy_distill import _is_first
 from prism_cli.trainers.rollout import RolloutTrainer
 
 STEPS = 12
@@ -70,9 +70,9 @@ class Ahead(on_policy_distill.OnPolicyDistillTrainer):
         super().train(*args, **kwargs)
         self.seconds = time.monotonic() - started
 
-    def judge(self, rows, *args):
-        self.taken.append(list(dict.fromkeys(row["id"] for row in rows)))
-        super().judge(rows, *args)
+    def score(self, batch):
+        self.taken.append(list(dict.fromkeys(row["id"] for row in batch.rows)))
+        super().score(batch)
         self.waits.append(self._pending_metrics["teacher/wait_seconds"][-1])
 
     def _generate(self, *args):
@@ -89,7 +89,7 @@ class AtRollout(Ahead):
         return RolloutTrainer._get_train_sampler(self, dataset)
 
     def _generate_and_score_completions(self, inputs):
-        self.teacher.prefetch([row for row, first in zip(inputs, _firsts(inputs), strict=True) if first])
+        self.teacher.prefetch([row for row, first in zip(inputs, _is_first(inputs), strict=True) if first])
         return super()._generate_and_score_completions(inputs)
 
 

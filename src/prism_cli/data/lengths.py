@@ -116,3 +116,21 @@ def refuse_mixed(data: Dataset) -> None:
             f"{len(without)} of {len(counts)} rows have no picture, the first is {without[0]}",
             "give every row a picture, or none: rollouts of both kinds can't share a batch yet",
         )
+
+
+def refuse_unanswered(*sources: Dataset) -> None:
+    """Refuses rows without a teacher's answer, where the answers stand in the data.
+
+    Args:
+        sources: Rows.
+
+    Raises:
+        DataError: naming the first one.
+    """
+    for rows in sources:
+        missing = [id for id, text in zip(rows["id"], rows["teacher_response"], strict=True) if not text]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of {len(rows)} rows have no teacher_response, the first is {missing[0]}",
+                "fill the column, drop these rows, or give --teacher-endpoint URL",
+            )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich import get_console
 
@@ -18,7 +18,7 @@ from prism_cli.assembly.planned_alignment import align_job
 from prism_cli.assembly.policy import lora_config, resolve_start
 from prism_cli.assembly.response import grammar_ahead
 from prism_cli.assembly.teacher import TeacherQuestions, open_teacher, prompting_of, resolve_teacher
-from prism_cli.errors import DataError, RecipeError
+from prism_cli.errors import RecipeError
 from prism_cli.evaluation.backend import Backend
 from prism_cli.recipes.stages import AlignRecipe
 from prism_cli.responses import ResponseSettings
@@ -29,8 +29,13 @@ from prism_cli.teacher.teacher import RecordedTeacher
 if TYPE_CHECKING:  # torch and datasets cost seconds to import
     from datasets import Dataset
 
+    from prism_cli.assembly.training import TrainingSettings
+    from prism_cli.discriminator.model import Discriminator
     from prism_cli.models import Policy
     from prism_cli.teacher.answers import TeacherAnswers
+    from prism_cli.trainers.callbacks import Callbacks
+    from prism_cli.trainers.on_policy_distill import OnPolicyDistillTrainer
+    from prism_cli.trainers.watch import WatchedLearner
 
 
 def check(recipe: AlignRecipe, pending: bool = False) -> Plan:
@@ -53,15 +58,18 @@ def check(recipe: AlignRecipe, pending: bool = False) -> Plan:
     if (pairs := recipe.discriminator.warmup.data) is not None:
         plan += checks.check_data(pairs, "align", "discriminator.warmup.data")
     discriminator = check_discriminator(recipe)
-    rollouts = f"{recipe.prompts_per_step} prompts × {recipe.rollouts} rollouts a step"
-    length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs} epochs"
-    if recipe.stop is not None:
-        length += f", fewer once drift is flat (measured every {recipe.stop.every} steps)"
     start = resolve_start(recipe)
     plan += check_rollouts(
         recipe.generation, start.tiny, start.four_bits, recipe.launch.processes, recipe.longest_tokens
     )
-    return [*plan, ("discriminator", discriminator), ("training", f"{length}, {rollouts}")]
+    return [*plan, ("discriminator", discriminator), ("training", _length(recipe))]
+
+
+def _length(recipe: AlignRecipe) -> str:
+    length = f"{recipe.max_steps} steps" if recipe.max_steps else f"{recipe.epochs} epochs"
+    if recipe.stop is not None:
+        length += f", fewer once drift is flat (measured every {recipe.stop.every} steps)"
+    return f"{length}, {recipe.prompts_per_step} prompts × {recipe.rollouts} rollouts a step"
 
 
 def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -> Path:
@@ -76,34 +84,37 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
             return run.folder
         from prism_cli.assembly import training
         from prism_cli.assembly.warmup import warm_discriminator
-        from prism_cli.data.lengths import refuse_mixed, refuse_over_long, refuse_too_few
         from prism_cli.models import free_memory
 
         policy = training.start(recipe)
-        named = resolve_teacher(recipe.teacher)
-        by_column = isinstance(named, RecordedTeacher)
-        with processes.main_first():
-            rows = load_data(recipe.data, policy.settings, "align", by_column)
-            held_out = load_data(recipe.eval_data, policy.settings, "align", by_column) if recipe.eval_data else None
-        refuse_mixed(rows)
-        refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
-        if by_column:
-            _check_column(*filter(None, (rows, held_out)))
-        refuse_too_few(rows, recipe.prompts_per_step)
+        rows, held_out = _rows(recipe, policy)
         backend = chosen_backend(recipe.generation, policy)  # before the teacher costs anything
         sources = tuple(filter(None, (rows, held_out)))
         questions = TeacherQuestions(sources, policy.settings, recipe.data, questions_of_align(recipe))
-        with open_teacher(named, run, questions) as teacher:
-            judge = warm_discriminator(recipe, policy, rows, teacher, backend, run.folder / "warmup")
-            trainer, callbacks, learner = _trainer(recipe, policy, judge, teacher, rows, held_out, run, backend)
-            training.train(trainer, callbacks, run, policy)
-            learner.save_discriminator(run.folder / DISCRIMINATOR)
-            learner.close()
+        with open_teacher(resolve_teacher(recipe.teacher), run, questions) as teacher:
+            discriminator = warm_discriminator(recipe, policy, rows, teacher, backend, run.folder / "warmup")
+            _train(recipe, run, _Parts(policy, discriminator, teacher, rows, held_out, backend))
             # The showcase loads two more policies: what trained goes first.
-            del trainer, callbacks, learner, judge, policy
+            del policy, discriminator
             free_memory()
             processes.from_main(lambda: _show(recipe, run, held_out or rows, teacher))
     return run.folder
+
+
+def _rows(recipe: AlignRecipe, policy: "Policy") -> "tuple[Dataset, Dataset | None]":
+    """The prompts and the held-out ones, refused where they don't fit."""
+    from prism_cli.data.lengths import refuse_mixed, refuse_over_long, refuse_too_few, refuse_unanswered
+
+    by_column = isinstance(resolve_teacher(recipe.teacher), RecordedTeacher)
+    with processes.main_first():
+        rows = load_data(recipe.data, policy.settings, "align", by_column)
+        held_out = load_data(recipe.eval_data, policy.settings, "align", by_column) if recipe.eval_data else None
+    refuse_mixed(rows)
+    refuse_over_long(rows, policy.processor, recipe.max_prompt_tokens, "max_prompt_tokens")
+    if by_column:
+        refuse_unanswered(*filter(None, (rows, held_out)))
+    refuse_too_few(rows, recipe.prompts_per_step)
+    return rows, held_out
 
 
 def _show(recipe: AlignRecipe, run: Run, rows: "Dataset", teacher: "TeacherAnswers") -> None:
@@ -142,19 +153,86 @@ def _check_weights(recipe: AlignRecipe) -> None:
         )
 
 
-def _trainer(recipe: AlignRecipe, policy, judge, teacher, rows, held_out, run, backend: Backend):
+class _Parts(NamedTuple):
+    """The parts of a training.
+
+    Attributes:
+        policy: At its start.
+        discriminator: Warm.
+        teacher: Its answers.
+        rows: The prompts.
+        held_out: Those of the evaluation, or None.
+        backend: Generates the rollouts.
+    """
+
+    policy: "Policy"
+    discriminator: "Discriminator"
+    teacher: "TeacherAnswers"
+    rows: "Dataset"
+    held_out: "Dataset | None"
+    backend: Backend
+
+
+def _train(recipe: AlignRecipe, run: Run, parts: _Parts) -> None:
+    """Trains policy and discriminator, and leaves both in the run's folder."""
     from prism_cli.assembly import training
+
+    settings = training.training_settings(recipe, run)
+    training.seed(settings)
+    learner = _learner(recipe, parts)
+    trainer, callbacks = _trainer(recipe, settings, learner, parts)
+    training.train(trainer, callbacks, run, parts.policy)
+    learner.save_discriminator(run.folder / DISCRIMINATOR)
+    learner.close()
+
+
+def _learner(recipe: AlignRecipe, parts: _Parts) -> "WatchedLearner":
+    """The discriminator's learner, which also measures drift and shortcuts."""
     from prism_cli.discriminator.learner import DiscriminatorLearner
+    from prism_cli.trainers.drift_stop import DriftStop
+    from prism_cli.trainers.watch import WatchedLearner
+
+    learner = DiscriminatorLearner.on_device(parts.discriminator, discriminator_settings(recipe).learner)
+    stop = None if recipe.stop is None else DriftStop(**recipe.stop.model_dump())
+    decode = parts.policy.processor.tokenizer.decode
+    return WatchedLearner(learner, decode, recipe.discriminator.probe_every, stop, recipe.seed)
+
+
+def _trainer(
+    recipe: AlignRecipe, settings: "TrainingSettings", learner: "WatchedLearner", parts: _Parts
+) -> "tuple[OnPolicyDistillTrainer, Callbacks]":
+    from prism_cli.assembly import training
     from prism_cli.trainers.drift_stop import StopWhenFlat
     from prism_cli.trainers.health import HealthWatch, align_detectors
     from prism_cli.trainers.on_policy_distill import AdvantageRule, OnPolicyDistillTrainer, TeacherCalls
     from prism_cli.trainers.setup import TrainerSetup
 
-    settings = training.training_settings(recipe, run)
-    training.seed(settings)
-    learner = _watched(recipe, DiscriminatorLearner.on_device(judge, discriminator_settings(recipe).learner), policy)
-    # The method's policy loss: clipped ratio, mean over the batch's tokens (TRL calls it dapo), dual clip.
-    loss = {
+    policy, teacher, run = parts.policy, parts.teacher, settings.run
+    health = HealthWatch(run.folder, align_detectors(teacher.taught), get_console())
+    shown = training.Shown("align", _shown(teacher.taught))
+    callbacks = training.callbacks(settings, policy, shown, partial(align_job, recipe), (health,))
+    callbacks = callbacks._replace(early_stop=StopWhenFlat(learner))
+    setup = TrainerSetup(
+        *(settings.arguments(_batch(recipe)), parts.rows, parts.held_out, callbacks.all(), lora_config(recipe)),
+        rollout_log=training.rollout_log(recipe, callbacks, run),
+        vllm=vllm_rollouts(parts.backend, policy, recipe.longest_tokens, resolve_start(recipe).revision),
+    )
+    calls = TeacherCalls(teacher.prefetch, teacher.teachable, teacher.answers)
+    advantage = AdvantageRule(**recipe.advantage.model_dump())
+    return OnPolicyDistillTrainer(policy, learner, calls, advantage, setup, teacher.grammar), callbacks
+
+
+def _shown(parts: Sequence[str]) -> dict[str, str]:
+    """The metrics of the progress bar, with their labels."""
+    accuracies = {f"discriminator/accuracy/{part}": f"discriminator {part}" for part in parts}
+    return accuracies | {"responses/malformed_fraction": "malformed", "completions/mean_length": "length"}
+
+
+def _batch(recipe: AlignRecipe) -> dict[str, Any]:
+    """The stage's own arguments of GRPOConfig."""
+    return {
+        **checks.rollout_batch(recipe).arguments(),
+        # The method's policy loss: clipped ratio, mean over the batch's tokens (TRL calls it dapo), dual clip.
         "loss_type": "dapo",
         "epsilon": recipe.clip,
         "delta": recipe.dual_clip,
@@ -162,41 +240,3 @@ def _trainer(recipe: AlignRecipe, policy, judge, teacher, rows, held_out, run, b
         "num_generations_eval": 2,
         "per_device_eval_batch_size": 2 * recipe.micro_batch,
     }
-    metrics = {f"discriminator/accuracy/{part}": f"discriminator {part}" for part in teacher.taught}
-    metrics |= {"responses/malformed_fraction": "malformed", "completions/mean_length": "length"}
-    shown = training.Shown("align", metrics)
-    health = HealthWatch(run.folder, align_detectors(teacher.taught), get_console())
-    callbacks = training.callbacks(settings, policy, shown, partial(align_job, recipe), (health,))
-    callbacks = callbacks._replace(early_stop=StopWhenFlat(learner))
-    setup = TrainerSetup(
-        settings.arguments({**checks.rollout_batch(recipe).arguments(), **loss}),
-        rows,
-        held_out,
-        callbacks.all(),
-        lora_config(recipe),
-        training.rollout_log(recipe, callbacks, run),
-        vllm_rollouts(backend, policy, recipe.longest_tokens, resolve_start(recipe).revision),
-    )
-    calls = TeacherCalls(teacher.prefetch, teacher.teachable, teacher.answers)
-    advantage = AdvantageRule(**recipe.advantage.model_dump())
-    return OnPolicyDistillTrainer(policy, learner, calls, advantage, setup, teacher.grammar), callbacks, learner
-
-
-def _watched(recipe: AlignRecipe, learner, policy):
-    """The learner, measured on the way: drift, shortcuts, and when to end."""
-    from prism_cli.trainers.drift_stop import DriftStop
-    from prism_cli.trainers.watch import WatchedLearner
-
-    section, decode = recipe.stop, policy.processor.tokenizer.decode
-    stop = None if section is None else DriftStop(section.min_steps, section.every, section.patience, section.delta)
-    return WatchedLearner(learner, decode, recipe.discriminator.probe_every, stop, recipe.seed)
-
-
-def _check_column(*sources) -> None:
-    for rows in sources:
-        missing = [id for id, text in zip(rows["id"], rows["teacher_response"], strict=True) if not text]
-        if missing:
-            raise DataError(
-                f"{len(missing)} of {len(rows)} rows have no teacher_response, the first is {missing[0]}",
-                "fill the column, drop these rows, or give --teacher-endpoint URL",
-            )

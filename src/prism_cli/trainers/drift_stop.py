@@ -1,15 +1,15 @@
-"""Ends alignment once it no longer brings the policy nearer to the teacher."""
+"""Early stopping of alignment: once no part's drift from the teacher falls any more."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prism_cli.trainers.checkpoints import AlreadyTrainedError
 
 
 class DriftStop(NamedTuple):
-    """When alignment ends before its last step.
+    """The condition that ends alignment before its last step.
 
     Attributes:
         min_steps: Not before.
@@ -24,8 +24,13 @@ class DriftStop(NamedTuple):
     delta: float
 
 
-class Watched(Protocol):
-    """Who measures drift."""
+class DriftMeasure(Protocol):
+    """A learner that measures drift.
+
+    Attributes:
+        flat: Whether drift stopped shrinking.
+        stop: When training ends, or None.
+    """
 
     flat: bool
     stop: DriftStop | None
@@ -35,31 +40,35 @@ class StopWhenFlat(TrainerCallback):
     """Ends training once drift stopped shrinking, with a checkpoint of that step.
 
     Args:
-        watched: Who measures.
+        measure: Says whether drift is flat.
 
     Raises:
         AlreadyTrainedError: from `train()`, when the checkpoint is of the step at which it ended.
     """
 
-    def __init__(self, watched: Watched):
-        self.watched = watched
+    def __init__(self, measure: DriftMeasure):
+        self.measure = measure
 
     @property
     def reason(self) -> str | None:
         """Why training ended, once it did."""
-        stop = self.watched.stop
-        if not self.watched.flat or stop is None:
+        stop = self.measure.stop
+        if not self.measure.flat or stop is None:
             return None
         return (
             f"no part's drift fell by more than {stop.delta} in {stop.patience} measurements, {stop.every} steps each"
         )
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        if self.watched.flat:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ends a run that continues from the step at which it ended."""
+        if self.measure.flat:
             raise AlreadyTrainedError
 
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.watched.flat:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ends the training after this step, with a checkpoint."""
+        if self.measure.flat:
             control.should_training_stop = control.should_save = control.should_log = True
 
 

@@ -1,4 +1,4 @@
-"""Black-box on-policy distillation: the policy's rollouts are pulled to a teacher's texts by a discriminator.
+"""Black-box on-policy distillation: a discriminator pulls the policy's rollouts to a teacher's texts.
 
 Each step: roll out, take the teacher's answer, split both into parts, score and train the discriminator in one pass,
 and give every token of a rollout its advantage (arXiv 2604.28123). The teacher is asked steps before that.
@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from accelerate.utils import gather
 from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import Sampler
 from trl.trainer.grpo_config import GRPOConfig
 
 from prism_cli import phases
@@ -26,7 +28,7 @@ from prism_cli.responses import Grammar
 from prism_cli.rewards.advantages import align_advantages
 from prism_cli.runs.references import DISCRIMINATOR
 from prism_cli.trainers.prompts import EpochSampler, TeachableSampler
-from prism_cli.trainers.rollout import Batch, RolloutTrainer
+from prism_cli.trainers.rollout import Batch, RolloutTrainer, Rows
 from prism_cli.trainers.setup import TrainerSetup
 from prism_cli.trainers.watch import WatchedLearner
 
@@ -34,7 +36,15 @@ FAILED_PROMPTS = "failed_prompts.json"
 
 
 class AdvantageRule(NamedTuple):
-    """How scores become advantages; see `align_advantages`."""
+    """The rule by which scores become advantages; see `align_advantages`.
+
+    Attributes:
+        rule: Normalise each part and weigh, or weigh and normalise the sum.
+        malformed: Malformed rollouts enter the group at its smallest score − 1, or are kept apart.
+        malformed_penalty: Taken off a malformed rollout's advantage.
+        std_floor: Smallest standard deviation to divide by.
+        weights: Part name → weight; None takes the grammar's.
+    """
 
     rule: Literal["per_part", "combined"]
     malformed: Literal["floor", "apart"]
@@ -44,7 +54,7 @@ class AdvantageRule(NamedTuple):
 
 
 class TeacherCalls(NamedTuple):
-    """How a teacher is asked about rows (dicts with an `id`).
+    """The calls to a teacher, about rows (dicts with an `id`).
 
     Attributes:
         prefetch: Starts asking, and returns at once.
@@ -52,13 +62,13 @@ class TeacherCalls(NamedTuple):
         answers: Its texts, in order, None where it failed; waits for them.
     """
 
-    prefetch: Callable[[list[dict]], None]
-    teachable: Callable[[list[dict]], list[bool]]
-    answers: Callable[[list[dict]], Sequence[str | None]]
+    prefetch: Callable[[Rows], None]
+    teachable: Callable[[Rows], list[bool]]
+    answers: Callable[[Rows], Sequence[str | None]]
 
 
 class OnPolicyDistillTrainer(RolloutTrainer):
-    """Plays the game of policy and discriminator on TRL's GRPO trainer.
+    """Adversarial training of policy and discriminator on TRL's GRPO trainer.
 
     Args:
         policy: The policy to align.
@@ -103,7 +113,7 @@ class OnPolicyDistillTrainer(RolloutTrainer):
         self.learner.load(folder / DISCRIMINATOR)
         self.failed_prompts.update(json.loads((folder / FAILED_PROMPTS).read_text(encoding="utf-8")))
 
-    def shown_scores(self, rewards: torch.Tensor) -> Mapping[str, Sequence[float]]:
+    def shown_scores(self, rewards: Tensor) -> Mapping[str, Sequence[float]]:
         """Each part's score, for the rollout log."""
         return dict(zip(self.reader.taught.parts, self._scores.T.tolist(), strict=True))
 
@@ -111,7 +121,7 @@ class OnPolicyDistillTrainer(RolloutTrainer):
         """The teacher's texts of this batch, by row id."""
         return self._answers
 
-    def _get_train_sampler(self, dataset=None):
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         sampler = cast(EpochSampler, super()._get_train_sampler(dataset))
         ids = list(cast(Dataset, sampler.data_source)["id"])
         return TeachableSampler(
@@ -120,13 +130,13 @@ class OnPolicyDistillTrainer(RolloutTrainer):
 
     def _generation_window(self) -> tuple[int, int]:
         """The generation batch of the next step and the one past the last step's, counted from the start."""
-        a_batch = self.num_iterations * cast(int, cast(GRPOConfig, self.args).steps_per_generation)
+        steps_a_batch = self.num_iterations * cast(int, cast(GRPOConfig, self.args).steps_per_generation)
         done, all_steps = (
             steps * self.args.gradient_accumulation_steps for steps in (self.state.global_step, self.state.max_steps)
         )
-        return done // a_batch, math.ceil(all_steps / a_batch)
+        return done // steps_a_batch, math.ceil(all_steps / steps_a_batch)
 
-    def _teachable(self, rows: list[dict]) -> list[bool]:
+    def _teachable(self, rows: Rows) -> list[bool]:
         with self._waiting():
             return self.teacher.teachable(rows)
 
@@ -139,19 +149,27 @@ class OnPolicyDistillTrainer(RolloutTrainer):
         finally:
             self._waited += time.monotonic() - started
 
-    def discriminator(self, completions: list, **columns: Any) -> list[float]:
-        """TRL's reward column, for the log only: r of the paper's Eq. 3, malformed rollouts at the smallest − 1."""
+    def discriminator(self, completions: list[Any], **columns: Any) -> list[float]:
+        """TRL's reward column, for the log only: r of the paper's Eq. 3.
+
+        Args:
+            completions: (N,) TRL's; their scores were taken in `score`.
+            columns: The rows' columns.
+
+        Returns:
+            (N,) the weighted sum of the parts' scores; malformed rollouts at the smallest − 1.
+        """
         scores = (self._scores.cpu() * self.part_weights).sum(1)
         valid = self._valid.cpu()
         floor = scores[valid].min() - 1 if valid.any() else torch.tensor(-1.0)
         return torch.where(valid, scores, floor).tolist()
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """TRL's, on held-out rows that the teacher is asked about all at once."""
         self.teacher.prefetch([{"id": id} for id in cast(Dataset, self.eval_dataset)["id"]])
         return super().evaluate(*args, **kwargs)
 
-    def _generate_and_score_completions(self, inputs):
+    def _generate_and_score_completions(self, inputs: Rows) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
         # TRL normalises the summed reward; the method normalises each part and penalises malformed rollouts.
         output["advantages"] = self._local_advantages(len(inputs)).to(output["advantages"])
@@ -160,7 +178,7 @@ class OnPolicyDistillTrainer(RolloutTrainer):
     def score(self, batch: Batch) -> None:
         """Scores this process's rollouts against the teacher's answers; when training, updates the discriminator."""
         rows, prompts, responses, completion_ids = batch
-        firsts = [i for i, first in enumerate(_firsts(rows)) if first]
+        firsts = [i for i, is_first in enumerate(_is_first(rows)) if is_first]
         prompt_of = [sum(first <= i for first in firsts) - 1 for i in range(len(rows))]
         with self._waiting():
             answers = self.teacher.answers([rows[i] for i in firsts])
@@ -176,21 +194,21 @@ class OnPolicyDistillTrainer(RolloutTrainer):
             prompt_of=prompt_of,
         )
         with phases.within(phases.DISCRIMINATOR):
-            judged = self.learner.score_and_update(comparisons) if self.training else self.learner.score(comparisons)
-        for name, value in judged.metrics.items():
+            scored = self.learner.score_and_update(comparisons) if self.training else self.learner.score(comparisons)
+        for name, value in scored.metrics.items():
             self._log_metric(name, value)
         self._log_metric("teacher/malformed_fraction", sum(parts is None for parts in taught) / len(taught))
         self._log_metric("teacher/wait_seconds", self._waited)
         self._log_metric("teacher/failed_prompts", len(self.failed_prompts))
         self._waited = 0.0
-        self._scores = judged.scores
-        self._valid = torch.tensor([parts is not None for parts in comparisons.rollouts], device=judged.scores.device)
+        self._scores = scored.scores
+        self._valid = torch.tensor([parts is not None for parts in comparisons.rollouts], device=scored.scores.device)
 
-    def _local_advantages(self, count: int) -> torch.Tensor:
+    def _local_advantages(self, count: int) -> Tensor:
         """(N,) advantages of this process's rollouts; groups may lie across processes, so scores are gathered first."""
         advantages = align_advantages(
-            cast(torch.Tensor, gather(self._scores)),
-            cast(torch.Tensor, gather(self._valid)),
+            cast(Tensor, gather(self._scores)),
+            cast(Tensor, gather(self._valid)),
             self.part_weights.to(self._scores.device),
             cast(int, self.num_generations if self.training else self.num_generations_eval),
             rule=self.advantage.rule,
@@ -202,6 +220,6 @@ class OnPolicyDistillTrainer(RolloutTrainer):
         return advantages[start : start + count]
 
 
-def _firsts(rows: Sequence[dict]) -> list[bool]:
-    """Which rows begin a run of the same prompt: rollouts of a prompt stand side by side."""
+def _is_first(rows: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """(N,) whether a rollout is the first of its prompt; those of a prompt stand side by side."""
     return [i == 0 or row["id"] != rows[i - 1]["id"] for i, row in enumerate(rows)]
