@@ -57,6 +57,8 @@ check: $(STAMP)  ## style, layers, types, generated docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python tools/recipe_questions.py
+	$(BIN)/python tools/files_to_open.py
 	$(BIN)/basedpyright
 	$(BIN)/python -m prism_cli.recipes.document --check
 	$(BIN)/python -m prism_cli.cli.document --check

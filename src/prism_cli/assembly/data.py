@@ -76,7 +76,7 @@ def world_of(section: Data | None) -> str | None:
     return source.world if isinstance(source, WorldRows) else None
 
 
-def first_rows(section: Data, settings: ResponseSettings, count: int) -> list[dict[str, Any]]:
+def first_rows(section: Data | None, settings: ResponseSettings, count: int) -> list[dict[str, Any]]:
     """The first rows of a section, of a mixture those of each source, as `rows_ahead` reads them."""
     sources = [source for _, _, source in parts(resolve_data(section))]
     share = -(-count // len(sources))

@@ -4,12 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from prism_cli.assembly.discriminator import discriminator_settings, samples_pairs
-from prism_cli.assembly.planned_job import Start, config_of, sft_job, shared_values, trained_values
-from prism_cli.assembly.planned_rollouts import rl_job, rollout_job
+from prism_cli.assembly.planned_job import rl_job, rollout_job, sft_job, shared_values, trained_values
 from prism_cli.assembly.policy import LANGUAGE_LAYERS
 from prism_cli.discriminator.saved import model_folder, refuse_no_base
 from prism_cli.planning.job import Device, Discriminator, Generation, Job
 from prism_cli.planning.shapes import shape_of
+from prism_cli.planning.start import Start, config_of
 from prism_cli.recipes.stages import AlignRecipe, RLRecipe, SFTRecipe, WarmupRecipe
 
 PLANNED = ("sft", "warmup", "align", "rl")

@@ -1,50 +1,25 @@
 """From a training recipe to the job that is planned: sizes and settings, read off config files alone."""
 
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from prism_cli.assembly.generation import planned_backend
 from prism_cli.assembly.policy import LANGUAGE_LAYERS, Pretrained, TinySizes, resolve_start, start_policy
-from prism_cli.errors import CheckpointError, PrismError, RecipeError
-from prism_cli.model_configs import config_folder
-from prism_cli.planning.job import Adapters, Device, Job, Launch
+from prism_cli.errors import PrismError, RecipeError
+from prism_cli.evaluation.backend import PolicyFacts
+from prism_cli.planning.job import Adapters, Device, Generation, Job, Launch
 from prism_cli.planning.shapes import shape_of
+from prism_cli.planning.start import TYPES, Start, bytes_per_weight, config_of, loaded_start, saved_start
 from prism_cli.recipes.launch import LaunchSection
 from prism_cli.recipes.sections import ImageSection, LoRA
-from prism_cli.recipes.stages import SFTRecipe, Stage
+from prism_cli.recipes.stages import RLRecipe, RolloutStage, SFTRecipe, Stage
 from prism_cli.runs.references import resolve_model
 
 if TYPE_CHECKING:  # it imports torch
     from prism_cli.models import Policy
 
-TYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-class Start(NamedTuple):
-    """The model that a stage starts from.
-
-    Attributes:
-        config: transformers' config of the policy.
-        pixels: Of a picture, at most.
-        weight_bytes: Bytes of a weight as loaded.
-        parts: How many parts a response has.
-        saved: It lies in a folder or on the hub, where vLLM can open it; a tiny model doesn't.
-        attention: Name of the attention.
-    """
-
-    config: Any
-    pixels: int
-    weight_bytes: int
-    parts: int
-    saved: bool = True
-    attention: str = "sdpa"
-
-
 # A stage's job on a device, from a start.
 MakeJob = Callable[[Device, Start], Job]
-
-# What a stage starts from ---------------------------------------------------------------------------------------------
 
 
 def start_of(recipe: Stage, earlier: Start | None = None) -> Start:
@@ -62,7 +37,7 @@ def start_of(recipe: Stage, earlier: Start | None = None) -> Start:
     if start.model is None and earlier is not None:
         return earlier
     if start.run is not None:
-        return _of_run(resolve_model(start.run)[0])
+        return saved_start(resolve_model(start.run)[0], ImageSection().max_pixels)
     parts = len(start.response.parts)
     match start.model:
         case None:
@@ -75,69 +50,8 @@ def start_of(recipe: Stage, earlier: Start | None = None) -> Start:
             return Start(start_policy(recipe).model.config, start.max_pixels, 4, parts, saved=False)
         case Pretrained(path, revision, dtype, attention):
             config = config_of(path, revision)
-            weight_bytes = _bytes(config) if dtype == "auto" else TYPES[dtype]
+            weight_bytes = bytes_per_weight(config) if dtype == "auto" else TYPES[dtype]
             return Start(config, start.max_pixels, weight_bytes, parts, attention=attention)
-
-
-def start_loaded(policy: "Policy") -> Start:
-    """The same of a policy that is loaded."""
-    config = policy.model.config
-    return Start(
-        config,
-        _pixels(policy.processor.image_processor.size),
-        policy.model.dtype.itemsize,
-        len(policy.grammar.parts),
-        bool(policy.model.name_or_path),
-        config._attn_implementation,
-    )
-
-
-def _of_run(folder: Path) -> Start:
-    try:
-        size = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))["size"]
-    except (OSError, ValueError, KeyError):
-        size = _processor_size(folder)
-    try:
-        parts = len(json.loads((folder / "response.json").read_text(encoding="utf-8"))["parts"])
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder / 'response.json'} can't be read: {error}", "name a finished run") from None
-    config = config_of(str(folder), None)
-    return Start(config, _pixels(size), _bytes(config), parts)
-
-
-def _processor_size(folder: Path) -> dict[str, int]:
-    try:
-        settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
-        return settings["image_processor"]["size"]
-    except (OSError, ValueError, KeyError):
-        return {"longest_edge": ImageSection().max_pixels}
-
-
-def _pixels(size: Mapping[str, int]) -> int:
-    return int(size["longest_edge"])
-
-
-def _bytes(config: Any) -> int:
-    return TYPES.get(str(getattr(config, "dtype", None) or "float32").removeprefix("torch."), 4)
-
-
-def config_of(path: str, revision: str | None) -> Any:
-    """A model's config: of a folder, of a shipped one, of the hub's cache, else of the hub."""
-    from transformers import AutoConfig
-
-    folder = config_folder(path)
-    try:
-        return AutoConfig.from_pretrained(
-            str(folder) if folder else path, revision=None if folder else revision, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise RecipeError(
-            f"no config of {path!r} to plan by: {reason}", "give a model's folder, or a hub id where there is a network"
-        ) from None
-
-
-# The job --------------------------------------------------------------------------------------------------------------
 
 
 def job_ahead(recipe: Stage, make_job: MakeJob) -> Job | None:
@@ -162,7 +76,7 @@ def job_loaded(make_job: MakeJob, policy: "Policy") -> Job | None:
     cuda = torch.cuda.is_available()
     memory = float(torch.cuda.get_device_properties(0).total_memory) if cuda else float("inf")
     try:
-        return make_job(Device(torch.accelerator.is_available(), memory), start_loaded(policy))
+        return make_job(Device(torch.accelerator.is_available(), memory), loaded_start(policy))
     except PrismError:
         return None
 
@@ -184,6 +98,51 @@ def sft_job(recipe: SFTRecipe, device: Device, start: Start) -> Job:
         discriminator=None,
         steps=recipe.max_steps,
     )
+
+
+def rl_job(recipe: RLRecipe, device: Device, start: Start) -> Job:
+    """The job of an RL recipe."""
+    return rollout_job("rl", recipe, device, start, recipe.algorithm.oversampling)
+
+
+def rollout_job(stage: str, recipe: RolloutStage, device: Device, start: Start, oversampling: int = 1) -> Job:
+    """The job of a recipe with rollouts, without a discriminator.
+
+    Args:
+        stage: align or rl.
+        recipe: Its recipe.
+        device: What it will run on.
+        start: Its policy.
+        oversampling: Prompts rolled out at once, as a multiple of a step's.
+    """
+    rollouts = recipe.prompts_per_step * recipe.rollouts
+    passes = max(1, rollouts // (recipe.micro_batch * recipe.launch.world_size))
+    return Job(
+        stage=stage,
+        **shared_values(recipe.launch, device, start, recipe.max_prompt_tokens),
+        **trained_values(recipe.trainer, recipe.lora, device, start),
+        micro_batch=recipe.micro_batch,
+        passes=passes,
+        prompt=recipe.max_prompt_tokens,
+        response=recipe.max_response_tokens,
+        group=recipe.rollouts,
+        packed=start.attention == "sdpa",
+        reference=recipe.kl > 0 and recipe.lora is None,
+        generation=_generation(recipe, recipe.micro_batch * passes * oversampling, device, start),
+        discriminator=None,
+        steps=recipe.max_steps,
+    )
+
+
+def _generation(recipe: RolloutStage, rollouts: int, device: Device, start: Start) -> Generation:
+    lengths = recipe.max_prompt_tokens, recipe.max_response_tokens
+    four_bits = recipe.lora is not None and recipe.lora.bits is not None
+    facts = PolicyFacts(start.config.model_type, four_bits, start.saved)
+    vllm = planned_backend(recipe.generation, facts, device.accelerator).vllm
+    if vllm is None:
+        return Generation(rollouts, *lengths)
+    share = vllm.memory if vllm.server is None else 0.0
+    return Generation(rollouts, *lengths, share, vllm.sleep, vllm.tensor_parallel)
 
 
 def shared_values(launch: LaunchSection, device: Device, start: Start, most_tokens: int) -> dict[str, Any]:

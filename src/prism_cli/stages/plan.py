@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from prism_cli.assembly.planned_alignment import PLANNED, PlannedRecipe, job_of
-from prism_cli.assembly.planned_job import Start, start_of
+from prism_cli.assembly.planned_job import start_of
 from prism_cli.assembly.teacher_plan import teacher_lines
 from prism_cli.errors import RecipeError
 from prism_cli.planning.effort import Effort, effort
 from prism_cli.planning.job import GB, Device, Job
 from prism_cli.planning.memory import Moment, host_bytes, peak, peaks
 from prism_cli.planning.savings import Saving, best_savings
+from prism_cli.planning.start import Start
 from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.pipelines import PipelineRecipe
 from prism_cli.recipes.steps import resolve_steps

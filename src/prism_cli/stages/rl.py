@@ -13,7 +13,7 @@ from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import load_data
 from prism_cli.assembly.generation import check_rollouts, chosen_backend, vllm_rollouts
 from prism_cli.assembly.out_of_memory import training_run
-from prism_cli.assembly.planned_rollouts import rl_job
+from prism_cli.assembly.planned_job import rl_job
 from prism_cli.assembly.policy import lora_config, resolve_start
 from prism_cli.assembly.rewards import algorithm_of, build_rewards, check_rewards
 from prism_cli.errors import DataError, RecipeError

@@ -39,7 +39,6 @@ def run(recipe: RLRecipe) -> Audit:
     """
     checks.check_data(recipe.data, "rl")
     settings = response_settings(recipe)
-    assert recipe.data is not None, "check_data refuses a recipe without data"
     rows = first_rows(recipe.data, settings, ROWS)
     if not any(row["answers"] for row in rows):
         raise DataError(f"none of the first {len(rows)} rows has an answer to verify", "give `answer` in each row")

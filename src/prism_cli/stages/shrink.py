@@ -7,7 +7,7 @@ lengths become small; rows and teacher become those of the picture world, so tha
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from prism_cli.assembly.response import grammar_of, instruction_of
 from prism_cli.errors import CheckpointError, RecipeError
@@ -38,7 +38,10 @@ class SmallModel(NamedTuple):
     tags: tuple[str, ...]
 
 
-class ScaledDownRecipe(NamedTuple):
+R = TypeVar("R", bound=Recipe)
+
+
+class ScaledDownRecipe(NamedTuple, Generic[R]):
     """A recipe that a laptop can run.
 
     Attributes:
@@ -47,12 +50,12 @@ class ScaledDownRecipe(NamedTuple):
         changes: A line for each stage: what was changed.
     """
 
-    recipe: Recipe
+    recipe: R
     models: list[SmallModel]
     changes: list[str]
 
 
-def scaled_down(stage: str, recipe: Recipe) -> ScaledDownRecipe:
+def scaled_down(stage: str, recipe: R) -> ScaledDownRecipe[R]:
     """A stage's recipe with everything that makes it large scaled down.
 
     Args:
@@ -68,7 +71,7 @@ def scaled_down(stage: str, recipe: Recipe) -> ScaledDownRecipe:
     return ScaledDownRecipe(small, list(written.values()), [describe(recipe, values)])
 
 
-def scaled_down_pipeline(recipe: PipelineRecipe, base: Path) -> ScaledDownRecipe:
+def scaled_down_pipeline(recipe: PipelineRecipe, base: Path) -> ScaledDownRecipe[PipelineRecipe]:
     """A pipeline's recipe with every step scaled down; `base` is the folder of its file.
 
     Raises:
