@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-demo: $(STAMP)  ## the whole road on a tiny model: SFT, align, RL, eval, report
+demo: $(STAMP)  ## all stages on a tiny model: SFT, align, RL, eval, report
 	$(BIN)/prism run tiny
 
 test: $(STAMP)  ## the test suite
