@@ -1,6 +1,6 @@
 """`prism rl`."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -45,7 +45,7 @@ def rl(
     if shrink:
         recipe = scaled_down("rl", recipe, write=not dry_run)
     if audit:
-        _audit(recipe, as_json)
+        _audit(cast("RLRecipe", recipe), as_json)
     else:
         conduct("rl", recipe, dry_run, resume, sbatch=sbatch)
 
