@@ -17,10 +17,11 @@ from prism_cli.cli.app import app
 from prism_cli.discriminator.settings import Upcycling
 from prism_cli.discriminator.upcycle import mixture_config
 from prism_cli.errors import PrismError
+from prism_cli.launching.command import Launch
 from prism_cli.model_configs import config_folder
 from prism_cli.planning.activations import Arithmetic, text_layer, vision_layer
 from prism_cli.planning.effort import effort
-from prism_cli.planning.job import GB, Adapters, Device, Discriminator, Generation, Job, Launch
+from prism_cli.planning.job import GB, Adapters, Device, Discriminator, Generation, Job
 from prism_cli.planning.memory import host_bytes, moments, peak, peaks
 from prism_cli.planning.savings import best_savings
 from prism_cli.planning.shapes import shape_of
@@ -243,7 +244,7 @@ def test_of_a_settings_values_the_first_that_fits_is_taken_else_the_one_that_sav
 
 def test_fewer_rows_and_more_processes_keep_the_step(sft, align):
     def rows(job):
-        return job.micro_batch * job.passes * job.launch.world
+        return job.micro_batch * job.passes * job.launch.world_size
 
     for job, start in (
         (dataclasses.replace(sft, micro_batch=16), "batch_size"),

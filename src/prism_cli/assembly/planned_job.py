@@ -7,7 +7,8 @@ from prism_cli.assembly.generation import planned_backend
 from prism_cli.assembly.policy import LANGUAGE_LAYERS, Pretrained, TinySizes, resolve_start, start_policy
 from prism_cli.errors import PrismError, RecipeError
 from prism_cli.evaluation.backend import PolicyFacts
-from prism_cli.planning.job import Adapters, Device, Generation, Job, Launch
+from prism_cli.launching.command import Launch
+from prism_cli.planning.job import Adapters, Device, Generation, Job
 from prism_cli.planning.shapes import shape_of
 from prism_cli.planning.start import TYPES, Start, bytes_per_weight, config_of, loaded_start, saved_start
 from prism_cli.recipes.launch import LaunchSection

@@ -92,7 +92,7 @@ def _show(plan: "StagePlan") -> None:
     from prism_cli.planning.memory import COMPONENTS, host_bytes
 
     console = get_console()
-    world = plan.job.launch.world
+    world = plan.job.launch.world_size
     devices = "one GPU" if world == 1 else f"each of {world} GPUs"
     table = Table(title=f"{plan.step}: GB on {devices}", title_justify="left")
     table.add_column("")

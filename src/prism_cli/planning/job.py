@@ -1,8 +1,8 @@
 """The job: a stage's sizes and settings, as its memory and time depend on them."""
 
 from dataclasses import dataclass
-from typing import Literal
 
+from prism_cli.launching.command import Launch
 from prism_cli.planning.shapes import Shape
 
 GB = 10**9
@@ -36,21 +36,6 @@ class Adapters:
     rank: int
     vision: bool = False
     four_bits: bool = False
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Processes a node, nodes, and what is sharded over them; see the recipe's section of this name."""
-
-    processes: int = 1
-    nodes: int = 1
-    zero: Literal[2, 3] | None = None
-    offload: bool = False
-
-    @property
-    def world(self) -> int:
-        """All processes."""
-        return self.processes * self.nodes
 
 
 @dataclass(frozen=True)

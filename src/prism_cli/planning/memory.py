@@ -195,7 +195,7 @@ def _generation(job: Job, generation: Generation, there: dict[str, float], polic
     first = momentary(job.policy, Row(count * generation.prompt, patches), how)
     words = 3 * count * job.policy.vocabulary * 4
     gathered = {}
-    if job.launch.zero == 3 and job.launch.world > 1:
+    if job.launch.zero == 3 and job.launch.world_size > 1:
         gathered["exchange"] = there.get("exchange", 0) + job.policy.weights * how.weight_bytes
     extra = {"bfloat16 copies": policy.copies, "KV cache": cache, "activations": first, "logits": words}
     return Moment(GENERATION, "transformers", there | extra | gathered)

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from prism_cli.planning.job import Adapters, Job, Launch
+from prism_cli.launching.command import Launch
+from prism_cli.planning.job import Adapters, Job
 from prism_cli.planning.memory import peak
 
 MOST = 3
@@ -84,9 +85,9 @@ def _generators(job: Job) -> Iterator[Saving]:
 def _shards(job: Job) -> Iterator[Saving]:
     """States sharded over the processes there are, or held in main memory."""
     for zero, offload in SHARDS:
-        launch = replace(job.launch, zero=zero, offload=offload)
+        launch = job.launch._replace(zero=zero, offload=offload)
         # One process shards nothing; it can only hold states elsewhere.
-        if launch != job.launch and (offload or launch.world > 1):
+        if launch != job.launch and (offload or launch.world_size > 1):
             yield Saving(_overrides(job.launch, launch), _on(job, launch))
 
 
@@ -96,7 +97,7 @@ def _more_gpus(job: Job) -> Iterator[Saving]:
         if processes <= job.launch.processes or not _divides(job, processes):
             continue
         for zero in (2, 3):
-            launch = replace(job.launch, processes=processes, zero=zero)
+            launch = job.launch._replace(processes=processes, zero=zero)
             yield Saving(_overrides(job.launch, launch), _on(job, launch))
 
 
@@ -115,16 +116,16 @@ def _divides(job: Job, processes: int) -> bool:
     """Whether a step can be cut into as many processes."""
     if job.generation is None or job.stage == "warmup":
         return True
-    return job.micro_batch * job.passes * job.launch.world % (processes * job.launch.nodes) == 0
+    return job.micro_batch * job.passes * job.launch.world_size % (processes * job.launch.nodes) == 0
 
 
 def _on(job: Job, launch: Launch) -> Job:
     """The same step on another number of processes."""
     if job.generation is None or job.stage == "warmup":
         return replace(job, launch=launch)  # SFT's rows are a device's
-    rows = job.micro_batch * job.passes * job.launch.world // launch.world
+    rows = job.micro_batch * job.passes * job.launch.world_size // launch.world_size
     micro = next(n for n in range(min(rows, job.micro_batch), 0, -1) if rows % n == 0)
-    rollouts = max(1, job.generation.rollouts * job.launch.world // launch.world)
+    rollouts = max(1, job.generation.rollouts * job.launch.world_size // launch.world_size)
     generation = replace(job.generation, rollouts=rollouts)
     return replace(job, launch=launch, micro_batch=micro, passes=rows // micro, generation=generation)
 

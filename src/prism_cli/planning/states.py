@@ -70,7 +70,7 @@ def _states(
     spare: int = 0,
     bucket: int = BUCKET,
 ) -> States:
-    launch, world = job.launch, job.launch.world
+    launch, world = job.launch, job.launch.world_size
     full = shape.weights - rounded
     weight = how.weight_bytes
     if launch.zero is None:

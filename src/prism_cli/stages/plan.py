@@ -60,7 +60,7 @@ class StagePlan:
         return {
             "step": self.step,
             "stage": self.stage,
-            "devices": self.job.launch.world,
+            "devices": self.job.launch.world_size,
             "gpu_memory_gb": round(self.job.device.memory / GB, 3),
             "peak_gb": round(self.peak / GB, 3),
             "fits": self.fits,
