@@ -63,7 +63,7 @@ class PrismError(Exception):
 
 
 class RecipeError(PrismError):
-    """What the user wrote (recipe, override or option) is wrong."""
+    """Mistake in what the user wrote: recipe, override or option."""
 
     exit_code = 2
 

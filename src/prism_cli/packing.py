@@ -38,7 +38,7 @@ class Bucket(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """Who attends to whom in one row; the keyword argument `packing` of a model whose attention is `prefix_packed`.
+    """Attention layout of one row; the keyword argument `packing` of a model whose attention is `prefix_packed`.
 
     Attributes:
         buckets: In the order of `places`.
@@ -68,7 +68,7 @@ def _to(fields: Any, device: torch.device) -> Any:
 
 
 def pack(prompts: Sequence[int], parts: Sequence[int], prompt_of: Sequence[int]) -> Packing:
-    """How a row of these lengths is attended: prompts first, then parts, both in the order given.
+    """Attention layout of a row of these lengths: prompts first, then parts, both in the order given.
 
     Args:
         prompts: (P,) tokens of each prompt, at least one.

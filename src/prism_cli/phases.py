@@ -9,7 +9,7 @@ GENERATION, WARM_UP, DISCRIMINATOR, UPDATE = "generation", "warm-up", "discrimin
 
 
 class Place(NamedTuple):
-    """Where a stage is.
+    """Position of a stage: its phase and step.
 
     Attributes:
         phase: One of the four above; None while models and data are loaded.

@@ -147,7 +147,7 @@ def _free_main_memory() -> float | None:
 
 
 def _advice(make_job: Callable[[], Job | None], phase: str | None) -> str:
-    """What to change, by the plan."""
+    """Setting to change, by the plan."""
     job = make_job()
     if job is None:
         return SEE_PLAN

@@ -147,7 +147,7 @@ def _generation(recipe: RolloutStage, rollouts: int, device: Device, start: Star
 
 
 def shared_values(launch: LaunchSection, device: Device, start: Start, most_tokens: int) -> dict[str, Any]:
-    """What every job has; `most_tokens` bound a picture's."""
+    """Values that every job has; `most_tokens` bound a picture's."""
     policy = shape_of(start.config, LANGUAGE_LAYERS)
     return {
         "device": device,
@@ -159,7 +159,7 @@ def shared_values(launch: LaunchSection, device: Device, start: Start, most_toke
 
 
 def trained_values(options: Mapping[str, Any], lora: LoRA | None, device: Device, start: Start) -> dict[str, Any]:
-    """How the policy is trained."""
+    """Values of the policy's training."""
     return {
         "checkpointing": options.get("gradient_checkpointing", device.accelerator),
         "autocast": options.get("bf16", device.accelerator) and start.weight_bytes == 4,

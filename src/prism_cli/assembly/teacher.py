@@ -40,7 +40,7 @@ WORLD_URL = "http://127.0.0.1:PORT/v1"  # shown until the oracle is served
 
 
 class TeacherQuestions(NamedTuple):
-    """What a stage will ask its teacher.
+    """Questions that a stage will put to its teacher.
 
     Attributes:
         rows: The data sets it will be asked about.
@@ -89,7 +89,7 @@ def resolve_live(section: OpenAITeacher | EmbeddedTeacher) -> LiveTeacher:
 
 
 def prompting_of(teacher: AnyTeacher, settings: ResponseSettings) -> Prompting:
-    """How a teacher is asked for a policy's parts.
+    """Prompts of a teacher for a policy's parts.
 
     Args:
         teacher: Which.

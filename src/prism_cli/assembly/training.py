@@ -58,7 +58,7 @@ class TrainingSettings(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What the progress bar shows.
+    """Contents of the progress bar.
 
     Attributes:
         stage: In front.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class PairSampling(NamedTuple):
-    """How the policy's side of the pairs is sampled.
+    """Sampling of the policy's side of the pairs.
 
     Attributes:
         backend: Generates, where there is one process.

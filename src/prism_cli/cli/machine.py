@@ -160,7 +160,7 @@ def _gpus() -> tuple[GPU, ...]:
 
 
 def read_gpus(text: str) -> tuple[GPU, ...]:
-    """What nvidia-smi printed, a card a line; what it does not know of a card counts as 0."""
+    """GPUs as nvidia-smi prints them, a card per line; a value it does not know counts as 0."""
     found = []
     for line in text.splitlines():
         name, *numbers = [word.strip() for word in line.rsplit(",", 3)]
@@ -217,7 +217,7 @@ def _memory_groups(root: Path, mine: Path) -> Iterator[tuple[Path, tuple[str, st
 
 
 def _bytes(file: Path) -> float | None:
-    """What a control group's file says; None for no limit, or no such file."""
+    """Bytes in a control group's file; None for no limit, or no such file."""
     try:
         text = file.read_text(encoding="ascii").strip()
     except OSError:

@@ -64,7 +64,7 @@ class ImageReader:
         return name
 
     def local_file(self, name: str) -> Path:
-        """Where a path in a row leads to; there need be nothing there.
+        """File that a path in a row leads to; it need not exist.
 
         Raises:
             DataError: out of the folder.

@@ -96,7 +96,7 @@ def open_discriminator(path: str, start: DiscriminatorStart, policy: Policy, par
 
 
 def _reading(start: DiscriminatorStart, policy: Policy, parts: tuple[str, ...]) -> dict[str, Any]:
-    """How its texts are read: arguments of `Discriminator` beside the body."""
+    """Arguments of `Discriminator` beside the body: the reading of its texts."""
     return {
         "parts": parts,
         "readout_id": policy.processor.tokenizer.eos_token_id,

@@ -1,4 +1,4 @@
-"""Which rollouts the discriminator reads together."""
+"""Chunks of rollouts that the discriminator reads together."""
 
 import math
 from collections.abc import Iterator

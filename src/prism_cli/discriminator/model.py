@@ -105,7 +105,7 @@ class Discriminator(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.head.weight.device
 
     def inputs(self, prompts: Sequence[PromptInputs], parts: Sequence[tuple[int, list[int]]]) -> ScoreInputs:

@@ -33,7 +33,7 @@ class Pairs(NamedTuple):
         return Pairs(self.prompts, self.rows[start:stop], self.teacher[start:stop], self.policy[start:stop])
 
     def comparisons(self, reader: PartReader) -> Comparisons:
-        """What the discriminator reads of them, pictures and all."""
+        """Inputs of the discriminator for these pairs, pictures included."""
         chosen = [self.prompts[i] for i in self.rows]
         return Comparisons(
             prompts=[reader.prompt(multimodal(row["prompt"], row["images"])) for row in chosen],
@@ -66,7 +66,7 @@ def refuse_incomparable(pairs: Pairs, held_out: int) -> None:
 
 
 def _advice(teacher: int, policy: int) -> str:
-    """What to do about so many malformed texts of each side."""
+    """Cure for so many malformed texts of each side."""
     if teacher > policy:
         return (
             "the teacher's side: look at its answers (`prism teacher check`, `prism teacher log`), or declare the "

@@ -9,7 +9,7 @@ from prism_cli.errors import BudgetError, RecipeError
 
 
 class Price(NamedTuple):
-    """What an endpoint charges.
+    """Price of an endpoint's tokens.
 
     Attributes:
         prompt: US dollars a million prompt tokens.

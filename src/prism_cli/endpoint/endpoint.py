@@ -10,7 +10,7 @@ UNNAMED = "the model it serves"
 
 
 class Sampling(NamedTuple):
-    """How an endpoint writes its answers.
+    """Sampling of an endpoint's answers.
 
     Attributes:
         temperature: Sampling temperature.
@@ -22,7 +22,7 @@ class Sampling(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """How hard an endpoint is pressed.
+    """Limits on the load of an endpoint.
 
     Attributes:
         concurrency: Most requests at a time; it starts lower and adapts.

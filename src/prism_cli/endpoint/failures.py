@@ -37,7 +37,7 @@ class NoAnswerError(TeacherError):
 
 
 class Passing(NamedTuple):
-    """How to go on after a failure that may pass.
+    """Reaction to a failure that may pass.
 
     Attributes:
         tries: How often the request may be sent in all, or None when it is no fault of this request.
@@ -53,7 +53,7 @@ class Passing(NamedTuple):
 
 
 def passing(error: Exception, attempts: int) -> Passing | None:
-    """How to go on after a failure, or None if asking again can't help.
+    """Reaction to a failure, or None if asking again can't help.
 
     Args:
         error: What the library raised, a `TimeoutError`, or a `ValueError` for a reply that is none.
@@ -193,7 +193,7 @@ def _is_out_of_money(error: openai.APIStatusError) -> bool:
 
 
 def _seconds(retry_after: str | None, headers: Mapping[str, str]) -> float | None:
-    """What a Retry-After header asks for; None for none and for what is no time."""
+    """Seconds that a Retry-After header asks for; None for none and for a value that is no time."""
     try:
         seconds = float(retry_after or "")
         return None if math.isnan(seconds) else max(0.0, seconds)

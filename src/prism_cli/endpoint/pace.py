@@ -108,7 +108,7 @@ class Pace:
 
     @property
     def hopeless(self) -> str | None:
-        """How long nothing but failures came, in words, once that is reason to give up."""
+        """Time in which nothing but failures came, as text, once that is reason to give up."""
         lasted = time.monotonic() - self._row_began
         patience = PATIENCE_WHEN_LIMITED if self._is_limited else PATIENCE
         if self._failures < self._enough or not self._failures or lasted < patience:

@@ -63,7 +63,7 @@ def data_url(image: bytes) -> str:
 
 
 def pixels(image: bytes, where: str = "") -> int:
-    """How many pixels a picture has; only its header is read.
+    """Pixels of a picture; only its header is read.
 
     Raises:
         DataError: it can't be opened, or is so large that decoding it could exhaust the memory.

@@ -76,7 +76,7 @@ class StoredAnswer(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What one model gave under one teacher's name.
+    """Totals of one model under one teacher's name.
 
     Attributes:
         teacher: The name the answers are kept under.
@@ -163,12 +163,12 @@ class AnswerStore:
             ) from error
 
     def count(self) -> int:
-        """How many calls are kept."""
+        """Number of stored calls."""
         with self._failures_named(), self._reading:
             return self._reader.execute("SELECT COUNT(*) FROM calls").fetchone()[0]
 
     def spent(self, run: str) -> dict[str, int | float]:
-        """What a run has spent, over all its starts: calls, prompt_tokens, completion_tokens, usd."""
+        """Sums that a run has spent, over all its starts: calls, prompt_tokens, completion_tokens, usd."""
         with self._failures_named(), self._reading:
             sums = self._reader.execute(
                 "SELECT COUNT(*), COALESCE(SUM(prompt_tokens), 0), COALESCE(SUM(completion_tokens), 0), "

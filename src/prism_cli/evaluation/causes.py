@@ -15,7 +15,7 @@ DECODINGS = dict(zip(KINDS, ("greedy", "sampled"), strict=True))
 
 
 class Place(NamedTuple):
-    """Where a wrong response stands in a samples file.
+    """Place of a wrong response in a samples file.
 
     Attributes:
         row: Index of the question.

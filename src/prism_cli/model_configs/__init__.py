@@ -15,7 +15,7 @@ def config_folder(reference: str) -> Path | None:
 
 
 def model_config(reference: str) -> dict[str, Any] | None:
-    """What the config.json of a local folder or a shipped hub id says; None where there is neither, or it can't be
+    """Contents of config.json of a local folder or a shipped hub id; None where there is neither, or it can't be
     read."""
     folder = config_folder(reference)
     try:

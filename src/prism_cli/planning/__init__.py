@@ -1,1 +1,1 @@
-"""What a stage will need before it runs: memory a device, and time; numbers in, numbers out."""
+"""Needs of a stage before it runs: memory per device, and time; numbers in, numbers out."""

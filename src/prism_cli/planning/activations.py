@@ -1,4 +1,4 @@
-"""What a forward pass keeps for its backward pass, in bytes, from the sizes of layers.
+"""Activations: bytes that a forward pass keeps for its backward pass, from the sizes of layers.
 
 Counted off the models' own code, operation by operation; tests/unit/test_plan.py counts them again on real layers.
 Letters: T tokens, H width, A and K all query and all key heads, I the MLP's inner width, k experts a token.
@@ -11,7 +11,7 @@ from prism_cli.planning.shapes import Shape, Tower
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How numbers are held while computing.
+    """Number formats while computing.
 
     Attributes:
         weight_bytes: Of a weight that is computed with: 4 or 2.
@@ -64,7 +64,7 @@ def passing(tower: Tower, how: Arithmetic) -> int:
 
 @dataclass(frozen=True)
 class Row:
-    """What is read in one pass.
+    """Input of one pass.
 
     Attributes:
         tokens: Of the language model, padding included.
@@ -136,7 +136,8 @@ def one_layer(shape: Shape, row: Row, how: Arithmetic) -> int:
 
 
 def _packing(shape: Shape, row: Row, how: Arithmetic) -> int:
-    """What packing adds to a layer: prompts' keys and values once a part, queries and outputs in order, a mask."""
+    """Bytes that packing adds to a layer: prompts' keys and values once per part, queries and outputs in order, a
+    mask."""
     if not row.prefix:
         return 0
     text = shape.text

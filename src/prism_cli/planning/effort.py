@@ -1,4 +1,4 @@
-"""How long a stage will take, from the arithmetic it needs at a stated share of a stated peak: an estimate."""
+"""Time of a stage, from the arithmetic it needs at a stated share of a stated peak: an estimate."""
 
 from typing import NamedTuple
 

@@ -10,7 +10,7 @@ GB = 10**9
 
 @dataclass(frozen=True)
 class Device:
-    """What the stage runs on.
+    """Device that the stage runs on.
 
     Attributes:
         accelerator: A GPU, so arithmetic is bfloat16 and activations are recomputed; else a CPU in float32.
@@ -40,7 +40,7 @@ class Adapters:
 
 @dataclass(frozen=True)
 class Generation:
-    """What generates, and how much at once.
+    """Generation of responses, and how many at once.
 
     Attributes:
         rollouts: Responses generated at once, a process.

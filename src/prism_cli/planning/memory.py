@@ -173,7 +173,7 @@ def _training(
 
 
 def _tile(row: Row, shape: Shape, how: Arithmetic, triton: bool) -> float:
-    """What the tokens' probabilities are computed in."""
+    """Buffers in which the tokens' probabilities are computed."""
     if not shape.head:
         return 0
     numbers = min(row.tokens, TILE_TOKENS) * min(shape.vocabulary, TILE_WORDS)

@@ -15,7 +15,7 @@ BUCKET, DISCRIMINATOR_BUCKET, GATHERED = 500_000_000, 50_000_000, 1_000_000_000
 
 @dataclass(frozen=True)
 class States:
-    """What training a model keeps on one device.
+    """Training states of a model on one device.
 
     Attributes:
         weights: Bytes.
@@ -41,7 +41,7 @@ class States:
 
 
 def policy_states(job: Job) -> States:
-    """What training the policy keeps."""
+    """Training states of the policy."""
     shape, adapters = job.policy, job.adapters
     how = Arithmetic(job.weight_bytes, job.autocast, job.checkpointing)
     if adapters is None:
@@ -52,7 +52,7 @@ def policy_states(job: Job) -> States:
 
 
 def discriminator_states(job: Job, discriminator: Discriminator) -> States:
-    """What training the discriminator keeps: float32 weights."""
+    """Training states of the discriminator: float32 weights."""
     shape = discriminator.shape
     trained = shape.weights if discriminator.sees or shape.vision is None else shape.weights - shape.vision.weights
     how = Arithmetic(4, job.device.accelerator, job.device.accelerator)

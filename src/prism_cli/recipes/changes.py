@@ -82,7 +82,7 @@ def _turn(part: Part) -> tuple[int, int]:
 
 
 def _default_entries(annotation: Any, key: str | int) -> dict:
-    """What an unwritten section starts from: a mapping's default entries, else nothing (the type fills the rest in)."""
+    """Default entries of an unwritten section: a mapping's, else none (the type fills the rest in)."""
     section = chosen(annotation, {})
     field = section and section.model_fields.get(keys(section).get(str(key), ""))
     default = field.get_default(call_default_factory=True) if field else None

@@ -31,7 +31,7 @@ ResponseTokens = Annotated[PositiveInt, at_most(32)]
 
 
 class Stage(Section):
-    """What the stages that start from a model share: SFT, align, RL and the discriminator's warm-up."""
+    """Keys shared by the stages that start from a model: SFT, align, RL and the discriminator's warm-up."""
 
     model: Model | None = None
     """Model to start from; null when `from` names a run."""
@@ -56,7 +56,7 @@ class Stage(Section):
 
 
 class TrainingStage(Stage):
-    """What SFT, align and RL share: data, optimiser, checkpoints, processes."""
+    """Keys shared by SFT, align and RL: data, optimiser, checkpoints, processes."""
 
     data: TrainingRows = None
     """Training rows."""
@@ -96,7 +96,7 @@ class SFTRecipe(TrainingStage):
 
 
 class RolloutStage(TrainingStage):
-    """What align and RL share: rollouts of the policy on prompts."""
+    """Keys shared by align and RL: rollouts of the policy on prompts."""
 
     prompts_per_step: Annotated[PositiveInt, at_most(2)]
     """Prompts per optimiser step."""
@@ -177,7 +177,7 @@ class RLRecipe(RolloutStage):
 
 
 class SamplingStage(Section):
-    """What eval, drift and curation share: responses sampled from finished runs."""
+    """Keys shared by eval, drift and curation: responses sampled from finished runs."""
 
     data: TestRows = None
     """Held-out rows."""

@@ -37,7 +37,7 @@ class Side(NamedTuple):
 
     @property
     def verdicts(self) -> list[str]:
-        """What it can be filtered by: right, wrong, malformed; gained, lost."""
+        """Filters of a question: right, wrong, malformed; gained, lost."""
         words = [word for word, _ in self.marks]
         verdicts = [word for word in ("right", "wrong") if word in words]
         verdicts += ["malformed"] if any(word.startswith(MALFORMED) for word in words) else []

@@ -1,1 +1,1 @@
-"""What a rollout earns, and what its tokens are worth to the policy."""
+"""Rewards of rollouts, and advantages of their tokens."""

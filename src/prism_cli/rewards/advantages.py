@@ -1,4 +1,4 @@
-"""What each rollout's tokens are worth to the policy, from the discriminator's scores of its parts."""
+"""Advantages of rollouts from the discriminator's scores of their parts."""
 
 from typing import Literal
 

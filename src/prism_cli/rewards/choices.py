@@ -91,7 +91,7 @@ def _fits(letter: str, rest: str, options: dict[str, str], by_comma: bool) -> bo
 
 
 def _rest(text: str) -> str:
-    """What follows a letter: the option's text."""
+    """Text behind a letter: the option's text."""
     found = _LETTER.match(text)
     return plain(found[3]) if found else ""
 

@@ -98,7 +98,7 @@ def _short(text: str) -> str:
 
 
 def _mend(error: Exception) -> str:
-    """Where the user's code failed."""
+    """Hint with the line of the user's code that failed."""
     if isinstance(error, SyntaxError):
         return f"mend {error.filename}, line {error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)

@@ -11,7 +11,7 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w{1,12}|[^\w\s]"
 
 
 def overlong_penalty(length: int, max_length: int, buffer: int) -> float:
-    """What an over-long response loses, from 0 to −1 (DAPO, arXiv 2503.14476, Eq. 13).
+    """Penalty on an over-long response, from 0 to −1 (DAPO, arXiv 2503.14476, Eq. 13).
 
     Args:
         length: Tokens in the response.
@@ -24,7 +24,7 @@ def overlong_penalty(length: int, max_length: int, buffer: int) -> float:
 
 
 def repetition_penalty(text: str, phrase: int = PHRASE, allowed: float = ALLOWED) -> float:
-    """What a text that repeats itself loses, from 0 to −1: its share of repeated phrases beyond what is allowed.
+    """Penalty on a repetitive text, from 0 to −1: its share of repeated phrases beyond what is allowed.
 
     Of a text's runs of `phrase` words, a repeated one stood in it before. The time is linear in the text.
 

@@ -28,7 +28,7 @@ def _polarity(text: str) -> bool | None:
 
 
 def _polarity_of_sentence(text: str) -> bool | None:
-    """What a short text says: by its first word, unless what follows takes it back or hedges."""
+    """Polarity of a short text: that of its first word, unless what follows takes it back or hedges."""
     text = re.sub(r"^(?:it is|it's|that is|that's|this is|the statement is) (?!not\b)", "", text.casefold())
     if _DENIED.search(text):
         return False if not _HEDGE.search(text) else None

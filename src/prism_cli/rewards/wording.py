@@ -113,7 +113,7 @@ def _without_dot(text: str) -> str:
 
 
 def _statement(text: str) -> str:
-    """What the one "the answer is …" of a text states; the whole text when it is doubted or there are several."""
+    """Statement behind the one "the answer is …" of a text; the whole text when it is doubted or there are several."""
     found = list(_STATEMENT.finditer(text))
     if len(found) != 1 or _DOUBT.search(text[: found[0].start()]):
         return text

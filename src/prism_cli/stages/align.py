@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # torch and datasets cost seconds to import
 
 
 def check(recipe: AlignRecipe, pending: bool = False) -> Plan:
-    """What would be done; finds what is wrong without a model.
+    """Plan of the stage; finds mistakes without loading a model.
 
     Args:
         recipe: The resolved recipe.

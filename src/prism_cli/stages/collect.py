@@ -50,7 +50,7 @@ GENERATED_AT_ONCE = 16
 
 
 def check(recipe: CollectRecipe, pending: bool = False) -> Plan:
-    """What would be done; finds what is wrong without a model.
+    """Plan of the stage; finds mistakes without loading a model.
 
     Args:
         recipe: The resolved recipe.
@@ -224,7 +224,7 @@ def _write_account(recipe: CollectRecipe, run: Run, collected: Collected, model:
 
 
 def _collection(recipe: CollectRecipe, model: str) -> Collection:
-    """What was collected from whom, for the card."""
+    """Facts of the collection for its card."""
     teacher = resolve_live(recipe.teacher)
     free, way = teacher.serve is not None, " in batches" if recipe.batch else ""
     asked = f"at {teacher.endpoint.url}{way}, temperature {teacher.endpoint.sampling.temperature:g}"

@@ -38,7 +38,7 @@ class Creation(NamedTuple):
 
 
 def check(creation: Creation) -> Plan:
-    """What would be made; reads configs, no weights.
+    """Plan of the creation; reads configs, no weights.
 
     Raises:
         PrismError: a model that can't be upcycled, impossible settings, or a folder that is taken.
@@ -96,7 +96,8 @@ def _dense_config(folder: Path, source: str) -> Any:
 
 
 def _settings(folder: Path, creation: Creation) -> dict[str, Any]:
-    """What discriminator.json says; parts are those of the run, else the usual ones, until a warm-up says otherwise."""
+    """Contents of discriminator.json; parts are those of the run, else the usual ones, until a warm-up says
+    otherwise."""
     from transformers import AutoTokenizer
 
     responses = folder / "response.json"

@@ -25,7 +25,7 @@ USUAL_TFLOPS = 989.0
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one stage will take.
+    """Plan of one stage.
 
     Attributes:
         step: Its name.
@@ -100,7 +100,7 @@ def here(gpu_memory: float | None, tflops: float | None) -> Device:
 
 
 def plan_stage(stage: str, recipe: PlannedRecipe, device: Device) -> StagePlan:
-    """What a stage will take.
+    """Plan of a stage's memory, time and teacher calls.
 
     Args:
         stage: sft, warmup, align or rl.
@@ -118,7 +118,7 @@ def plan_stage(stage: str, recipe: PlannedRecipe, device: Device) -> StagePlan:
 
 
 def plan_pipeline(recipe: PipelineRecipe, device: Device, base: Path) -> list[StagePlan]:
-    """What each training step of a pipeline will take.
+    """Plans of a pipeline's training steps.
 
     Args:
         recipe: The pipeline's.

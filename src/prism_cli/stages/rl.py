@@ -37,7 +37,7 @@ SHOWN = {
 
 
 def check(recipe: RLRecipe, pending: bool = False) -> Plan:
-    """What would be done; finds what is wrong without a model.
+    """Plan of the stage; finds mistakes without loading a model.
 
     Args:
         recipe: The resolved recipe.

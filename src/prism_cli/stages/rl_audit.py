@@ -96,7 +96,7 @@ def _number(value: float | None) -> str:
 
 
 def cure(found: Audit) -> str:
-    """What to do about its problems."""
+    """Cure for the audit's problems."""
     wrong = found.case(TEACHER).surprises
     malformed = sum(one.problem is not None for one in wrong)
     advice = {

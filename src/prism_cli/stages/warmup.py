@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # it imports torch
 
 
 def check(recipe: WarmupRecipe, pending: bool = False) -> Plan:
-    """What would be done; finds what is wrong without a model.
+    """Plan of the stage; finds mistakes without loading a model.
 
     Args:
         recipe: The resolved recipe.

@@ -62,7 +62,7 @@ class TeacherAnswers:
         return self._prompting.request(self._row_of(id), sample)
 
     def problem(self, text: str) -> str | None:
-        """What is wrong with an answer's form, or None."""
+        """Mistake in an answer's form, or None."""
         return self._prompting.problem(text)
 
     def prefetch(self, rows: Sequence[Mapping[str, Any]], sample: int = 0) -> None:
@@ -98,7 +98,7 @@ class TeacherAnswers:
         return [known[id] for id in own]
 
     def teachable(self, rows: Sequence[Mapping[str, Any]]) -> list[bool]:
-        """Which rows the teacher has an answer to; waits for them, and `answers` then has them at once.
+        """Flags of the rows that the teacher has an answer to; waits for them, and `answers` then has them at once.
 
         All processes ask about the same rows.
         """

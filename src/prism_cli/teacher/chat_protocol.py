@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 
 class ChatRequest(NamedTuple):
-    """What a client asked.
+    """Chat request of a client.
 
     Attributes:
         system: The system messages, joined by newlines, or None.
@@ -105,7 +105,7 @@ def parse_body(raw: bytes) -> ChatBody:
 
 
 def chat_request(body: ChatBody) -> ChatRequest:
-    """What a body asks, with the protocol's defaults.
+    """Chat request of a body, with the protocol's defaults.
 
     Raises:
         ApiError: 400, when there is no user message or an image is neither a data: URL nor base64.

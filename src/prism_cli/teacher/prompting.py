@@ -55,7 +55,7 @@ class Prompting(NamedTuple):
         return EndpointRequest(messages, images, sample=sample, row=row["id"], images_at=first)
 
     def problem(self, text: str) -> str | None:
-        """What is wrong with an answer's form, or None."""
+        """Mistake in an answer's form, or None."""
         return self.grammar.parse(text).problem
 
     def _split(self, prompt: list[dict[str, str]]) -> tuple[str | None, list[dict[str, str]]]:

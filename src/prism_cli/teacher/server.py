@@ -122,7 +122,7 @@ class ServedEndpoint(LocalServer):
 
     @property
     def url(self) -> str:
-        """What a client takes as base URL, `http://127.0.0.1:PORT/v1`."""
+        """Base URL for clients, `http://127.0.0.1:PORT/v1`."""
         return base_url(self.address)
 
 

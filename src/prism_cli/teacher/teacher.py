@@ -54,7 +54,7 @@ class LiveTeacher:
         return replace(self, sees=False, check=False, from_parts=from_parts)
 
     def prompting(self, grammar: Grammar, policy_instruction: str | None) -> Prompting:
-        """How it is asked for a policy's parts.
+        """Prompts for a policy's parts.
 
         Args:
             grammar: The policy's parts.
@@ -106,7 +106,7 @@ class RecordedTeacher:
         return self
 
     def prompting(self, grammar: Grammar, policy_instruction: str | None) -> Prompting:
-        """How it would have been asked; its answers have all of the policy's parts."""
+        """Prompts it would have had; its answers have all of the policy's parts."""
         return Prompting(grammar, policy_instruction, policy_instruction)
 
 

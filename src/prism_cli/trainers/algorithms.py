@@ -9,7 +9,7 @@ SEQUENCE_LEVEL = {"loss_type": "grpo", "importance_sampling_level": "sequence"}
 
 
 class Resampling(NamedTuple):
-    """How dynamic sampling fills a batch, see `DynamicSampling`.
+    """Settings of dynamic sampling, see `DynamicSampling`.
 
     Attributes:
         oversample: Prompts a round, as a multiple of a batch's.

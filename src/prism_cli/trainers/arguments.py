@@ -8,7 +8,7 @@ from prism_cli.errors import RecipeError
 
 
 class Schedule(NamedTuple):
-    """How long to train, and when to log, evaluate and save (all in optimiser steps).
+    """Length of the training, and the steps between logs, evaluations and checkpoints (in optimiser steps).
 
     Attributes:
         max_steps: Optimiser steps, or None for `epochs`.
@@ -39,7 +39,7 @@ class AdamW(NamedTuple):
 
 
 class RolloutBatch(NamedTuple):
-    """How many prompts, rollouts and tokens a step takes.
+    """Prompts, rollouts and tokens of a step.
 
     Attributes:
         prompts: Prompts an optimiser step, over all processes.

@@ -19,7 +19,7 @@ class AlreadyTrainedError(Exception):
 
 
 class Shards(NamedTuple):
-    """How a checkpoint's states are cut up.
+    """Sharding of a checkpoint's states.
 
     Attributes:
         processes: Training processes that wrote it.

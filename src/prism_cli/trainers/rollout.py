@@ -86,7 +86,7 @@ class RolloutTrainer(GRPOTrainer):
         """Scores a generation batch of this process, before TRL calls the reward functions."""
 
     def shown_scores(self, rewards: Tensor) -> Mapping[str, Sequence[float]]:
-        """What the rollout log shows of each rollout, by name.
+        """Scores of each rollout in the rollout log, by name.
 
         Args:
             rewards: (N, F) of TRL's reward functions, NaN where unscored.

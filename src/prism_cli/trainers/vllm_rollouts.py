@@ -34,7 +34,7 @@ LOGIT_OF_NEVER = -1e4
 
 
 class VLLMRollouts(NamedTuple):
-    """How vLLM is used.
+    """Use of vLLM.
 
     Attributes:
         colocated: In this process; else on a server.

@@ -85,7 +85,7 @@ class Ledger:
         return [submission for submission in self.submissions if submission.ended is None]
 
     def tries(self, key: str) -> int:
-        """How often a request came back without an answer, though asking again may help."""
+        """Times a request came back without an answer, though asking again may help."""
         return sum(key in submission.failed for submission in self.submissions)
 
     def reason(self, key: str) -> str | None:
@@ -102,19 +102,19 @@ class Ledger:
         return any(word in reason for submission in self.submissions for reason in submission.failed.values())
 
     def upload(self, submission: Submission) -> Path:
-        """Where the file to upload is built."""
+        """File that the upload is built in."""
         return self._folder / f"{submission.mark}.upload.jsonl"
 
     def requests(self, submission: Submission) -> Path:
-        """Where its requests are noted, a JSON list of key and `Noted` a line."""
+        """File of the batch's requests, a JSON list of key and `Noted` per line."""
         return self._folder / f"{submission.mark}.requests.jsonl"
 
     def results(self, submission: Submission) -> Path:
-        """Where a result file is downloaded to."""
+        """File that a result is downloaded to."""
         return self._folder / f"{submission.mark}.results.jsonl"
 
     def file(self, submission: Submission) -> Path:
-        """Where it is written down."""
+        """File that the batch is written down in."""
         return self._folder / f"{submission.mark}.json"
 
     def noted(self, submission: Submission) -> dict[str, Noted]:

@@ -28,7 +28,7 @@ def most_usd(request: EndpointRequest, endpoint: Endpoint) -> float | None:
 
 
 class Room:
-    """What may still be submitted under the caps; a request counts with the most it can cost.
+    """Room left under the caps; a request counts with the most it can cost.
 
     Args:
         caps: The most that the run may ask and spend.
