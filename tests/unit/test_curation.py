@@ -16,7 +16,7 @@ from prism_cli.recipes.identity import differences, to_dict
 from prism_cli.recipes.sections import ResponseSection
 from prism_cli.recipes.stages import CurateRecipe
 from prism_cli.rewards.accuracy import is_correct
-from prism_cli.stages.curate import _each_once, histogram, kept_in_words
+from prism_cli.stages.curate import _each_once, describe_kept, histogram
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def test_a_share_that_equals_an_end_is_never_lost_to_rounding(samples):
 
 def test_hard_is_never_solved_whatever_the_band():
     assert CurateRecipe(keep="hard", samples=1).kept_counts == [0]
-    assert kept_in_words(CurateRecipe(keep="hard")) == "prompts with none of 8 right"
-    assert kept_in_words(CurateRecipe()) == "prompts with 2 to 6 of 8 right (pass rate 0.2 to 0.8)"
+    assert describe_kept(CurateRecipe(keep="hard")) == "prompts with none of 8 right"
+    assert describe_kept(CurateRecipe()) == "prompts with 2 to 6 of 8 right (pass rate 0.2 to 0.8)"
 
 
 def test_a_band_no_pass_rate_can_lie_in_is_refused():

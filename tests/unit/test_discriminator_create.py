@@ -163,7 +163,7 @@ def test_what_can_not_be_upcycled_is_refused(dense, tmp_path):
         with pytest.raises(RecipeError, match=f"is a {family} model") as caught:
             stage.check(creation(tmp_path / family, tmp_path / "discriminator"))
         assert "dense Qwen3-VL" in caught.value.hint
-    with pytest.raises(RecipeError, match="top_k is 3"):
+    with pytest.raises(RecipeError, match="can't visit 3"):
         stage.check(creation(dense, tmp_path / "discriminator", experts=2, top_k=3))
     with pytest.raises(RecipeError, match="no run, no folder"):
         stage.check(creation("nobody/nothing", tmp_path / "discriminator"))

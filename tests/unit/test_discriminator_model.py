@@ -313,7 +313,7 @@ def test_the_seed_decides_the_noise_and_the_global_random_state_is_left_alone():
 
 
 def test_more_choices_than_experts_are_refused():
-    with pytest.raises(RecipeError, match="top_k is 3"):
+    with pytest.raises(RecipeError, match="can't visit 3"):
         upcycle(tiny_policy()[0], Upcycling(experts=2, top_k=3))
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from prism_cli import phases
 from prism_cli.assembly.out_of_memory import fitting
-from prism_cli.assembly.planned_job import job_ahead, sft_job
+from prism_cli.assembly.planned_job import job_ahead, sft_job, start_of
 from prism_cli.assembly.policy import LANGUAGE_LAYERS
 from prism_cli.cli.app import app
 from prism_cli.discriminator.settings import Upcycling
@@ -25,6 +25,7 @@ from prism_cli.planning.job import GB, Adapters, Device, Discriminator, Generati
 from prism_cli.planning.memory import host_bytes, moments, peak, peaks
 from prism_cli.planning.savings import best_savings
 from prism_cli.planning.shapes import shape_of
+from prism_cli.planning.start import Start
 from prism_cli.recipes.load import load_recipe
 from prism_cli.trainers.callbacks import StepStart
 from prism_cli.trainers.memory import MemoryWatch
@@ -347,3 +348,9 @@ def test_what_does_not_fit_is_said_with_the_settings_that_save_most():
         "peak_gb": pytest.approx(1.036),
     }
     assert len(step["savings"]) == 3
+
+
+def test_a_step_after_a_tiny_one_is_planned_as_starting_from_a_saved_folder():
+    tiny = Start(config=None, pixels=4096, weight_bytes=4, parts=2, saved=False, attention="eager")
+    start = start_of(load_recipe("rl", "tiny", options={"from": "runs/not_there_yet"}), tiny)
+    assert (start.saved, start.attention, start.pixels) == (True, "sdpa", 4096)

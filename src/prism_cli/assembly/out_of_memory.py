@@ -161,7 +161,7 @@ def _advice(make_job: Callable[[], Job | None], phase: str | None) -> str:
 
 
 def _describe(saving: Saving, before: Moment, after: Moment) -> str:
-    """`micro_batch=2 (activations 31.0 → 15.6 GB)`."""
+    """`micro_batch=2 (activations 31.0 GB → 15.6 GB)`."""
     saved = {name: before.parts[name] - after.parts.get(name, 0) for name in before.parts}
     most = max(saved, key=lambda name: saved[name])
     effect = f"{most} {_size(before.parts[most])} → {_size(after.parts.get(most, 0))}"

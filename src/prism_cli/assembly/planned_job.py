@@ -36,7 +36,8 @@ def start_of(recipe: Stage, earlier: Start | None = None) -> Start:
     """
     start = resolve_start(recipe)
     if start.model is None and earlier is not None:
-        return earlier
+        # By then it is saved in a folder, which is opened with the usual attention.
+        return earlier._replace(saved=True, attention="sdpa")
     if start.run is not None:
         return saved_start(resolve_model(start.run)[0], ImageSection().max_pixels)
     parts = len(start.response.parts)

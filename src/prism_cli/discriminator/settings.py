@@ -33,8 +33,8 @@ class Upcycling:
     def __post_init__(self):
         if not 1 <= self.top_k <= self.experts:
             raise RecipeError(
-                f"top_k is {self.top_k}: must be between 1 and experts ({self.experts})",
-                "a token visits top_k of a layer's experts",
+                f"a token can't visit {self.top_k} of a layer's {self.experts} experts",
+                f"set discriminator.top_k (--top-k) to at most discriminator.experts (--experts), here {self.experts}",
             )
 
 

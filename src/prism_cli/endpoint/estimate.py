@@ -63,9 +63,6 @@ class Estimate(NamedTuple):
         return table
 
 
-NOTHING_TO_ASK = Estimate(0, 0, 0, 0, 0, None, averaged=False)
-
-
 def estimate(requests: Iterable[EndpointRequest], kept: KeptAnswers, at_most: int | None = None) -> Estimate:
     """Reads the requests one by one, against what is kept.
 

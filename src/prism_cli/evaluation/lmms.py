@@ -43,7 +43,7 @@ class Score(NamedTuple):
         low: Lower end of its interval, None where there is none.
         high: Upper end.
         questions: Questions it rests on.
-        failed: Questions left out: no response, or no verdict of the task's judge.
+        failed: Questions left out: no response, or no verdict of the task's LLM judge.
     """
 
     task: str
@@ -59,7 +59,7 @@ def llm_judge_environment(endpoint: str | None, model: str | None, key: str | No
     """Environment variables by which lmms-eval's tasks find the LLM judge; without one they ask nobody and get no key.
 
     Args:
-        endpoint: Base URL, or None for no judge.
+        endpoint: Base URL, or None for no LLM judge.
         model: Its model.
         key: Its key.
     """
@@ -108,7 +108,7 @@ def run_task(
         manager: From `known_tasks`.
         limit: Questions a task at most.
         output: Folder for what tasks write.
-        judged: Whether a judge may be asked.
+        judged: Whether an LLM judge may be asked.
         verify: Whether an answer is one of the accepted ones to a question, by rules.
     """
     from argparse import Namespace
@@ -126,7 +126,7 @@ def run_task(
         limit=limit,
         task_manager=manager,
         bootstrap_iters=0,
-        process_docs_parallel=1,  # which question a judge failed on is known by the order
+        process_docs_parallel=1,  # which question an LLM judge failed on is known by the order
         cli_args=Namespace(output_path=output, process_with_media=False),
     )
     scores: list[Score] = []
@@ -202,7 +202,7 @@ def _said(task: str, answer: str) -> str:
 
 
 def _notice_judges(judged: bool) -> None:
-    """Marks the questions on which a task's judge fails: the task would count them as wrong."""
+    """Marks the questions on which a task's LLM judge fails: the task would count them as wrong."""
     from lmms_eval.api.task import ConfigurableTask
     from lmms_eval.llm_judge.providers.openai import OpenAIProvider
 
@@ -215,7 +215,7 @@ def _notice_judges(judged: bool) -> None:
     def asked(self: Any, request: Any) -> Any:
         failures.append("under way")
         if not judged:
-            raise ValueError("the task wants a judge and benchmarks.llm_judge names none")
+            raise ValueError("the task wants an LLM judge and benchmarks.llm_judge names none")
         response = ask(self, request)
         failures.pop()
         return response

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from prism_cli import phases
 from prism_cli.errors import PrismError
 from prism_cli.evaluation.backend import Sampled
 from prism_cli.evaluation.sampling import end_tokens
@@ -143,7 +144,8 @@ def vllm_sampler(
             )
             for i in answered
         ]
-        outputs = engines[0].generate([prompts[i] for i in answered], parameters, use_tqdm=_counting(on_batch))
+        with phases.within(phases.GENERATION):
+            outputs = engines[0].generate([prompts[i] for i in answered], parameters, use_tqdm=_counting(on_batch))
         refuse_other_prompts([output.prompt_token_ids for output in outputs], [expanded[i] for i in answered], folder)
         results = [
             Sampled("", [], f"a prompt of {len(ids)} tokens, and vLLM takes {longest} (generation.max_model_tokens)")

@@ -74,7 +74,7 @@ def describe(recipe: Section, values: dict[str, Any]) -> str:
     before = {key: value_at(plain, key.split(".")) for key in values}
     numbers = [f"{key} {before[key] or 'all'} → {new}" for key, new in values.items() if type(new) is int]
     dropped = [key for key, new in values.items() if new in (None, False)]
-    stand_ins = [key for key, new in values.items() if isinstance(new, str | dict) and key not in SAID_APART]
+    stand_ins = [key for key, new in values.items() if isinstance(new, str | dict) and key not in DESCRIBED_APART]
     parts = [
         f"small stand-ins for {', '.join(stand_ins)}" if stand_ins else "",
         ", ".join(numbers),
@@ -85,7 +85,7 @@ def describe(recipe: Section, values: dict[str, Any]) -> str:
     return "; ".join(filter(None, parts)) or "nothing: it is small already"
 
 
-SAID_APART = ("launch", "generation", "image")
+DESCRIBED_APART = ("launch", "generation", "image")
 
 
 def _launch(launch: dict[str, Any]) -> str:

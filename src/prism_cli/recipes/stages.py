@@ -98,11 +98,11 @@ class SFTRecipe(TrainingStage):
 class RolloutStage(TrainingStage):
     """Keys shared by align and RL: rollouts of the policy on prompts."""
 
-    prompts_per_step: Annotated[PositiveInt, at_most(2)]
+    prompts_per_step: Annotated[PositiveInt, instead(2)]
     """Prompts per optimiser step."""
     rollouts: Annotated[int, Field(ge=2), at_most(4)] = 16
     """Rollouts per prompt."""
-    micro_batch: Annotated[PositiveInt, at_most(1)] = 4
+    micro_batch: Annotated[PositiveInt, at_most(2)] = 4
     """Rollouts per process and forward pass of the policy's update; limits memory."""
     max_prompt_tokens: PromptTokens = 2048
     """Maximum tokens of a prompt with its image; longer rows are refused."""

@@ -44,7 +44,7 @@ def check(recipe: CurateRecipe) -> Plan:
     plan = [("samples", str(resolve_model(_run(recipe))[0])), *checks.check_data(recipe.data, "data curate")]
     plan += check_sampling(recipe.generation)
     plan += [("a prompt", f"{recipe.samples} samples at temperature {recipe.temperature:g}")]
-    return [*plan, ("keeps", kept_in_words(recipe))]
+    return [*plan, ("keeps", describe_kept(recipe))]
 
 
 def _run(recipe: CurateRecipe) -> str:
@@ -53,7 +53,7 @@ def _run(recipe: CurateRecipe) -> str:
     return recipe.from_
 
 
-def kept_in_words(recipe: CurateRecipe) -> str:
+def describe_kept(recipe: CurateRecipe) -> str:
     """The prompts that are kept: `2 to 6 of 8 right (pass rate 0.2 to 0.8)`."""
     if recipe.keep == "hard":
         return f"prompts with none of {recipe.samples} right"
@@ -243,7 +243,7 @@ def _refuse_nothing(recipe: CurateRecipe, summary: Mapping[str, Any]) -> None:
     malformed = summary["malformed"]
     cures += [f"{malformed:.0%} of the responses are malformed: see {SAMPLES}"] * (malformed > 0.5)
     raise DataError(
-        f"nothing is kept: of {summary['prompts']:,} prompts none is among {kept_in_words(recipe)}; "
+        f"nothing is kept: of {summary['prompts']:,} prompts none is among {describe_kept(recipe)}; "
         f"{never:,} are never solved, {always:,} always",
         "; ".join(cures),
     )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ROWS = 64
-SAID = (REFERENCE, TEACHER)
+KNOWN_RIGHT = (REFERENCE, TEACHER)
 
 
 def run(recipe: RLRecipe) -> Audit:
@@ -53,40 +53,42 @@ def audit_before_training(recipe: RLRecipe, rows: "Dataset", settings: ResponseS
     """
     from prism_cli.data.rows import raw_rows  # here: datasets costs a second to import
 
-    found = _audit(recipe, list(islice(raw_rows(rows), ROWS)), settings)
-    problems = found.problems(recipe.rewards.max_wrong)
+    outcome = _audit(recipe, list(islice(raw_rows(rows), ROWS)), settings)
+    problems = outcome.problems(recipe.rewards.max_wrong)
     if problems:
-        get_console().print(table(found))
-        raise PrismError("; ".join(problems), f"{cure(found)}; see all of it: prism rl … --audit")
-    right = [f"{_number(case.means['accuracy'])} on {case.name}" for case in map(found.case, SAID) if case.rows]
-    line = f"rewards audited on {found.rows} rows: accuracy {', '.join(right)}"
+        get_console().print(table(outcome))
+        raise PrismError("; ".join(problems), f"{cure(outcome)}; see all of it: prism rl … --audit")
+    right = [
+        f"{_number(case.means['accuracy'])} on {case.name}" for case in map(outcome.case, KNOWN_RIGHT) if case.rows
+    ]
+    line = f"rewards audited on {outcome.rows} rows: accuracy {', '.join(right)}"
     say(line)
 
 
-def values(found: Audit, recipe: RLRecipe) -> dict[str, Any]:
+def values(outcome: Audit, recipe: RLRecipe) -> dict[str, Any]:
     """The audit as plain values."""
     return {
-        "rows": found.rows,
+        "rows": outcome.rows,
         "llm_judge": None if recipe.rewards.llm_judge is None else "not asked",
-        "cases": [{**case._asdict(), "surprises": [one._asdict() for one in case.surprises]} for case in found.cases],
-        "problems": found.problems(recipe.rewards.max_wrong),
+        "cases": [{**case._asdict(), "surprises": [one._asdict() for one in case.surprises]} for case in outcome.cases],
+        "problems": outcome.problems(recipe.rewards.max_wrong),
     }
 
 
-def table(found: Audit) -> Table:
+def table(outcome: Audit) -> Table:
     """The audit for a terminal."""
-    shown = Table(title=f"rewards of texts whose worth is known, on {found.rows} rows", title_justify="left")
-    names = list(dict.fromkeys(name for case in found.cases for name in case.means))
+    shown = Table(title=f"rewards of texts whose worth is known, on {outcome.rows} rows", title_justify="left")
+    names = list(dict.fromkeys(name for case in outcome.cases for name in case.means))
     for head in ("text", "rows", *names, "accuracy should be"):
         shown.add_column(head, justify="left" if head == "text" else "right", no_wrap=head == "text")
-    for case in found.cases:
+    for case in outcome.cases:
         style = "red" if case.surprises else ""
         rows = str(case.rows or ("none known" if case.name == TEACHER else "none"))
         cells = [case.name, rows, *(_number(case.means.get(name)) for name in names)]
         wanted = "" if case.expected is None else f"{case.expected:g}"
         open_ = f" ({case.unscored} open)" if case.unscored else ""
         shown.add_row(*(Text(cell) for cell in cells), Text(wanted + open_), style=style)
-    if any(case.unscored for case in found.cases):
+    if any(case.unscored for case in outcome.cases):
         shown.caption = "LLM judge not asked: free text that the rules find wrong is left open"
     return shown
 
@@ -95,9 +97,9 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def cure(found: Audit) -> str:
+def cure(outcome: Audit) -> str:
     """Cure for the audit's problems."""
-    wrong = found.case(TEACHER).surprises
+    wrong = outcome.case(TEACHER).surprises
     malformed = sum(one.problem is not None for one in wrong)
     advice = {
         "name the tags the teacher writes in response.parts, or leave teacher_response out of the rows": malformed > 0,

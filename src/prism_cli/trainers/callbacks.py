@@ -229,7 +229,7 @@ class ProgressBar(TrainerCallback):
 
 
 class Callbacks(NamedTuple):
-    """The callbacks of one training, in the order in which they are called.
+    """The callbacks of one training, by name; `all` has them in the order in which they are called.
 
     Attributes:
         shutdown: Ends training on a signal.
