@@ -40,6 +40,15 @@ def with_packages(found, **packages):
     return replace(found, packages={name: version for name, version in merged.items() if version is not None})
 
 
+def test_a_disk_that_machines_share_is_named_with_how_runs_are_locked_and_answers_kept():
+    assert [one for one in examine(HEALTHY) if one.what == "run disk"] == []
+    shared = finding(replace(HEALTHY, file_system="nfs4"), "run disk")
+    assert (shared.state, shared.found) == ("note", "nfs4, shared by machines: teacher answers are stored without WAL")
+    bare = finding(replace(HEALTHY, file_system="lustre", flock=False), "run disk")
+    assert "without flock" in bare.found
+    assert "-o flock" in bare.mend
+
+
 @pytest.mark.parametrize("found", [HEALTHY, CPU], ids=["gpu", "cpu"])
 def test_a_healthy_machine_has_nothing_wrong_and_nothing_needed_to_mend(found):
     findings = examine(found)

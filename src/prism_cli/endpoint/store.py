@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prism_cli.errors import CheckpointError
+from prism_cli.runs.disks import file_system, is_network
 
 _SCHEMA = 3
 # Noted as a call, but no answer to anything.
@@ -123,7 +124,7 @@ class AnswerStore:
         with self._failures_named():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._writer = self._connected()
-            self._switch_to_wal()
+            self._set_journal()
             # NORMAL would survive a killed process but not a power cut; an answer costs more than an fsync.
             self._writer.execute("PRAGMA synchronous=FULL")
             if self._schema() != _SCHEMA:
@@ -266,17 +267,23 @@ class AnswerStore:
     def _schema(self) -> int:
         return self._writer.execute("PRAGMA user_version").fetchone()[0]
 
-    def _switch_to_wal(self) -> None:
+    def _set_journal(self) -> None:
+        """Lets readers read while an answer is written (WAL), where the disk can: WAL shares memory between processes,
+        which machines that mount one disk have not."""
+        journal = "DELETE" if is_network(file_system(self.path)) else "WAL"
         # SQLite's own busy timeout does not cover this switch: processes that open a new file together would fail.
         deadline = time.monotonic() + 60
         while True:
             try:
-                self._writer.execute("PRAGMA journal_mode=WAL")
+                self._writer.execute(f"PRAGMA journal_mode={journal}")
                 return
             except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
+                if "locked" in str(error) and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                elif "locked" not in str(error) and journal == "WAL":
+                    journal = "DELETE"
+                else:
                     raise
-                time.sleep(0.02)
 
     @contextmanager
     def _failures_named(self) -> Iterator[None]:

@@ -1,14 +1,14 @@
 """Files written complete or not at all, JSON lines, and the lock of a folder."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from prism_cli.errors import CheckpointError
+from prism_cli.runs import locks
 
 LOCK = ".lock"
 
@@ -42,9 +42,9 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         CheckpointError: another process holds it.
     """
-    with open(folder / LOCK, "w") as lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locks.held(folder / LOCK))
         except BlockingIOError:
             raise CheckpointError(
                 f"{folder} is in use by another process", "wait for it, or give this run another --output"
@@ -54,11 +54,4 @@ def locked(folder: Path) -> Iterator[None]:
 
 def is_held(folder: Path) -> bool:
     """Whether a process works in a run's folder now."""
-    try:
-        with open(folder / LOCK) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
+    return locks.is_held(folder / LOCK)

@@ -24,7 +24,7 @@ from typing import Any
 
 from prism_cli import processes
 from prism_cli.errors import CheckpointError, Terminated
-from prism_cli.runs.files import locked, write_atomically
+from prism_cli.runs.files import LOCK, locked, write_atomically
 from prism_cli.runs.references import last_complete_checkpoint, read_manifest
 
 RECORDED_PACKAGES = ("prism-cli", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm", "deepspeed")
@@ -160,7 +160,7 @@ def open_run(
         if manifest_path.is_file():
             run = _continue(folder, stage, resolved, differences, source)
         else:
-            if folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir()):
+            if folder.is_dir() and any(not p.name.startswith(LOCK) for p in folder.iterdir()):
                 raise CheckpointError(f"{folder} holds files that are no run", "choose another --output")
             folder.mkdir(parents=True, exist_ok=True)
             run = Run(
