@@ -48,6 +48,7 @@ class Policy:
 
     def __post_init__(self):
         fit_threads(self.model)
+        disable_cudnn_attention()
 
     @property
     def settings(self) -> ResponseSettings:
@@ -73,12 +74,13 @@ class Policy:
         return {"parts": parts, "answer": self.grammar.answer_tag, "instruction": self.instruction}
 
 
-def load_policy(folder: Path, dtype: str = "auto", four_bits: bool = False) -> Policy:
+def load_policy(folder: Path, dtype: str = "auto", attention: str = "sdpa", four_bits: bool = False) -> Policy:
     """Opens a policy that an earlier stage saved.
 
     Args:
         folder: Its model.
         dtype: Type of the weights; `auto` takes the saved one.
+        attention: Attention implementation.
         four_bits: Hold the weights of the linear layers in 4 bits, see `load_pretrained`.
 
     Raises:
@@ -90,7 +92,7 @@ def load_policy(folder: Path, dtype: str = "auto", four_bits: bool = False) -> P
         raise CheckpointError(
             f"{folder / 'response.json'} can't be read: {error}", "point --from at a finished run"
         ) from None
-    model, processor = load_pretrained(str(folder), dtype=dtype, four_bits=four_bits)
+    model, processor = load_pretrained(str(folder), dtype=dtype, attention=attention, four_bits=four_bits)
     return Policy(model, processor, *settings)
 
 
@@ -111,7 +113,7 @@ def load_pretrained(
         four_bits: Hold the language model's linear layers in 4 bits (bitsandbytes, NF4), for adapters on top.
 
     Raises:
-        RecipeError: nothing loadable there, or 4 bits where they can't be computed with.
+        RecipeError: nothing loadable there, or 4 bits or an attention that can't be computed with.
     """
     weights = {"quantization_config": nf4_config()} if four_bits else {}
     try:
@@ -119,6 +121,9 @@ def load_pretrained(
         model = AutoModelForImageTextToText.from_pretrained(
             path, revision=revision, dtype=dtype, attn_implementation=attention, trust_remote_code=False, **weights
         )
+    except ImportError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RecipeError(f"attention {attention} can't be had here: {reason}", "leave `attention` out") from None
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise RecipeError(
@@ -160,6 +165,15 @@ def fit_threads(model: PreTrainedModel) -> None:
     """
     if model.num_parameters() < SMALL:
         torch.set_num_threads(1)
+
+
+def disable_cudnn_attention() -> None:
+    """Keeps cuDNN out of scaled-dot-product attention, in this process.
+
+    It builds an execution plan for each new shape, about a second each on Hopper, and keeps them all (FunASR#3704);
+    nearly every batch of packed or padded texts has a new one. vLLM switches it off too.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def free_memory() -> None:

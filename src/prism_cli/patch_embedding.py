@@ -1,11 +1,10 @@
 """Patch embedding as a matrix product: what convolution layers of vision towers compute, without a convolution.
 
 Qwen-VL, GLM-4V and their like embed each patch by an `nn.Conv3d` whose stride is its kernel, on an input of exactly one
-kernel: a matrix product. In bfloat16 several cuDNN versions have no fast kernel for it, and take 10³ to 10⁵ times as long
-(pytorch#166643, transformers#45750).
+kernel: a matrix product. In bfloat16 several cuDNN versions have no fast kernel for it, and take 10³ to 10⁵ times as
+long (pytorch#166643, transformers#45750).
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -48,12 +47,3 @@ def _is_patch_embedding(layer: nn.Conv3d) -> bool:
     """Whether a layer sees each patch once: stride as wide as the kernel, no padding, dilation or groups."""
     plain = layer.padding in ("valid", (0, 0, 0)) and set(layer.dilation) == {1} and layer.groups == 1
     return plain and layer.stride == layer.kernel_size
-
-
-def disable_cudnn_attention() -> None:
-    """Keeps cuDNN out of scaled-dot-product attention.
-
-    It builds and keeps an execution plan for each new shape, about a second each (FunASR#3704), and nearly every batch of
-    packed or padded texts has a new one.
-    """
-    torch.backends.cuda.enable_cudnn_sdp(False)

@@ -16,8 +16,9 @@ from prism_cli.errors import PrismError, RecipeError
 
 T = TypeVar("T")
 
-# How long a process waits in a collective for the others: a step's generation, or the writing of a large checkpoint.
-COLLECTIVE = timedelta(minutes=15)
+# How long a process waits in a collective for the others. Where they fall out of step for longer (generating, scoring,
+# saving), it waits in `barrier` before.
+COLLECTIVE = timedelta(hours=2)
 # How long others wait for what the main process alone does, such as asking the teacher; a dead one is noticed at once.
 MAIN_AT_WORK = timedelta(days=7)
 
@@ -79,6 +80,11 @@ def start() -> None:
     _plain = distributed.new_group(backend="gloo", timeout=MAIN_AT_WORK)
 
 
+# DeepSpeed's settings that sum gradients of bfloat16 passes over passes and processes in float32: in bfloat16 a sum of
+# dozens of passes loses what each one adds.
+FLOAT32_GRADIENTS = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
+
+
 def refuse_without_deepspeed() -> None:
     """Raises what to install where `launch.zero` can't be had.
 
@@ -109,7 +115,7 @@ def deepspeed() -> Any:
 
 
 def barrier() -> None:
-    """Waits until all processes are here."""
+    """Waits until all processes are here, without end unless one of them is gone."""
     gather(None)
 
 

@@ -34,7 +34,7 @@ TINY = {
 ROLLOUTS = {**TINY, "prompts_per_step": 3, "rollouts": 4, "max_response_tokens": 48, "rollouts_every": None}
 
 
-def started(folder, processes, jobs):
+def started(folder, processes, jobs, program="tests.distributed.worker"):
     """Runs jobs one after the other in so many processes; gives the exit code and what they printed."""
     paths = []
     for n, (stage, name, recipe) in enumerate(jobs):
@@ -42,8 +42,9 @@ def started(folder, processes, jobs):
         path.write_text(json.dumps({"stage": stage, "name": name, "recipe": recipe}))
         paths.append(str(path))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    words = [*(launcher if processes > 1 else []), "-m", "tests.distributed.worker", str(folder), *paths]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    words = [*(launcher if processes > 1 else []), "-m", program, str(folder), *paths]
+    found_in = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": found_in}
     return subprocess.run(
         [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )
@@ -149,7 +150,9 @@ def test_a_sharded_run_that_was_cut_ends_as_one_that_was_not(runs):
 
 def test_a_checkpoint_is_complete_with_every_processes_states(runs):
     folder = runs / "sft-zero3" / "checkpoints" / "checkpoint-2"
-    assert json.loads((folder / "complete.json").read_text()) == {"step": 2, "processes": 2, "zero": 3}
+    marker = json.loads((folder / "complete.json").read_text())
+    assert marker.items() >= {"step": 2, "processes": 2, "zero": 3}.items()
+    assert 0 < marker["save_seconds"] < 60
     assert {path.name for path in folder.glob("rng_state_*.pth")} == {"rng_state_0.pth", "rng_state_1.pth"}
     assert len(list(folder.glob("global_step2/*optim_states.pt"))) == 2
 

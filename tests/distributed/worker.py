@@ -19,14 +19,14 @@ WORDS = ("a1", "a2", "b1", "b2", "c1", "holds", "and", "plus", "red", "green", "
 
 def replay() -> None:
     """Has every rollout be a text that follows from its prompt and its place in the group."""
-    from prism_cli.trainers.rollout import RolloutTrainer
+    from trl import GRPOTrainer
 
     def stored(self, prompt_ids, images, multimodal_fields, num_generations, *args):
         tokenizer, start = self._tokenizer, self.accelerator.process_index * len(prompt_ids)
         texts = [_text(f"{ids} {(start + n) % num_generations}") for n, ids in enumerate(prompt_ids)]
         return [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts], None
 
-    RolloutTrainer._generate_single_turn = stored
+    GRPOTrainer._generate_single_turn = stored
 
 
 def _text(seed: str) -> str:

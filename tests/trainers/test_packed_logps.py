@@ -228,6 +228,7 @@ def test_where_packing_does_not_apply_trls_way_is_taken_and_said_once(reason, po
     said = " ".join(capsys.readouterr().out.split())
     assert said.count("prompts are not shared") == 1
     assert reason in said
+    assert ("tokens a pass instead of" in said) == ("eager" in reason)
 
 
 def test_trl_still_has_the_seams():

@@ -194,6 +194,31 @@ def test_the_packed_loss_and_its_gradient_are_trls(kind, saved, tmp_path):
     assert 0 < ours._metrics["train"]["clip_ratio/region_mean"][0] < 1
 
 
+def test_the_rounding_of_a_second_pass_never_reaches_gspos_clip_where_each_rollout_is_used_once(tmp_path, monkeypatch):
+    own = PlainGRPO._generate_and_score_completions
+
+    def with_second_pass(self, inputs):
+        """As with vLLM: log-probabilities of another pass of the same weights, whose rounding is another."""
+        output = own(self, inputs)
+        noise = 1e-2 * torch.randn(output["completion_ids"].shape)
+        return output | {"old_per_token_logps": -1.0 + noise}
+
+    monkeypatch.setattr(PlainGRPO, "_generate_and_score_completions", with_second_pass)
+    model, processor = tiny_policy()
+    policy = Policy(copy.deepcopy(model), processor, Grammar({"all": Part((), 1.0)}, None), None)
+    for updates in (1, 2):
+        more = {"num_iterations": updates, "gradient_accumulation_steps": 1}
+        arguments = options("gspo", tmp_path) | more
+        trainer = GRPOTrainer(policy, in_turn(0.0, 1.0), TrainerSetup(arguments, rows_of(policy)))
+        trainer.model.train()
+        trainer.current_gradient_accumulation_steps = 1
+        rows = trainer.train_dataset
+        batch = trainer._generate_and_score_completions([rows[i] for i in range(PROMPTS) for _ in range(GROUP)])
+        trainer._compute_loss(trainer.model, batch)
+        clipped = trainer._metrics["train"]["clip_ratio/region_mean"][-1]
+        assert (clipped == 0) == (updates == 1), "a batch that is used again needs what it was sampled with"
+
+
 # Several updates a batch ----------------------------------------------------------------------------------------------
 
 

@@ -246,6 +246,24 @@ def test_a_process_whose_launcher_has_gone_does_not_start(tmp_path):
     assert (done.returncode, done.stdout) == (1, "")
 
 
+def test_cudas_allocator_is_set_before_torch_is_loaded_unless_the_user_has_set_it():
+    code = """
+import json, os, sys
+import prism_cli.__main__ as program
+program.app = lambda **_: print(json.dumps([os.environ.get(n) for n in sys.argv[1:]] + ["torch" in sys.modules]))
+program.main()
+"""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    bare = {name: value for name, value in os.environ.items() if name not in names}
+    for given, wanted in (
+        ({}, ["expandable_segments:True"] * 2),
+        ({names[0]: "max_split_size_mb:64"}, ["max_split_size_mb:64", None]),
+        ({names[1]: "expandable_segments:False"}, [None, "expandable_segments:False"]),
+    ):
+        done = subprocess.run([sys.executable, "-c", code, *names], env=bare | given, capture_output=True, text=True)
+        assert json.loads(done.stdout) == [*wanted, False], done.stderr
+
+
 # Slurm's script ------------------------------------------------------------------------------------------------------
 
 
@@ -254,7 +272,7 @@ def test_the_script_runs_the_command_on_each_node_and_hands_it_in_again_when_tim
     words = ["sft", "my recipe.yaml", "launch.nodes=2"]
     slurm.write(script, "sft", [Launch(processes=8, nodes=2)], words)
     text = script.read_text()
-    for line in ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=8", "--requeue", "--signal=TERM@300"):
+    for line in ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=8", "--requeue", "--signal=TERM@1800"):
         assert f"#SBATCH {line}\n" in text
     assert "prism sft 'my recipe.yaml' launch.nodes=2\n" in text
     assert subprocess.run(["bash", "-n", script]).returncode == 0
@@ -265,6 +283,23 @@ def test_the_script_runs_the_command_on_each_node_and_hands_it_in_again_when_tim
     assert ran(tmp_path, script, 0)[0] == 0
     assert ran(tmp_path, script, 1)[1][1:] == []  # what failed would fail again
     assert ran(tmp_path, script, 130)[1][1:] == []  # who pressed Ctrl-C wants it ended
+
+
+@pytest.mark.parametrize(
+    ("step", "save", "seconds"),
+    [(0.4, 2.0, 300), (180.0, 70.0, 540), (170.0, 900.0, 2160)],
+)
+def test_the_signal_leaves_time_for_the_longest_step_and_save_of_the_run_so_far(tmp_path, step, save, seconds):
+    for number, part in ((50, 0.5), (100, 1.0), (150, 0.9)):
+        folder = tmp_path / f"road/rl/checkpoints/checkpoint-{number}"
+        folder.mkdir(parents=True)
+        marker = {"step": number, "step_seconds": part * step, "save_seconds": part * save}
+        (folder / "complete.json").write_text(json.dumps(marker))
+    found = slurm.grace(tmp_path / "road")
+    assert found.seconds == seconds
+    slurm.write(tmp_path / "job", "sft", [Launch()], ["sft"], found)
+    assert f"#SBATCH --signal=TERM@{seconds}\n" in (tmp_path / "job").read_text()
+    assert slurm.grace(tmp_path / "not_begun").seconds == 1800
 
 
 def ran(tmp_path, script, code):

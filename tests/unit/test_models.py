@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from tests.tiny import tiny_policy
 
+from prism_cli.assembly.policy import start_policy
 from prism_cli.errors import CheckpointError, RecipeError
 from prism_cli.evaluation.sampling import encode_prompts
 from prism_cli.models import (
@@ -17,6 +18,7 @@ from prism_cli.models import (
     placeholder_ids,
     set_pixel_budget,
 )
+from prism_cli.recipes.load import load_recipe
 from prism_cli.responses import Grammar, Part
 
 GRAMMAR = Grammar({"perception": Part(("caption",), 0.25), "reasoning": Part(("think", "answer"), 0.75)})
@@ -31,6 +33,29 @@ def policy():
 def inputs(processor, size=(48, 48)):
     turns = [{"role": "user", "content": "what is at b2 ?"}]
     return encode_prompts(processor, [multimodal(turns, [Image.new("RGB", size, "red")])])
+
+
+def test_attention_is_never_cudnns_which_plans_each_new_length_for_a_second(policy):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    policy.with_model(policy.model)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_a_run_is_continued_with_the_attention_of_the_recipe(policy, tmp_path):
+    policy.save(tmp_path / "run/model")
+    (tmp_path / "run/run.json").write_text(
+        json.dumps({"stage": "sft", "status": "finished", "recipe": {}, "finished": "now"})
+    )
+    for attention in ("sdpa", "eager"):
+        recipe = load_recipe("rl", "tiny", [f"from={tmp_path / 'run'}", f"attention={attention}"])
+        assert start_policy(recipe).model.config._attn_implementation == attention
+
+
+def test_an_attention_that_is_not_installed_is_refused_with_the_cure(policy, tmp_path):
+    policy.save(tmp_path / "model")
+    with pytest.raises(RecipeError, match="attention flash_attention_2 can't be had here") as caught:
+        load_policy(tmp_path / "model", attention="flash_attention_2")
+    assert "leave `attention` out" in caught.value.hint
 
 
 def test_a_saved_policy_comes_back_whole(policy, tmp_path):

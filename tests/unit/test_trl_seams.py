@@ -13,6 +13,10 @@ from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 SEAMS = [
     (GRPOTrainer._generate_and_score_completions, ["self", "inputs"]),
+    (
+        GRPOTrainer._generate_single_turn,
+        ["self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images"],
+    ),
     (GRPOTrainer._calculate_rewards, ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
     (GRPOTrainer._log_metric, ["self", "name", "value"]),
     (GRPOTrainer._get_train_sampler, ["self", "dataset"]),

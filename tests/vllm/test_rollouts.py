@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from PIL import Image
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from prism_cli.assembly.response import grammar_of
 from prism_cli.data.rows import dataset, row
@@ -160,7 +161,8 @@ def test_log_probabilities_are_the_trainers_though_placeholders_are_left_out(tra
 
 def scored(trainer):
     rows = [trainer.train_dataset[i] for i in (0, 1) for _ in range(4)]
-    return trainer._generate_and_score_completions(rows)
+    # TRL's: ours leaves the second pass's log-probabilities out where each rollout is used once.
+    return GRPOTrainer._generate_and_score_completions(trainer, rows)
 
 
 def test_prompts_that_vllm_reads_otherwise_are_refused(trainer, monkeypatch):

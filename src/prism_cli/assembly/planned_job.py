@@ -36,10 +36,10 @@ def start_of(recipe: Stage, earlier: Start | None = None) -> Start:
     """
     start = resolve_start(recipe)
     if start.model is None and earlier is not None:
-        # By then it is saved in a folder, which is opened with the usual attention.
-        return earlier._replace(saved=True, attention="sdpa")
+        # By then it is saved in a folder.
+        return earlier._replace(saved=True, attention=start.attention)
     if start.run is not None:
-        return saved_start(resolve_model(start.run)[0], ImageSection().max_pixels)
+        return saved_start(resolve_model(start.run)[0], ImageSection().max_pixels)._replace(attention=start.attention)
     parts = len(start.response.parts)
     match start.model:
         case None:
@@ -49,11 +49,12 @@ def start_of(recipe: Stage, earlier: Start | None = None) -> Start:
             )
         case TinySizes():
             # It is built for real, in a moment.
-            return Start(start_policy(recipe).model.config, start.max_pixels, 4, parts, saved=False)
-        case Pretrained(path, revision, dtype, attention):
+            config = start_policy(recipe).model.config
+            return Start(config, start.max_pixels, 4, parts, saved=False, attention=start.attention)
+        case Pretrained(path, revision, dtype):
             config = config_of(path, revision)
             weight_bytes = bytes_per_weight(config) if dtype == "auto" else TYPES[dtype]
-            return Start(config, start.max_pixels, weight_bytes, parts, attention=attention)
+            return Start(config, start.max_pixels, weight_bytes, parts, attention=start.attention)
 
 
 def job_ahead(recipe: Stage, make_job: MakeJob) -> Job | None:

@@ -39,7 +39,6 @@ class Pretrained(NamedTuple):
     path: str
     revision: str | None
     dtype: str
-    attention: str
 
 
 class PolicyStart(NamedTuple):
@@ -51,6 +50,7 @@ class PolicyStart(NamedTuple):
         response: The section with grammar and instruction.
         min_pixels, max_pixels: Image budget.
         seed: Of a tiny model's weights.
+        attention: Attention implementation.
         four_bits: The language model's weights are held in 4 bits.
     """
 
@@ -60,6 +60,7 @@ class PolicyStart(NamedTuple):
     min_pixels: int
     max_pixels: int
     seed: int
+    attention: str
     four_bits: bool
 
     @property
@@ -93,15 +94,16 @@ def resolve_start(recipe: Stage) -> PolicyStart:
     four_bits = lora is not None and lora.bits is not None
     model = None
     match recipe.model:
-        case PretrainedModel(path=path, revision=revision, dtype=dtype, attention=attention):
-            model = Pretrained(path, revision, dtype, attention)
+        case PretrainedModel(path=path, revision=revision, dtype=dtype):
+            model = Pretrained(path, revision, dtype)
         case TinyModel() as tiny:
             model = TinySizes(tiny.world, tiny.hidden, tiny.layers, tiny.vision_hidden, tiny.vision_layers)
             if four_bits:
                 raise RecipeError("lora.bits: a tiny model is too small for 4 bits", "leave lora.bits out")
     image = recipe.image or ImageSection()
     response = recipe.response or ResponseSection()
-    return PolicyStart(recipe.from_, model, response, image.min_pixels, image.max_pixels, recipe.seed, four_bits)
+    budget = (image.min_pixels, image.max_pixels)
+    return PolicyStart(recipe.from_, model, response, *budget, recipe.seed, recipe.attention, four_bits)
 
 
 def start_policy(recipe: Stage, unrounded: bool = False) -> "Policy":
@@ -123,7 +125,7 @@ def start_policy(recipe: Stage, unrounded: bool = False) -> "Policy":
     if four_bits:
         refuse_four_bits()
     if start.run is not None:
-        return models.load_policy(resolve_model(start.run)[0], four_bits=four_bits)
+        return models.load_policy(resolve_model(start.run)[0], attention=start.attention, four_bits=four_bits)
     grammar = grammar_of(start.response)
     instruction = instruction_of(start.response, grammar)
     match start.model:
@@ -131,8 +133,9 @@ def start_policy(recipe: Stage, unrounded: bool = False) -> "Policy":
             raise RecipeError("no model to start from", "give --from RUN or --model")
         case TinySizes() as sizes:
             model, processor = _tiny(sizes, grammar, instruction, start.max_pixels, start.seed)
+            model.set_attn_implementation(start.attention)
         case Pretrained() as pretrained:
-            model, processor = models.load_pretrained(*pretrained, four_bits)
+            model, processor = models.load_pretrained(*pretrained, start.attention, four_bits)
     if not models.set_pixel_budget(processor, start.min_pixels, start.max_pixels):
         say("`image` has no effect: this model scales every picture to a size of its own")
     return models.Policy(model, processor, grammar, instruction)

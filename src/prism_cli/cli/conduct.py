@@ -138,13 +138,14 @@ def _write_sbatch(stage: str, recipe: "Section", base: Path | None, file: Path, 
     """Writes the batch script of the command that was typed."""
     from prism_cli.assembly.launch import launches_of
     from prism_cli.launching import slurm
+    from prism_cli.recipes.identity import run_folder
 
     if resume is not None:
         raise RecipeError("--sbatch: the job continues whenever it is started", "leave out --resume and --fresh")
     typed = sys.argv[1:]
     where = next(index for index, word in enumerate(typed) if word.partition("=")[0] == "--sbatch")
     del typed[where : where + (1 if "=" in typed[where] else 2)]
-    slurm.write(file, stage, launches_of(stage, recipe, base or Path()), typed)
+    slurm.write(file, stage, launches_of(stage, recipe, base or Path()), typed, slurm.grace(run_folder(stage, recipe)))
     say(f"written {file}: look at its first lines, then hand it in with sbatch")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from prism_cli.discriminator.inputs import PromptInputs, ScoreInputs, build_score_inputs
 from prism_cli.discriminator.model import Discriminator, unsharded_models
 from prism_cli.discriminator.replicas import SHARDS_FILE, Pass, Scored, refuse_other
-from prism_cli.processes import deepspeed, is_main, world_size
+from prism_cli.processes import FLOAT32_GRADIENTS, deepspeed, is_main, world_size
 
 SHARDS = "shards"
 # Elements that ZeRO gathers or reduces at once: 100 MB in bfloat16.
@@ -134,6 +134,7 @@ def _engine_config(
         "zero_optimization": sharding,
         "zero_force_ds_cpu_optimizer": False,  # torch's is fused on a CPU too, and need not be compiled first
         "bf16": {"enabled": bf16},
+        **FLOAT32_GRADIENTS,
         "steps_per_print": 1_000_000_000,
     }
 

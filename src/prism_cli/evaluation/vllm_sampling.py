@@ -75,6 +75,18 @@ def starting() -> Iterator[None]:
         torch.set_num_threads = threads  # vLLM on a CPU replaces it by one that does nothing
 
 
+def keep_process_groups() -> None:
+    """Has engines in this process leave its groups of processes standing, at their shutdown and when collected.
+
+    vLLM takes the process for its own and ends every group in it; in a process that a launcher started they are the
+    trainer's. It still ends groups of its own for tensor parallelism, and frees its memory.
+    """
+    if torch.distributed.is_initialized():
+        from vllm.distributed import parallel_state  # pyright: ignore[reportMissingImports]
+
+        parallel_state.destroy_distributed_environment = lambda: None
+
+
 def _reason(error: Exception) -> str:
     """The first line that names a reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -121,6 +133,7 @@ def vllm_sampler(
             with starting():
                 from vllm import LLM  # pyright: ignore[reportMissingImports]
 
+                keep_process_groups()
                 engines.append(LLM(model=str(folder), **options))
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 

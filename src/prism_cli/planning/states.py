@@ -90,7 +90,7 @@ def _states(
     optimizer, host = 12 * trained / world, 0.0
     stepping = 4 * trained / world
     weights = rounded * FOUR_BITS + (full / world if launch.zero == 3 else full)
-    buffers = 2 * min(bucket, trained) * compute
+    buffers = 2 * min(bucket, trained) * 4  # gradients are exchanged and summed in float32
     if launch.zero == 3:
         buffers += min(GATHERED, shape.weights) * compute if world > 1 or launch.offload else 0
     if launch.offload:
@@ -98,6 +98,6 @@ def _states(
         stepping = 0.0
         if launch.zero == 3:
             host, weights = host + weights, 0.0
-    gradients = compute * trained / world
+    gradients = 4 * trained / world
     embedding = 0 if frozen else 4 * shape.vocabulary * shape.text.hidden
     return States(weights, gradients, optimizer, 0, buffers, stepping, how, host, embedding)

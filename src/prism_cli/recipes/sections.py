@@ -43,8 +43,6 @@ class PretrainedModel(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     """Type of the weights; `auto` takes the checkpoint's. On a GPU the computation is in bfloat16 in any case. In
     bfloat16 weights, updates of a learning rate of 1e-6 are lost to rounding."""
-    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
-    """Attention implementation."""
 
 
 class TinyModel(Section):

@@ -41,6 +41,9 @@ class Stage(Section):
     """Parts and instruction; null takes those of the run in `from`, else the default grammar."""
     image: ImageSection | None = None
     """Image budget; null takes that of the run in `from`, else the default."""
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
+    """Attention implementation of the policy. With another than `sdpa` each rollout computes its prompt and picture
+    again in the update of align and RL."""
     output: UserPath | None = None
     """Run folder; null gives runs/<stage>."""
     seed: NonNegativeInt = 0

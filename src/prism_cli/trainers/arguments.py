@@ -119,6 +119,7 @@ def deepspeed_settings(zero: int, offload: bool) -> dict[str, Any]:
         "zero_optimization": sharded,
         "zero_force_ds_cpu_optimizer": False,  # torch's is fused on a CPU too, and need not be compiled first
         "bf16": {"enabled": "auto"},
+        **processes.FLOAT32_GRADIENTS,
         "gradient_clipping": "auto",
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,12 +76,30 @@ class CompleteCheckpoints(TrainerCallback):
         keep: Newest checkpoints to keep, beside the best.
         shards: Written into the marker, see `Shards`.
         save_settings: Writes what a model folder needs beside the weights; called on the main process.
+
+    Attributes:
+        step_seconds: The longest step so far; it and the seconds of this save stand in the marker, for Slurm's script.
     """
 
     def __init__(self, keep: int, shards: Shards = UNSHARDED, save_settings: Callable[[Path], None] = _nothing):
         self.keep = keep
         self.shards = shards
         self.save_settings = save_settings
+        self.step_seconds = 0.0
+        self._since = time.monotonic()
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """The beginning of what is measured."""
+        self._since = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """The longest step."""
+        self.step_seconds = max(self.step_seconds, time.monotonic() - self._since)
+        self._since = time.monotonic()
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """An evaluation is no part of the save that follows it."""
+        self._since = time.monotonic()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Completes the checkpoint of this step."""
@@ -93,7 +112,9 @@ class CompleteCheckpoints(TrainerCallback):
         processes.barrier()  # no process goes on, and perhaps fails, while the marker is not set
 
     def _complete(self, folder: Path, state: TrainerState) -> None:
-        write_atomically(folder / COMPLETE, json.dumps({"step": state.global_step, **self.shards._asdict()}))
+        seconds = {"step_seconds": self.step_seconds, "save_seconds": time.monotonic() - self._since}
+        marker = {"step": state.global_step, **self.shards._asdict(), **seconds}
+        write_atomically(folder / COMPLETE, json.dumps(marker))
         complete = sorted((path.parent for path in folder.parent.glob(f"*/{COMPLETE}")), key=checkpoint_step)
         best = Path(state.best_model_checkpoint) if state.best_model_checkpoint else None
         for old in complete[: -self.keep]:

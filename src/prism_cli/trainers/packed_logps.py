@@ -73,7 +73,8 @@ class PackedLogps:
         firsts = [_first_of_its_kind(prompts[chunk]) for chunk in chunks]
         if (reason := _why_not(known, prompts, firsts, other)) is not None:
             if not self.reason_said:
-                say(f"prompts are not shared in the policy's update: {reason}")
+                cost = _cost(attention_mask, logits_to_keep, prompts, firsts)
+                say(f"prompts are not shared in the policy's update: {reason}{cost}")
             self.reason_said = True
             return None
         chunked = []
@@ -144,6 +145,14 @@ def _why_not(known: Any, prompts: list[_Prompt], firsts: list[list[int]], other:
     elif attention != ATTENTION:
         return f"the model's attention is {attention}, not sdpa"
     return None
+
+
+def _cost(mask: Tensor, keep: int, prompts: list[_Prompt], firsts: list[list[int]]) -> str:
+    """Tokens that are computed where prompts are not shared, beside those where they are; nothing where as many."""
+    lengths = iter([len(prompt.ids) for prompt in prompts])
+    once = sum(length for first in firsts for n, f in enumerate(first) if (length := next(lengths)) and f == n)
+    own, packed = int(mask.sum()), once + int(mask[:, -keep:].sum())
+    return f"; these rollouts take {own:,} tokens a pass instead of {packed:,}" if packed < own else ""
 
 
 def _positions(model: Any, prompt: _Prompt) -> Tensor:

@@ -14,10 +14,12 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from prism_cli import phases
+from prism_cli import phases, processes
 from prism_cli.models import Policy, placeholder_ids
 from prism_cli.responses import Response
 from prism_cli.trainers.arguments import trl_config
+from prism_cli.trainers.gathers import pictures_left_out
+from prism_cli.trainers.in_step import RolloutsInStep
 from prism_cli.trainers.packed_logps import PackedLogps, prompts_together
 from prism_cli.trainers.prompts import EpochSampler
 from prism_cli.trainers.rollout_log import Rollouts
@@ -44,7 +46,7 @@ class Batch(NamedTuple):
     completion_ids: list[list[int]]
 
 
-class RolloutTrainer(GRPOTrainer):
+class RolloutTrainer(RolloutsInStep, GRPOTrainer):
     """GRPOTrainer whose rollouts are read as responses of a grammar.
 
     A child scores them in `score`, and keeps what TRL does not in `save_extra` and `load_extra`.
@@ -62,6 +64,7 @@ class RolloutTrainer(GRPOTrainer):
         unsaid = {"suppress_tokens": placeholders} if vllm is None else suppressing(policy, placeholders)
         generation = {**setup.arguments.get("generation_kwargs", {}), **unsaid}
         arguments = {**({} if vllm is None else vllm.arguments), **setup.arguments, "generation_kwargs": generation}
+        arguments["log_multimodal"] = False  # the rollout log keeps pictures, of some rollouts
         args = trl_config(GRPOConfig, arguments)
         with nullcontext() if vllm is None else vllm.started_for(policy.processor, args.bf16, args.seed):
             super().__init__(
@@ -132,6 +135,17 @@ class RolloutTrainer(GRPOTrainer):
         packed = self.packed_logps(model, *args, **kwargs)
         return packed or super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        with pictures_left_out():
+            output = super()._generate_and_score_completions(inputs)
+        # With vLLM TRL takes another pass of the same weights for the policy before the update, for the importance
+        # weights, which stand. Where each rollout is used once the ratio of the two is 1: without that pass's
+        # log-probabilities TRL takes it so, else their rounding passes GSPO's clip of 3e-4.
+        args = cast(GRPOConfig, self.args)
+        if args.gradient_accumulation_steps % (cast(int, args.steps_per_generation) * self.num_iterations) == 0:
+            output.pop("old_per_token_logps", None)
+        return output
+
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
@@ -158,6 +172,7 @@ class RolloutTrainer(GRPOTrainer):
         malformed = sum(not response.well_formed for response in responses)
         self._log_metric("responses/malformed_fraction", malformed / len(responses))
         self.score(Batch(inputs, prompts, responses, completion_ids_list))
+        processes.barrier()  # what is scored takes each process its own time, and TRL gathers it
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._log_by_source(inputs, rewards, responses)
         start = self.accelerator.process_index * len(inputs)

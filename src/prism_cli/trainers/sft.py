@@ -11,6 +11,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from prism_cli import processes
 from prism_cli.models import Policy
 from prism_cli.trainers.arguments import trl_config
+from prism_cli.trainers.in_step import InStep
 from prism_cli.trainers.setup import TrainerSetup
 
 
@@ -35,7 +36,7 @@ def sft_trainer(policy: Policy, setup: TrainerSetup) -> SFTTrainer:
     )
 
 
-class SourceLossTrainer(SFTTrainer):
+class SourceLossTrainer(InStep, SFTTrainer):
     """SFTTrainer that also logs the loss of each source's rows, a token: `sources/NAME/loss`, `eval_NAME_loss`."""
 
     def __init__(self, **options: Any):

@@ -13,6 +13,7 @@ import torch
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.generation import vllm_generation
 
+from prism_cli.adapters import has_adapters
 from prism_cli.errors import PrismError
 from prism_cli.evaluation.sampling import end_tokens
 from prism_cli.evaluation.vllm_sampling import (
@@ -22,10 +23,12 @@ from prism_cli.evaluation.vllm_sampling import (
     collapsed,
     engine_options,
     image_token,
+    keep_process_groups,
     refuse_other_prompts,
     starting,
 )
 from prism_cli.models import Policy
+from prism_cli.trainers.merged_weights import merged_weights
 
 # What TRL sets for a colocated vLLM.
 LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -65,6 +68,8 @@ def _started(how: VLLMRollouts, processor: Any, bf16: bool, seed: int) -> Iterat
         return
     with starting():
         from vllm import LLM  # pyright: ignore[reportMissingImports]
+
+        keep_process_groups()
 
     def start(**options: Any) -> Any:
         ours = engine_options(processor, "bfloat16" if bf16 else "float32")
@@ -117,6 +122,9 @@ def mend(generation: Any, processor: Any) -> None:
         processor: The policy's.
     """
     sync, generate = generation.sync_weights, generation.generate
+    if has_adapters(generation.model):
+        gathered = generation._dist.gather_params
+        generation._iter_named_params = lambda: merged_weights(generation.model, gathered)
     mark, colocated = image_token(processor), generation.mode == "colocate"
 
     def sync_weights() -> None:
