@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all test-more test-distributed test-browser test-lmms test-vllm check docs constraints clean
+.PHONY: demo test test-all test-more test-distributed test-browser test-lmms test-vllm test-gpu gpu-wheels check docs constraints clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -53,6 +53,21 @@ $(VLLM_VENV)/.installed: pyproject.toml
 test-vllm: $(VLLM_VENV)/.installed  ## generation by vLLM's CPU build
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm
 
+test-gpu: $(STAMP)  ## what a GPU does to this code, in nine minutes; on a machine that has one
+	$(BIN)/python benchmarks/gpu_check.py
+
+# For a machine with a GPU that can fetch nothing: copy the tree there, and python3 benchmarks/gpu_check.py --wheels .gpu-wheels
+GPU_WHEELS := .gpu-wheels
+GPU_PYTHON := --python-version 3.12 --implementation cp --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64
+gpu-wheels: $(STAMP)  ## collects what benchmarks/gpu_check.py needs there
+	rm -rf $(GPU_WHEELS) && mkdir $(GPU_WHEELS)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: $(GPU_PYTHON) \
+	  --dest $(GPU_WHEELS) --requirement benchmarks/gpu_wheels.txt --constraint constraints.txt
+	DS_BUILD_OPS=0 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	  --wheel-dir $(GPU_WHEELS) --constraint constraints.txt deepspeed
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(GPU_WHEELS) .
+	du -sh $(GPU_WHEELS)
+
 check: $(STAMP)  ## style, layers, types, generated docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -73,4 +88,4 @@ constraints:  ## constraints.txt from the newest versions that the ranges allow
 	$(BIN)/python tools/constraints.py
 
 clean:  ## removes the environments; runs stay
-	rm -rf $(VENV) $(VLLM_VENV)
+	rm -rf $(VENV) $(VLLM_VENV) $(GPU_WHEELS)
