@@ -122,14 +122,14 @@ def test_a_step_never_rolls_a_prompt_out_twice():
     assert sampling([SOLVED], count=3, prompts=3, oversample=4)[0].a_round == 3
 
 
-def test_fewer_rounds_than_asked_for_are_said_and_so_is_what_nobody_could_judge(random_policy, rows, tmp_path):
+def test_fewer_rounds_than_asked_for_are_said_and_so_are_prompts_without_an_accuracy(random_policy, rows, tmp_path):
     outcomes = Outcomes(*[[None] * GROUP] * 8)
     with get_console().capture() as said:
         trainer = trainer_of(random_policy, rows.select(range(9)), tmp_path, outcomes, rounds=3, max_steps=1)
         trainer.train()
     spoken = " ".join(said.get().split())
     assert "9 rows are enough for 2 rounds of 4 prompts a step, not 3 rounds of 4" in spoken
-    assert "none of 8 prompts had rollouts both right and wrong in 2 rounds (8 could not be judged)" in spoken
+    assert "none of 8 prompts had rollouts both right and wrong in 2 rounds (8 had no accuracy)" in spoken
     assert trainer.state.log_history[0]["sampling/dropped_unscored"] == 8
 
 

@@ -106,7 +106,7 @@ def test_options_pass_through_the_recipe_unchanged():
     ("option", "value", "reason"),
     [
         ("hub_token", "hf_secret", "hf auth login"),
-        ("use_vllm", True, "generation.type says what generates"),
+        ("use_vllm", True, "generation.type names the backend"),
     ],
 )
 def test_what_no_recipe_may_change_is_refused_with_the_reason(option, value, reason):
