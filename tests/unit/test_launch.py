@@ -12,12 +12,12 @@ import pytest
 from prism_cli import processes
 from prism_cli.assembly import launch
 from prism_cli.cli.app import app
-from prism_cli.errors import PrismError, RecipeError, Terminated
+from prism_cli.errors import BudgetError, PrismError, RecipeError, Terminated
 from prism_cli.launching import launcher, slurm, worker
 from prism_cli.launching.command import Launch, check_machine, command, shown
 from prism_cli.launching.nodes import Place, first_host, place
 from prism_cli.launching.worker import Failure
-from prism_cli.recipes.load import load_recipe
+from prism_cli.recipes.load import FLAGS, load_recipe
 
 STEP = {
     "SLURM_JOB_ID": "4711234",
@@ -183,9 +183,19 @@ def test_a_killed_process_is_the_cause_whatever_the_others_told():
 
 
 def test_a_process_that_torch_ended_late_is_not_the_cause():
-    found = Failure(1, 5.0, 3, "the budget is spent", "raise it")
+    found = Failure(1, 5.0, 3, "the budget is spent", ("raise it", ()))
     error = ending({1: (3, 100.0), 0: (-9, 131.0)}, [found])
     assert (str(error), error.hint, error.exit_code) == ("the budget is spent", "raise it", 3)
+
+
+def test_a_reported_error_is_printed_with_its_option_as_any_other(monkeypatch, tmp_path):
+    cap = BudgetError("the budget of $2 is used up", "raise {max_usd} and run the same command again", ("max_usd",))
+    cap.in_section("teacher")
+    monkeypatch.setenv(worker.FOLDER, str(tmp_path))
+    assert not worker.should_print(cap)
+    error = ending({0: (3, 100.0)}, worker.failures(tmp_path))
+    assert (str(error), error.exit_code) == ("teacher: the budget of $2 is used up", 3)
+    assert error.advice(FLAGS) == "raise teacher.max_usd (--max-teacher-usd) and run the same command again"
 
 
 @pytest.mark.parametrize("code", [1, 2, 3])
@@ -196,7 +206,7 @@ def test_the_first_that_told_is_believed_and_its_exit_code_comes_through(code):
 
 
 def test_a_bug_shows_its_traceback_once(capsys):
-    told = [Failure(n, 5.0 + n, 1, "ValueError: no", None, f"Traceback of {n}\n") for n in range(4)]
+    told = [Failure(n, 5.0 + n, 1, "ValueError: no", trace=f"Traceback of {n}\n") for n in range(4)]
     assert str(ending(dict.fromkeys(range(4), (1, 100.0)), told)) == "process 0 of 4 failed: ValueError: no"
     assert capsys.readouterr().err == "Traceback of 0\n"
 

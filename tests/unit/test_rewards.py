@@ -3,12 +3,16 @@
 import json
 import re
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from tests.faulty_endpoint import FaultyEndpoint, answer, status
 
+from prism_cli.assembly.endpoint import open_endpoint
 from prism_cli.assembly.rewards import build_rewards, check_rewards, reward_rules
+from prism_cli.endpoint.endpoint import Endpoint
+from prism_cli.endpoint.store import AnswerStore
 from prism_cli.errors import BudgetError, PrismError, RecipeError, TeacherError
 from prism_cli.recipes.identity import differences
 from prism_cli.recipes.load import load_recipe
@@ -281,6 +285,20 @@ def test_the_same_answer_is_asked_once_in_a_batch_and_never_again(endpoint, judg
 def test_the_rules_are_final_where_words_do_not_decide(endpoint, judged, accepted, question, given):
     assert judged([given], accepted, question) == [0.0]
     assert endpoint.asked.total() == 0
+
+
+@pytest.mark.parametrize(("name", "expected"), [(None, "m, judge of answers"), ("mine", "mine")])
+def test_verdicts_are_kept_apart_from_a_teachers_answers(endpoint, judged, tmp_path, name, expected):
+    judged(["a feline"], model=None, name=name)
+    with closing(AnswerStore(tmp_path / "kept.sqlite")) as store:
+        assert [one.teacher for one in store] == [expected]
+
+
+def test_all_clients_of_an_endpoint_have_its_name(endpoint, tmp_path):
+    asked = Endpoint(endpoint.url, None, store=tmp_path / "kept.sqlite")
+    with open_endpoint(asked, "teacher", tmp_path, usage=None, role="a role") as opened:
+        clients = [opened.client(), opened.client(attempts=1), opened.kept(lambda text: None)]
+    assert {client.name for client in clients} == {opened.endpoint.name} == {"m, a role"}
 
 
 def test_a_cap_on_the_judge_stops_the_run(judged):

@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 
 import pytest
+from tests.faulty_endpoint import FaultyEndpoint
 
 from prism_cli.assembly.endpoint import world_app
 from prism_cli.assembly.response import grammar_of
@@ -99,6 +100,15 @@ def test_a_check_measures_now_whatever_is_kept():
             section = {"teacher.endpoint": served.url, "teacher.model": "reader"}
             recipe = load_recipe("align", None, ["data.path=x.jsonl"], section)
             assert teacher_check.run("align", recipe).result.seen == knows / 2
+
+
+def test_a_check_names_the_section_of_a_teacher_that_serves_no_single_model():
+    with FaultyEndpoint() as endpoint:
+        endpoint.models = ["m", "n"]
+        recipe = load_recipe("align", None, ["data.path=x.jsonl"], {"teacher.endpoint": endpoint.url})
+        with pytest.raises(TeacherError, match=r"^teacher: .* serves 2 models") as caught:
+            teacher_check.run("align", recipe)
+    assert caught.value.hint == "name one in teacher.model"
 
 
 class Switch:

@@ -98,7 +98,9 @@ class OpenEndpoint:
 
 
 @contextmanager
-def open_endpoint(endpoint: Endpoint, section: str, folder: Path, usage: str | None) -> Iterator[OpenEndpoint]:
+def open_endpoint(
+    endpoint: Endpoint, section: str, folder: Path, usage: str | None, role: str | None = None
+) -> Iterator[OpenEndpoint]:
     """An endpoint at work, for a run.
 
     The store counts calls as they are made, so that a cap holds over restarts. What is under way when the context ends,
@@ -110,6 +112,7 @@ def open_endpoint(endpoint: Endpoint, section: str, folder: Path, usage: str | N
         section: Its place in the recipe, for messages.
         folder: The run's; its spending counts.
         usage: The file in it that has the sums; None for a look that is no run's.
+        role: Keeps the answers of an endpoint without a name apart from those of the same model in another use.
 
     Raises:
         TeacherError: it can't be reached, or serves none or several models with none named; later, it failed for good.
@@ -120,6 +123,8 @@ def open_endpoint(endpoint: Endpoint, section: str, folder: Path, usage: str | N
         stack.callback(store.close)
         if endpoint.url is not None and (endpoint.model is None or not store.count()):
             endpoint = endpoint._replace(model=served_model(endpoint))
+        if role is not None:
+            endpoint = endpoint._replace(name=endpoint.name or f"{endpoint.served_name}, {role}")
         if usage is None:
             opened = OpenEndpoint(endpoint, store, Budget(endpoint.caps, endpoint.price), None)
         else:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prism_cli import processes
+from prism_cli.assembly.run_folder import resolve_launch
 from prism_cli.launching import launcher, nodes
 from prism_cli.launching.command import Launch, check_machine
 from prism_cli.launching.launcher import KilledError
@@ -22,7 +23,7 @@ def launch_of(recipe: Section) -> Launch:
     """The processes of a recipe's stage: one, where it has no `launch`."""
     if not isinstance(recipe, TrainingStage | WarmupRecipe):
         return Launch()
-    return Launch(**recipe.launch.model_dump())
+    return resolve_launch(recipe.launch)
 
 
 def launches_of(stage: str, recipe: Section, base: Path) -> list[Launch]:

@@ -92,10 +92,8 @@ def open_llm_judge(section: LLMJudge, key: str, folder: Path) -> Iterator[Ask]:
     """
     judge = None
     try:
-        with open_endpoint(resolve_llm_judge(section, key), key, folder, USAGE) as opened:
-            model = opened.endpoint.served_name
-            # A name of its own: short verdicts say nothing about what a teacher of the same model costs.
-            opened.endpoint = opened.endpoint._replace(name=opened.endpoint.name or f"{model}, judge of answers")
+        # A name of its own: short verdicts say nothing about what a teacher of the same model costs.
+        with open_endpoint(resolve_llm_judge(section, key), key, folder, USAGE, "judge of answers") as opened:
             judge = _LLMJudge(opened.client(_not_a_verdict))
             yield judge.ask
     finally:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from prism_cli.assembly.generation import planned_backend
 from prism_cli.assembly.policy import LANGUAGE_LAYERS, Pretrained, TinySizes, resolve_start, start_policy
+from prism_cli.assembly.run_folder import resolve_launch
 from prism_cli.errors import PrismError, RecipeError
 from prism_cli.evaluation.backend import PolicyFacts
-from prism_cli.launching.command import Launch
 from prism_cli.planning.job import Adapters, Device, Generation, Job
 from prism_cli.planning.shapes import shape_of
 from prism_cli.planning.start import TYPES, Start, bytes_per_weight, config_of, loaded_start, saved_start
@@ -155,7 +155,7 @@ def shared_values(launch: LaunchSection, device: Device, start: Start, most_toke
         "device": device,
         "policy": policy,
         "weight_bytes": start.weight_bytes,
-        "launch": Launch(**launch.model_dump()),
+        "launch": resolve_launch(launch),
         "pixels": min(start.pixels, most_tokens * (policy.patch * policy.merge) ** 2),
     }
 

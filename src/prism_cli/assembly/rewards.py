@@ -9,9 +9,10 @@ from typing import Any
 from prism_cli import processes
 from prism_cli.assembly.checks import Plan
 from prism_cli.assembly.data import first_rows
+from prism_cli.assembly.endpoint import in_section
 from prism_cli.assembly.llm_judge import Ask, llm_judge_costs, llm_judge_line, open_llm_judge
 from prism_cli.assembly.response import response_settings
-from prism_cli.errors import PrismError, RecipeError
+from prism_cli.errors import BudgetError, PrismError, RecipeError, TeacherError
 from prism_cli.recipes.stages import RLRecipe
 from prism_cli.recipes.teachers import LLMJudge
 from prism_cli.recipes.training import DAPO, GRPO, GSPO
@@ -103,7 +104,7 @@ def build_rewards(recipe: RLRecipe, run_folder: Path) -> Iterator[VerifiedReward
 @contextmanager
 def _asking_for_all(section: LLMJudge, run_folder: Path) -> Iterator[Ask]:
     """The LLM judge, asked by the main process about the answers of all."""
-    with ExitStack() as stack:
+    with in_section(LLM_JUDGE, BudgetError, TeacherError), ExitStack() as stack:
         opened: list[Ask] = []
         processes.from_main(lambda: opened.append(stack.enter_context(open_llm_judge(section, LLM_JUDGE, run_folder))))
 

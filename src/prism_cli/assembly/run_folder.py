@@ -9,8 +9,10 @@ from typing import Any
 
 from prism_cli import processes
 from prism_cli.errors import RecipeError
+from prism_cli.launching.command import Launch
 from prism_cli.progress import say
 from prism_cli.recipes.identity import differences, run_folder, to_dict, to_yaml
+from prism_cli.recipes.launch import LaunchSection
 from prism_cli.recipes.section import Section
 from prism_cli.recipes.stages import Stage
 from prism_cli.runs.folder import Run, open_run
@@ -76,6 +78,11 @@ def open_stage(
             *(folder, stage, to_dict(recipe), to_yaml(recipe), changed), source=source, fresh=fresh, command=command
         )
     )
+
+
+def resolve_launch(section: LaunchSection) -> Launch:
+    """The processes of a section."""
+    return Launch(**section.model_dump())
 
 
 def check_processes(stage: str, processes_a_node: int | None = None, nodes: int = 1) -> None:

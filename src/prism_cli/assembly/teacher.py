@@ -15,7 +15,7 @@ from prism_cli.endpoint.budget import Price
 from prism_cli.endpoint.endpoint import Endpoint, Sampling
 from prism_cli.endpoint.estimate import Estimate, estimate
 from prism_cli.endpoint.kept import KeptAnswers
-from prism_cli.errors import DataError, RecipeError
+from prism_cli.errors import BudgetError, DataError, RecipeError, TeacherError
 from prism_cli.progress import say
 from prism_cli.recipes.sections import Data
 from prism_cli.recipes.teachers import DatasetTeacher, EmbeddedTeacher, OpenAITeacher, Teacher
@@ -127,8 +127,9 @@ def open_teacher(teacher: AnyTeacher, run: Run, questions: TeacherQuestions) -> 
         columns = [zip(data["id"], data["teacher_response"], strict=True) for data in questions.rows]
         yield TeacherAnswers(ColumnSource(dict(pair for column in columns for pair in column)), prompting, row_of)
     elif not processes.is_main():
-        processes.from_main(lambda: None)  # whether the main process can ask
-        yield TeacherAnswers(ColumnSource({}), prompting, row_of)
+        with in_section(SECTION, BudgetError, TeacherError):
+            processes.from_main(lambda: None)  # whether the main process can ask
+            yield TeacherAnswers(ColumnSource({}), prompting, row_of)
     else:
         with ExitStack() as stack:
             opened: list[TeacherAnswers] = []

@@ -110,8 +110,8 @@ def raise_why(
     if why.trace is not None:
         sys.stderr.write(why.trace)
         raise PrismError(f"process {why.rank} of {count} failed: {why.message}", "its traceback stands above")
-    error = PrismError(why.message, why.hint)
-    error.exit_code = why.exit_code
+    error = PrismError(why.message, *why.cure)
+    error.section, error.exit_code = why.section, why.exit_code
     raise error
 
 

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -33,7 +34,8 @@ class Failure(NamedTuple):
         at: When, in seconds since 1970.
         exit_code: What it left with.
         message: Its error.
-        hint: Its hint, or None.
+        cure: Its hint, or None, and the settings in it, as in `PrismError.cure`.
+        section: The section of the recipe that it is about, or None.
         trace: The traceback of a bug, or None.
     """
 
@@ -41,7 +43,8 @@ class Failure(NamedTuple):
     at: float
     exit_code: int
     message: str
-    hint: str | None = None
+    cure: tuple[str | None, Sequence[str]] = (None, ())
+    section: str | None = None
     trace: str | None = None
 
 
@@ -62,7 +65,7 @@ def should_print(error: PrismError | KeyboardInterrupt) -> bool:
     if not by_prism():
         return processes.world_size() == 1 or processes.tells_of_failure()
     if isinstance(error, PrismError):
-        _report(Failure(processes.rank(), time.time(), error.exit_code, str(error), error.hint))
+        _report(Failure(processes.rank(), time.time(), error.exit_code, str(error), error.cure, error.section))
         _leave_after_first(NOTICE_SECONDS)
     else:
         _report(Failure(processes.rank(), time.time(), exit_code(error), "interrupted"))
@@ -93,7 +96,7 @@ class Working:
         if isinstance(error, Exception):
             trace = "".join(traceback.format_exception(error))
             message = f"{type(error).__name__}: {error}"
-            _report(Failure(processes.rank(), time.time(), 1, message, None, trace))
+            _report(Failure(processes.rank(), time.time(), 1, message, trace=trace))
             raise SystemExit(1)
 
 

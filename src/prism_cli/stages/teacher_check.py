@@ -4,11 +4,11 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from prism_cli.assembly.checks import check_teacher
-from prism_cli.assembly.endpoint import open_endpoint
+from prism_cli.assembly.endpoint import in_section, open_endpoint
 from prism_cli.assembly.response import response_settings
-from prism_cli.assembly.teacher import probe_pairs, prompting_of, resolve_teacher, served_endpoint, verified
+from prism_cli.assembly.teacher import SECTION, probe_pairs, prompting_of, resolve_teacher, served_endpoint, verified
 from prism_cli.endpoint.client import served_model
-from prism_cli.errors import RecipeError
+from prism_cli.errors import RecipeError, TeacherError
 from prism_cli.recipes.identity import run_folder
 from prism_cli.recipes.stages import AlignRecipe, CollectRecipe, EvalRecipe, SFTRecipe
 from prism_cli.teacher.probe import ProbeResult, probe
@@ -59,10 +59,11 @@ def run(stage: str, recipe: SFTRecipe | AlignRecipe | EvalRecipe | CollectRecipe
     settings = response_settings(recipe)
     check_teacher(section, stage, settings.grammar)
     prompting = prompting_of(teacher, settings)
-    with ExitStack() as stack:
+    with in_section(SECTION, TeacherError), ExitStack() as stack:
         endpoint = served_endpoint(teacher, prompting.grammar, stack)
-        opened = stack.enter_context(open_endpoint(endpoint, "teacher", run_folder(stage, recipe), usage=None))
-        opened.endpoint = opened.endpoint._replace(model=served_model(opened.endpoint))
+        # Asked for whatever is kept: the check is of what answers now.
+        endpoint = endpoint._replace(model=served_model(endpoint))
+        opened = stack.enter_context(open_endpoint(endpoint, SECTION, run_folder(stage, recipe), usage=None))
         client = opened.client(attempts=1)
         result = probe(client, prompting, probe_pairs(teacher, recipe.data), verified, anew=True)
     price, read, written = endpoint.price, result.prompt_tokens, result.completion_tokens
