@@ -86,12 +86,12 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
         from prism_cli.assembly.warmup import warm_discriminator
         from prism_cli.models import free_memory
 
-        policy = training.start(recipe)
-        rows, held_out = _rows(recipe, policy)
+        policy, asked = training.start(recipe), resolve_teacher(recipe.teacher)
+        rows, held_out = _rows(recipe, policy, isinstance(asked, RecordedTeacher))
         backend = chosen_backend(recipe.generation, policy)  # before the teacher costs anything
         sources = tuple(filter(None, (rows, held_out)))
         questions = TeacherQuestions(sources, policy.settings, recipe.data, questions_of_align(recipe))
-        with open_teacher(resolve_teacher(recipe.teacher), run, questions) as teacher:
+        with open_teacher(asked, run, questions) as teacher:
             discriminator = warm_discriminator(recipe, policy, rows, teacher, backend, run.folder / "warmup")
             _train(recipe, run, _Parts(policy, discriminator, teacher, rows, held_out, backend))
             # The showcase loads two more policies: what trained goes first.
@@ -101,11 +101,10 @@ def run(recipe: AlignRecipe, fresh: bool = False, command: Sequence[str] = ()) -
     return run.folder
 
 
-def _rows(recipe: AlignRecipe, policy: "Policy") -> "tuple[Dataset, Dataset | None]":
-    """The prompts and the held-out ones, refused where they don't fit."""
+def _rows(recipe: AlignRecipe, policy: "Policy", by_column: bool) -> "tuple[Dataset, Dataset | None]":
+    """The prompts and the held-out ones, refused where they don't fit; `by_column`: with the teacher's answers."""
     from prism_cli.data.lengths import refuse_mixed, refuse_over_long, refuse_too_few, refuse_unanswered
 
-    by_column = isinstance(resolve_teacher(recipe.teacher), RecordedTeacher)
     with processes.main_first():
         rows = load_data(recipe.data, policy.settings, "align", by_column)
         held_out = load_data(recipe.eval_data, policy.settings, "align", by_column) if recipe.eval_data else None

@@ -19,6 +19,7 @@ from prism_cli.assembly.rewards import algorithm_of, build_rewards, check_reward
 from prism_cli.errors import DataError, RecipeError
 from prism_cli.recipes.stages import RLRecipe
 from prism_cli.stages.rl_audit import audit_before_training
+from prism_cli.trainers.algorithms import Algorithm, Resampling
 from prism_cli.trainers.verified_reward import VerifiedReward
 
 if TYPE_CHECKING:
@@ -96,9 +97,10 @@ def run(recipe: RLRecipe, fresh: bool = False, command: Sequence[str] = ()) -> P
         settings = training.training_settings(recipe, run)
         training.seed(settings)
         with build_rewards(recipe, run.folder) as rewards:
-            health = HealthWatch(run.folder, rl_detectors(algorithm_of(recipe.algorithm).by_sequence), get_console())
+            algorithm = algorithm_of(recipe.algorithm)
+            health = HealthWatch(run.folder, rl_detectors(algorithm.by_sequence), get_console())
             callbacks = training.callbacks(settings, policy, training.Shown("RL", SHOWN), make_job, (health,))
-            arguments = settings.arguments(_batch(recipe))
+            arguments = settings.arguments(_batch(recipe, algorithm))
             setup = TrainerSetup(
                 *(arguments, rows, held_out, callbacks.all(), lora_config(recipe)),
                 rollout_log=training.rollout_log(recipe, callbacks, run),
@@ -107,7 +109,7 @@ def run(recipe: RLRecipe, fresh: bool = False, command: Sequence[str] = ()) -> P
                     resolve_start(recipe).revision,
                 ),
             )
-            training.train(_trainer(recipe, policy, rewards, setup), callbacks, run, policy)
+            training.train(_trainer(algorithm.resampling, policy, rewards, setup), callbacks, run, policy)
     return run.folder
 
 
@@ -125,22 +127,23 @@ def _rows(recipe: RLRecipe, policy: "Policy") -> tuple["Dataset", "Dataset | Non
     return rows, held_out
 
 
-def _batch(recipe: RLRecipe) -> dict[str, Any]:
+def _batch(recipe: RLRecipe, algorithm: Algorithm) -> dict[str, Any]:
     """The stage's own arguments of GRPOConfig."""
     return {
         **checks.rollout_batch(recipe).arguments(),
-        **algorithm_of(recipe.algorithm).loss,
+        **algorithm.loss,
         "beta": recipe.kl,
         "num_generations_eval": 2,
         "per_device_eval_batch_size": 2 * recipe.micro_batch,
     }
 
 
-def _trainer(recipe: RLRecipe, policy: "Policy", rewards: VerifiedReward, setup: "TrainerSetup") -> "GRPOTrainer":
+def _trainer(
+    resampling: Resampling | None, policy: "Policy", rewards: VerifiedReward, setup: "TrainerSetup"
+) -> "GRPOTrainer":
     from prism_cli.trainers.dapo import DAPOTrainer
     from prism_cli.trainers.grpo import GRPOTrainer
 
-    resampling = algorithm_of(recipe.algorithm).resampling
     if resampling is None:
         return GRPOTrainer(policy, rewards, setup)
     return DAPOTrainer(policy, rewards, setup, resampling)
