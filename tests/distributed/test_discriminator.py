@@ -217,9 +217,11 @@ def test_two_processes_take_the_steps_that_one_would(played, alone, case):
         assert torch.allclose(both, whole.scores, atol=1e-4, equal_nan=True), step
     plain = Discriminator.from_pretrained(folder / "-".join(map(str, case))).state_dict()
     assert set(plain) == set(expected)
-    # Adam's first steps are signs of gradients, so rounding is amplified; a step is 1e-3 long.
-    worst = max(float((plain[name] - weight).abs().max()) for name, weight in expected.items())
-    assert worst < 1e-4
+    differences = torch.cat([(plain[name] - weight).abs().flatten() for name, weight in expected.items()])
+    assert differences.quantile(0.999) < 1e-6
+    # Adam's first steps, 1e-3 long, are signs of gradients: where one is nearly 0, rounding decides, and processors
+    # round differently (46 of 307,232 weights were more than 5e-5 off on one).
+    assert differences.max() < 5e-4
 
 
 def weights_in(folder):
