@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 import prism_cli  # noqa: F401  (before transformers: it lets torchvision load beside a CPU torch)
+from prism_cli import processes
 from prism_cli.assembly.data import load_data
 from prism_cli.models import Policy
 from prism_cli.recipes.sections import WorldData
@@ -30,6 +31,7 @@ OUTCOMES = [
 
 def main(folder: Path) -> None:
     """Trains one step."""
+    processes.start()  # as every stage does, before the trainer connects them
     torch.set_num_threads(1)
     model, processor = tiny_policy()
     policy = Policy(model, processor, Grammar({"all": Part((), 1.0)}, None), None)
