@@ -109,7 +109,8 @@ def test_loss_and_gradients_equal_trls(policy, rows, tmp_path, checkpointing, ca
     lengths = inputs["completion_mask"].sum(1)
     inputs["completion_mask"][0, lengths[0] // 2 :] = 0  # rollouts of unlike lengths
     assert_equal(*both_ways(one, inputs))
-    assert capsys.readouterr().out == ""
+    # DeepSpeed prints a line of its own when it is first imported, here or in a test before.
+    assert "prompts are not shared" not in capsys.readouterr().out
 
 
 def test_a_rollout_that_is_masked_whole_takes_no_part(policy, rows, tmp_path):
